@@ -1,0 +1,40 @@
+// Who runs which blocks: the validated, immutable description of one pipeline.
+//
+// A Plan knows the model's dimensions, block ranges and the knobs of the pipeline; it knows no files, MPI or devices.
+// World rank = ((replica * stages) + stage) * shards + shard.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "partition/model.hpp"
+
+namespace stagecoach {
+
+struct StageSpec {
+  BlockRange blocks;
+  std::string device = "auto";                 // "auto", "cpu", "cuda", "cuda:N"
+  std::optional<std::int64_t> memory_bytes;    // budget of this stage's rank
+  std::string host;                            // empty: any
+};
+
+struct Plan {
+  ModelConfig model;
+  std::vector<StageSpec> stages;
+  std::int32_t chunk_tokens = 256;  // most prompt rows in one microbatch
+  std::int32_t in_flight = 1;       // microbatches in the pipeline at once, >= 1
+
+  std::int32_t stage_count() const { return static_cast<std::int32_t>(stages.size()); }
+};
+
+// `stages` near-equal contiguous ranges (sizes differ by at most one, larger ones first).
+// Throws PlanError when there are more stages than blocks, or none.
+std::vector<StageSpec> even_split(const ModelConfig& model, std::int32_t stages);
+
+// Throws PlanError, naming the stage and blocks, unless the stages cover blocks 0..n_layer-1 in order without gap or
+// overlap and chunk_tokens and in_flight are positive.
+void validate(const Plan& plan);
+
+}  // namespace stagecoach
