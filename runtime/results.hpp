@@ -1,0 +1,41 @@
+// Where finished samples go: text for people, JSON Lines for programs.
+//
+// A sink is called in input order, from one thread. Files appear under their final name only in `finish`, complete and
+// synchronised to disk; until then they stand beside it as "NAME.partial". I/O failures throw OutputError.
+#pragma once
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "runtime/request.hpp"
+#include "runtime/tokenizer.hpp"
+
+namespace stagecoach {
+
+class OutputError : public std::runtime_error {  // exit status 1
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+class ResultSink {
+ public:
+  virtual ~ResultSink() = default;
+  virtual void write(const Request& request, const Sample& sample) = 0;
+  virtual void finish() = 0;
+};
+
+// One object per line: {"index","id","sample","prompt","completion","prompt_tokens","tokens","logprobs"?,"finish_reason"}.
+// `tokenizer` null: text fields are null. `eos` is left out of completion. Fails at once when the file cannot be made.
+std::unique_ptr<ResultSink> make_jsonl_sink(const std::string& path, const Tokenizer* tokenizer, std::int32_t eos);
+
+// Prompt and completion as text on `fd` (token ids where there is no tokenizer), a line each... see text_sink in results.cpp.
+// EPIPE and full devices throw OutputError.
+std::unique_ptr<ResultSink> make_text_sink(int fd, const Tokenizer* tokenizer, std::int32_t eos);
+
+// `value` as the shortest decimal that reads back as the same float32; -inf, inf and nan as null.
+std::string shortest_decimal(float value);
+// `text` (any bytes) as a JSON string with quotes; invalid UTF-8 becomes U+FFFD.
+std::string json_string(std::string_view text);
+
+}  // namespace stagecoach

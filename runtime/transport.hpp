@@ -1,0 +1,53 @@
+// How ranks of one pipeline talk: tensors along the chain of stages, small messages between any two.
+//
+// Peers are stage numbers. Each rank makes all calls from one thread. Nothing here blocks: sends and receives are
+// started and polled, and waits with their deadlines live in the pipeline loops. Contents are not interpreted.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <vector>
+
+#include "kernels/tensor.hpp"
+
+namespace stagecoach {
+
+// A peer is lost or silent, or a message is not what was agreed.
+class TransportError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Small byte messages, FIFO per (peer, channel).
+enum class Channel : std::uint8_t { kHeader = 0, kTokens = 1, kAlive = 2, kReport = 3 };
+inline constexpr int kChannels = 4;
+
+class Mailbox {
+ public:
+  virtual ~Mailbox() = default;
+  // Takes a copy; returns at once.
+  virtual void post(int peer, Channel channel, std::span<const std::byte> bytes) = 0;
+  // The next message of `peer` on `channel`, if it has arrived.
+  virtual std::optional<std::vector<std::byte>> take(int peer, Channel channel) = 0;
+  // True when every posted message has left; also moves pending ones along.
+  virtual bool flushed() = 0;
+};
+
+// Tensors from stage s to stage s + 1, in order. Rows must be contiguous (stride == cols).
+class Transport {
+ public:
+  using Ticket = std::uint64_t;
+  virtual ~Transport() = default;
+  // Starts sending to the next stage. The memory must stay untouched until done(ticket).
+  virtual Ticket send(Tensor tensor) = 0;
+  // Starts receiving from the previous stage into memory that must not be used until done(ticket).
+  virtual Ticket receive(Tensor tensor) = 0;
+  // True when the operation has finished (or, on a device, stands before all work queued from now on). Polls.
+  // A ticket that was reported done must not be asked again.
+  virtual bool done(Ticket ticket) = 0;
+};
+
+}  // namespace stagecoach

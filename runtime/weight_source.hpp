@@ -1,0 +1,55 @@
+// Where weights come from: one virtual interface over files and generators, and what a model directory holds.
+//
+// A WeightSource hands out raw rows of one tensor in the dtype they are stored in; converting and packing is the
+// backend's. It reads only the bytes asked for, so each rank touches only its own tensors. Const calls may run from
+// several threads at once.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.hpp"
+#include "partition/model.hpp"
+#include "runtime/tokenizer.hpp"
+
+namespace stagecoach {
+
+// A model that cannot be used: which file, which tensor or field, what is wrong and what would work. Exit status 2.
+class WeightError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  // The dtype `tensor` is stored in.
+  virtual DType dtype_of(const TensorSpec& tensor) const = 0;
+  // Reads rows [first_row, first_row + rows) of `tensor`, (rows, tensor.cols) in dtype_of(tensor), into `out`.
+  virtual void read_rows(const TensorSpec& tensor, std::int64_t first_row, std::int64_t rows,
+                         std::span<std::byte> out) const = 0;
+  // Bytes read (files) or made (synthetic) so far.
+  virtual std::int64_t bytes_read() const = 0;
+};
+
+struct Model {
+  std::string name;  // as given by the user
+  ModelConfig config;
+  DType dtype = DType::kFloat32;  // that of the stored token embedding: the default for --dtype
+  std::unique_ptr<WeightSource> weights;
+  std::optional<Tokenizer> tokenizer;  // absent when the model has no vocabulary files
+};
+
+// `name` is a Hugging Face directory or "synthetic:gpt2-xl,n_layer=8,seed=3,dtype=float16".
+// Reads the configuration, the tensor headers and the vocabulary, but no weights. Every tensor of the model must be there
+// exactly once with its shape, none may be unknown. Throws WeightError.
+Model open_model(const std::string& name);
+
+}  // namespace stagecoach
