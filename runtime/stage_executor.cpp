@@ -1,0 +1,169 @@
+#include "runtime/stage_executor.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "runtime/sampler.hpp"
+
+namespace stagecoach {
+namespace {
+
+// Rows whose logits are computed at once: bounds the logits' memory, and is many enough for the matrix kernels.
+constexpr std::int32_t kHeadRows = 64;
+
+Activation activation_of(ActivationName name) {
+  switch (name) {
+    case ActivationName::kGeluNew:
+    case ActivationName::kGeluPytorchTanh: return Activation::kGeluTanh;
+    case ActivationName::kGelu: return Activation::kGeluErf;
+    case ActivationName::kRelu: return Activation::kRelu;
+    case ActivationName::kSilu: return Activation::kSilu;
+  }
+  throw std::invalid_argument("unknown activation");
+}
+
+std::int64_t aligned(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Rows and columns of the workspace's arrays, in order: one place for their sizes.
+struct WorkspaceShape {
+  std::int64_t rows, narrow, wide, head_rows, vocab;
+  std::int64_t bytes() const {
+    return aligned(rows * narrow * 4) + aligned(rows * wide * 4) + aligned(head_rows * vocab * 4) +
+           aligned(head_rows * narrow * 4);
+  }
+};
+
+WorkspaceShape workspace_shape(const ModelConfig& c, BlockRange blocks, std::int32_t max_rows) {
+  const bool last = blocks.last == c.n_layer - 1;
+  return {max_rows, c.n_embd, std::max<std::int64_t>(3LL * c.n_embd, c.n_inner),
+          last ? std::min(kHeadRows, max_rows) : 0, c.vocab_size};
+}
+
+}  // namespace
+
+std::int64_t StageExecutor::workspace_bytes(const ModelConfig& config, BlockRange blocks, std::int32_t max_rows) {
+  return workspace_shape(config, blocks, max_rows).bytes();
+}
+
+StageExecutor::StageExecutor(Backend& backend, const ModelConfig& config, BlockRange blocks, StageWeights weights,
+                             const StageLimits& limits)
+    : backend_(backend),
+      config_(config),
+      blocks_(blocks),
+      limits_(limits),
+      weights_(std::move(weights)),
+      cache_(backend, {blocks.count(), config.n_head, config.head_dim(), limits.kv_dtype, limits.pages, limits.slots}),
+      activation_(activation_of(config.activation)) {
+  const WorkspaceShape shape = workspace_shape(config, blocks, limits.max_rows);
+  workspace_ = backend.allocate(shape.bytes());
+  std::byte* next = static_cast<std::byte*>(workspace_.data());
+  const auto carve = [&next](std::int64_t rows, std::int64_t cols) {
+    const Tensor tensor = make_tensor(next, DType::kFloat32, rows, cols);
+    next += aligned(rows * cols * 4);
+    return tensor;
+  };
+  narrow_ = carve(shape.rows, shape.narrow);
+  wide_ = carve(shape.rows, shape.wide);
+  logits_ = carve(shape.head_rows, shape.vocab);
+  picked_ = carve(shape.head_rows, shape.narrow);
+  host_logits_.resize(static_cast<std::size_t>(shape.head_rows * shape.vocab));
+}
+
+TokenBatch StageExecutor::run(const Microbatch& microbatch, Tensor residual, const Progress& progress) {
+  cache_.apply(microbatch.commands);
+  TokenBatch picked;
+  picked.id = microbatch.id;
+  if (microbatch.rows.empty()) return picked;
+  if (residual.rows != static_cast<std::int64_t>(microbatch.rows.size()) || residual.rows > limits_.max_rows) {
+    throw std::invalid_argument(fmt::format("microbatch {} has {} rows, its residual {}, the limit is {}", microbatch.id,
+                                            microbatch.rows.size(), residual.rows, limits_.max_rows));
+  }
+  set_rows(microbatch);
+  if (is_first()) backend_.embed(weights_.token_embedding, weights_.position_embedding, residual);
+  for (std::int32_t block = 0; block < blocks_.count(); ++block) run_block(block, residual, progress);
+  if (is_last()) return pick_tokens(microbatch, residual, progress);
+  backend_.synchronize();
+  return picked;
+}
+
+void StageExecutor::set_rows(const Microbatch& microbatch) {
+  tokens_.clear();
+  positions_.clear();
+  sequences_.clear();
+  std::vector<std::int32_t> slots;  // distinct ones in order: rows of a slot are adjacent
+  std::size_t widest = 1;
+  for (const Row& row : microbatch.rows) {
+    if (slots.empty() || slots.back() != row.slot) {
+      slots.push_back(row.slot);
+      widest = std::max(widest, cache_.table(row.slot).size());
+    }
+    const std::size_t pages = cache_.table(row.slot).size();
+    if (row.position < 0 || static_cast<std::size_t>(row.position / kPagePositions) >= pages) {
+      throw WireError(fmt::format("microbatch {}: position {} of slot {} lies beyond its {} pages", microbatch.id,
+                                  row.position, row.slot, pages));
+    }
+    tokens_.push_back(row.token);
+    positions_.push_back(row.position);
+    sequences_.push_back(static_cast<std::int32_t>(slots.size()) - 1);
+  }
+  tables_.assign(slots.size() * widest, 0);
+  for (std::size_t s = 0; s < slots.size(); ++s) {
+    std::ranges::copy(cache_.table(slots[s]), tables_.begin() + static_cast<std::ptrdiff_t>(s * widest));
+  }
+  backend_.set_rows({tokens_, positions_, sequences_, tables_, static_cast<std::int64_t>(widest)});
+}
+
+void StageExecutor::run_block(std::int32_t local_block, Tensor residual, const Progress& progress) {
+  const BlockWeights& w = weights_.blocks[static_cast<std::size_t>(local_block)];
+  const std::int64_t rows = residual.rows;
+  const auto wide = [&](std::int64_t cols) { return make_tensor(wide_.data, DType::kFloat32, rows, cols); };
+  const Tensor narrow = narrow_.slice(0, rows);
+  const Tensor qkv = wide(3LL * config_.n_embd);
+  const Tensor inner = wide(config_.n_inner);
+  const float epsilon = config_.layer_norm_epsilon;
+  const Epilogue add{Activation::kNone, true};
+
+  backend_.layer_norm(residual, w.ln1_gain.view, w.ln1_bias.view, epsilon, narrow);
+  backend_.linear(narrow, w.qkv, w.qkv_bias.view, {}, qkv);
+  progress();
+  backend_.attention(qkv, cache_.pages(local_block), config_.attention_scale(blocks_.first + local_block), narrow);
+  progress();
+  backend_.linear(narrow, w.proj, w.proj_bias.view, add, residual);
+  backend_.layer_norm(residual, w.ln2_gain.view, w.ln2_bias.view, epsilon, narrow);
+  backend_.linear(narrow, w.fc, w.fc_bias.view, {activation_, false}, inner);
+  progress();
+  backend_.linear(inner, w.out, w.out_bias.view, add, residual);
+  progress();
+}
+
+TokenBatch StageExecutor::pick_tokens(const Microbatch& microbatch, Tensor residual, const Progress& progress) {
+  TokenBatch result;
+  result.id = microbatch.id;
+  std::vector<std::int32_t> wanted;
+  for (std::size_t r = 0; r < microbatch.rows.size(); ++r) {
+    if ((microbatch.rows[r].flags & kRowSample) != 0) wanted.push_back(static_cast<std::int32_t>(r));
+  }
+  for (std::size_t first = 0; first < wanted.size(); first += static_cast<std::size_t>(picked_.rows)) {
+    const std::size_t count = std::min(wanted.size() - first, static_cast<std::size_t>(picked_.rows));
+    const Tensor rows = picked_.slice(0, static_cast<std::int64_t>(count));
+    const Tensor logits = logits_.slice(0, static_cast<std::int64_t>(count));
+    backend_.gather(residual, std::span(wanted).subspan(first, count), rows);
+    backend_.layer_norm(rows, weights_.final_gain.view, weights_.final_bias.view, config_.layer_norm_epsilon, rows);
+    backend_.linear(rows, weights_.head(), {}, {}, logits);
+    backend_.download(host_logits_.data(), logits.data, logits.bytes());
+    progress();
+    for (std::size_t i = 0; i < count; ++i) {
+      const Row& row = microbatch.rows[static_cast<std::size_t>(wanted[first + i])];
+      const auto vocab = static_cast<std::size_t>(config_.vocab_size);
+      const std::span<const float> mine = std::span(host_logits_).subspan(i * vocab, vocab);
+      PickedToken picked{row.slot, pick_greedy(mine), 0.0F};
+      if ((row.flags & kRowLogprob) != 0) picked.logprob = log_probability(mine, picked.token);
+      result.tokens.push_back(picked);
+    }
+    progress();
+  }
+  return result;
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,72 @@
+// One stage's arithmetic: applies a microbatch's slot commands, runs its rows through the stage's blocks, and on the last
+// stage picks tokens.
+//
+// Owns the stage's weights, KV cache and workspace on one backend. Does not know where input comes from or where output
+// goes. The residual stream (rows, n_embd) is updated in place: it is what stages hand on.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "partition/model.hpp"
+#include "runtime/kv_cache.hpp"
+#include "runtime/microbatch.hpp"
+#include "runtime/stage_weights.hpp"
+
+namespace stagecoach {
+
+struct StageLimits {
+  std::int32_t max_rows = 0;   // of one microbatch
+  std::int32_t pages = 0;      // of the KV pool
+  std::int32_t slots = 0;      // sequences at once
+  DType kv_dtype = DType::kFloat32;
+};
+
+class StageExecutor {
+ public:
+  // `progress` is called between operations, so that the caller can keep messages moving.
+  using Progress = std::function<void()>;
+
+  StageExecutor(Backend& backend, const ModelConfig& config, BlockRange blocks, StageWeights weights,
+                const StageLimits& limits);
+
+  // `residual` is (microbatch.rows.size(), n_embd) float32 on the backend. The first stage overwrites it with embeddings,
+  // the others expect the previous stage's. Returns the picked tokens on the last stage, otherwise an empty batch.
+  TokenBatch run(const Microbatch& microbatch, Tensor residual, const Progress& progress);
+
+  bool is_first() const { return blocks_.first == 0; }
+  bool is_last() const { return blocks_.last == config_.n_layer - 1; }
+  std::int32_t max_rows() const { return limits_.max_rows; }
+  std::int64_t row_values() const { return config_.n_embd; }
+  std::int64_t weight_bytes() const { return weights_.bytes; }
+  std::int64_t kv_bytes() const { return cache_.bytes(); }
+  // Workspace that an executor with these limits allocates, in bytes.
+  static std::int64_t workspace_bytes(const ModelConfig& config, BlockRange blocks, std::int32_t max_rows);
+
+ private:
+  void set_rows(const Microbatch& microbatch);
+  void run_block(std::int32_t local_block, Tensor residual, const Progress& progress);
+  TokenBatch pick_tokens(const Microbatch& microbatch, Tensor residual, const Progress& progress);
+
+  Backend& backend_;
+  ModelConfig config_;
+  BlockRange blocks_;
+  StageLimits limits_;
+  StageWeights weights_;
+  KvCache cache_;
+  Activation activation_;
+
+  Buffer workspace_;
+  Tensor narrow_;  // (max_rows, n_embd): normalised rows, attention's output
+  Tensor wide_;    // (max_rows, max(3 * n_embd, n_inner)): q, k, v; the inner layer
+  Tensor logits_;  // (kHeadRows, vocab), last stage
+  Tensor picked_;  // (kHeadRows, n_embd), last stage
+
+  // Host copies of the current rows, in the form that backends take.
+  std::vector<std::int32_t> tokens_, positions_, sequences_, tables_;
+  std::vector<float> host_logits_;
+};
+
+}  // namespace stagecoach

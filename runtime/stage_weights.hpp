@@ -1,0 +1,55 @@
+// The weights of one stage on its backend, read from a WeightSource and packed piece by piece.
+//
+// Matrices take the dtype asked for; vectors (biases, gains) are float32. The token embedding is kept once, packed as the
+// LM head needs it, also where a stage both embeds and has the head. Needs a few MiB of host memory beside the weights.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "partition/model.hpp"
+#include "runtime/weight_source.hpp"
+
+namespace stagecoach {
+
+// A (1, size) float32 vector on the backend.
+struct Vector {
+  Buffer storage;
+  Tensor view;
+};
+
+struct BlockWeights {
+  Vector ln1_gain, ln1_bias, ln2_gain, ln2_bias;
+  Matrix qkv;  // (n_embd, 3 * n_embd)
+  Vector qkv_bias;
+  Matrix proj;  // (n_embd, n_embd)
+  Vector proj_bias;
+  Matrix fc;  // (n_embd, n_inner)
+  Vector fc_bias;
+  Matrix out;  // (n_inner, n_embd)
+  Vector out_bias;
+};
+
+struct StageWeights {
+  Matrix token_embedding;     // (n_embd, vocab): on the first stage, and on the last one of a tied model
+  Buffer position_storage;    // first stage
+  Tensor position_embedding;  // (n_positions, n_embd) in the weights' dtype
+  std::vector<BlockWeights> blocks;
+  Vector final_gain, final_bias;  // last stage
+  Matrix separate_head;           // (n_embd, vocab): last stage of a model that is not tied
+  std::int64_t bytes = 0;         // on the backend
+
+  const Matrix& head() const { return separate_head.storage ? separate_head : token_embedding; }
+};
+
+// Bytes that load_stage will allocate on `backend`, exactly.
+std::int64_t stage_weight_bytes(const Backend& backend, const ModelConfig& config, BlockRange blocks, DType dtype);
+
+// Reads this stage's tensors and nothing else. `progress(done, total)` hears bytes of the source, between pieces.
+// Throws WeightError (names the tensor) and DeviceError.
+StageWeights load_stage(Backend& backend, const WeightSource& source, const ModelConfig& config, BlockRange blocks,
+                        DType dtype, const std::function<void(std::int64_t, std::int64_t)>& progress);
+
+}  // namespace stagecoach
