@@ -1,0 +1,36 @@
+// Stages as threads of one process: a Mailbox and a Transport per stage over shared memory.
+//
+// The hub outlives its stages' endpoints. In rendezvous mode a send is done only when its receive has been posted, as a
+// large message over MPI or NCCL behaves, which exposes deadlocks that buffering would hide. When a stage fails it calls
+// `fail`; from then on every call of the others throws TransportError, so that no thread waits for ever.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "runtime/transport.hpp"
+
+namespace stagecoach {
+
+enum class LoopbackMode : std::uint8_t { kBuffered, kRendezvous };
+
+class LoopbackHub {
+ public:
+  LoopbackHub(int stages, LoopbackMode mode);
+  ~LoopbackHub();
+  LoopbackHub(const LoopbackHub&) = delete;
+  LoopbackHub& operator=(const LoopbackHub&) = delete;
+
+  std::unique_ptr<Mailbox> mailbox(int stage);
+  std::unique_ptr<Transport> transport(int stage);
+  // The first reason is kept.
+  void fail(const std::string& reason);
+
+ private:
+  friend class LoopbackMailbox;
+  friend class LoopbackTransport;
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace stagecoach

@@ -1,0 +1,211 @@
+#include "runtime/mpi_transport.hpp"
+
+#include <fmt/format.h>
+#include <mpi.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <exception>
+#include <limits>
+#include <list>
+#include <map>
+#include <source_location>
+#include <thread>
+#include <unordered_map>
+
+namespace stagecoach {
+namespace {
+
+void check(int code, const std::source_location& where = std::source_location::current()) {
+  if (code == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING] = {};
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  throw TransportError(fmt::format("MPI: {} (in {})", std::string_view(text, static_cast<std::size_t>(length)),
+                                   where.function_name()));
+}
+
+int int_count(std::int64_t count) {
+  if (count > std::numeric_limits<int>::max()) {
+    throw TransportError(fmt::format("a message of {} elements exceeds MPI's limit of one call", count));
+  }
+  return static_cast<int>(count);
+}
+
+class MpiMailbox final : public Mailbox {
+ public:
+  MpiMailbox(MPI_Comm comm, int first_rank) : comm_(comm), first_rank_(first_rank) {}
+
+  void post(int peer, Channel channel, std::span<const std::byte> bytes) override {
+    Sending& sending = sending_.emplace_back(std::vector<std::byte>(bytes.begin(), bytes.end()), MPI_REQUEST_NULL);
+    check(MPI_Isend(sending.bytes.data(), int_count(static_cast<std::int64_t>(bytes.size())), MPI_BYTE,
+                    first_rank_ + peer, static_cast<int>(channel), comm_, &sending.request));
+  }
+
+  std::optional<std::vector<std::byte>> take(int peer, Channel channel) override {
+    Receiving& receiving = receiving_[{peer, channel}];
+    if (receiving.request == MPI_REQUEST_NULL && !start(receiving, peer, channel)) return std::nullopt;
+    int finished = 0;
+    check(MPI_Test(&receiving.request, &finished, MPI_STATUS_IGNORE));
+    if (finished == 0) return std::nullopt;
+    return std::move(receiving.bytes);
+  }
+
+  bool flushed() override {
+    for (auto it = sending_.begin(); it != sending_.end();) {
+      int finished = 0;
+      check(MPI_Test(&it->request, &finished, MPI_STATUS_IGNORE));
+      it = finished != 0 ? sending_.erase(it) : std::next(it);
+    }
+    return sending_.empty();
+  }
+
+ private:
+  struct Sending {
+    std::vector<std::byte> bytes;
+    MPI_Request request;
+  };
+  struct Receiving {
+    std::vector<std::byte> bytes;
+    MPI_Request request = MPI_REQUEST_NULL;
+  };
+
+  bool start(Receiving& receiving, int peer, Channel channel) {
+    int found = 0;
+    MPI_Message message = MPI_MESSAGE_NULL;
+    MPI_Status status;
+    check(MPI_Improbe(first_rank_ + peer, static_cast<int>(channel), comm_, &found, &message, &status));
+    if (found == 0) return false;
+    int bytes = 0;
+    check(MPI_Get_count(&status, MPI_BYTE, &bytes));
+    receiving.bytes.resize(static_cast<std::size_t>(bytes));
+    check(MPI_Imrecv(receiving.bytes.data(), bytes, MPI_BYTE, &message, &receiving.request));
+    return true;
+  }
+
+  MPI_Comm comm_;
+  int first_rank_;
+  std::list<Sending> sending_;
+  std::map<std::pair<int, Channel>, Receiving> receiving_;
+};
+
+class MpiTransport final : public Transport {
+ public:
+  MpiTransport(MPI_Comm comm, int rank) : comm_(comm), rank_(rank) {}
+
+  Ticket send(Tensor tensor) override {
+    MPI_Request& request = open(tensor);
+    check(MPI_Isend(tensor.data, int_count(tensor.rows * tensor.cols), MPI_FLOAT, rank_ + 1, 0, comm_, &request));
+    return last_ticket_;
+  }
+  Ticket receive(Tensor tensor) override {
+    MPI_Request& request = open(tensor);
+    check(MPI_Irecv(tensor.data, int_count(tensor.rows * tensor.cols), MPI_FLOAT, rank_ - 1, 0, comm_, &request));
+    return last_ticket_;
+  }
+  bool done(Ticket ticket) override {
+    const auto found = requests_.find(ticket);
+    if (found == requests_.end()) throw std::invalid_argument(fmt::format("ticket {} is not open", ticket));
+    int finished = 0;
+    check(MPI_Test(&found->second, &finished, MPI_STATUS_IGNORE));
+    if (finished != 0) requests_.erase(found);
+    return finished != 0;
+  }
+
+ private:
+  MPI_Request& open(const Tensor& tensor) {
+    if (tensor.dtype != DType::kFloat32 || tensor.stride != tensor.cols) {
+      throw std::invalid_argument(fmt::format("cannot send {} with {} columns and stride {}", name_of(tensor.dtype),
+                                              tensor.cols, tensor.stride));
+    }
+    return requests_[++last_ticket_] = MPI_REQUEST_NULL;
+  }
+
+  MPI_Comm comm_;
+  int rank_;
+  Ticket last_ticket_ = 0;
+  std::unordered_map<Ticket, MPI_Request> requests_;
+};
+
+}  // namespace
+
+struct MpiProcess::Communicators {
+  MPI_Comm tensors = MPI_COMM_NULL;
+  MPI_Comm messages = MPI_COMM_NULL;
+};
+
+MpiProcess::MpiProcess(int* argc, char*** argv)
+    : exceptions_(std::uncaught_exceptions()), comms_(std::make_unique<Communicators>()) {
+  int provided = 0;
+  // The pipeline makes all MPI calls from this thread; others (prompts, kernels) make none.
+  check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided));
+  if (provided < MPI_THREAD_FUNNELED) throw TransportError("this MPI does not support threads (MPI_THREAD_FUNNELED)");
+  check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+  check(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
+  check(MPI_Comm_size(MPI_COMM_WORLD, &size_));
+  check(MPI_Comm_dup(MPI_COMM_WORLD, &comms_->tensors));
+  check(MPI_Comm_dup(MPI_COMM_WORLD, &comms_->messages));
+  MPI_Comm local = MPI_COMM_NULL;
+  check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local));
+  check(MPI_Comm_size(local, &local_size_));
+  check(MPI_Comm_rank(local, &local_rank_));
+  check(MPI_Comm_free(&local));
+  char name[MPI_MAX_PROCESSOR_NAME] = {};
+  int length = 0;
+  check(MPI_Get_processor_name(name, &length));
+  host_.assign(name, static_cast<std::size_t>(length));
+}
+
+MpiProcess::~MpiProcess() {
+  if (std::uncaught_exceptions() > exceptions_) return;
+  MPI_Comm_free(&comms_->tensors);
+  MPI_Comm_free(&comms_->messages);
+  MPI_Finalize();
+}
+
+std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::byte> bytes) const {
+  // Non-blocking collectives polled with short sleeps: ranks that wait for a slow one leave it the core.
+  const auto wait = [](MPI_Request request) {
+    int finished = 0;
+    check(MPI_Test(&request, &finished, MPI_STATUS_IGNORE));
+    while (finished == 0) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+      check(MPI_Test(&request, &finished, MPI_STATUS_IGNORE));
+    }
+  };
+  const auto ranks = static_cast<std::size_t>(size_);
+  const int mine = int_count(static_cast<std::int64_t>(bytes.size()));
+  std::vector<int> counts(ranks), offsets(ranks);
+  MPI_Request request = MPI_REQUEST_NULL;
+  check(MPI_Iallgather(&mine, 1, MPI_INT, counts.data(), 1, MPI_INT, MPI_COMM_WORLD, &request));
+  wait(request);
+  int total = 0;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    offsets[r] = total;
+    total += counts[r];
+  }
+  std::vector<std::byte> all(static_cast<std::size_t>(total));
+  check(MPI_Iallgatherv(bytes.data(), mine, MPI_BYTE, all.data(), counts.data(), offsets.data(), MPI_BYTE,
+                        MPI_COMM_WORLD, &request));
+  wait(request);
+  std::vector<std::vector<std::byte>> result;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    const auto first = all.begin() + offsets[r];
+    result.emplace_back(first, first + counts[r]);
+  }
+  return result;
+}
+
+void MpiProcess::abort(int status) const {
+  MPI_Abort(MPI_COMM_WORLD, status);
+  std::_Exit(status);
+}
+
+std::unique_ptr<Mailbox> MpiProcess::mailbox(int first_rank) const {
+  return std::make_unique<MpiMailbox>(comms_->messages, first_rank);
+}
+std::unique_ptr<Transport> MpiProcess::transport(int stage, int first_rank) const {
+  return std::make_unique<MpiTransport>(comms_->tensors, first_rank + stage);
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,48 @@
+// Mailbox and Transport over MPI, for stages that are ranks of one communicator.
+//
+// Two private communicators keep tensors and messages apart, so that neither can stand in front of the other. Nothing
+// blocks; large messages move inside calls of `done`, `take` and `flushed`, which the loops make between operations.
+// All calls come from the thread that initialised MPI.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/transport.hpp"
+
+namespace stagecoach {
+
+// MPI for one process: initialises it in the constructor and finalises it in the destructor, unless an exception is
+// unwinding the stack: finalising waits for other ranks, and they may be waiting for us.
+class MpiProcess {
+ public:
+  MpiProcess(int* argc, char*** argv);
+  ~MpiProcess();
+  MpiProcess(const MpiProcess&) = delete;
+  MpiProcess& operator=(const MpiProcess&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  int local_size() const { return local_size_; }  // ranks on this host
+  int local_rank() const { return local_rank_; }
+  const std::string& host() const { return host_; }
+
+  // Collective. Every rank gives bytes; every rank gets all of them, by rank.
+  std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> bytes) const;
+  // Ends the whole job with `status`. Does not return.
+  [[noreturn]] void abort(int status) const;
+
+  // Stage s of the pipeline is world rank first_rank + s.
+  std::unique_ptr<Mailbox> mailbox(int first_rank) const;
+  std::unique_ptr<Transport> transport(int stage, int first_rank) const;
+
+ private:
+  struct Communicators;
+  int rank_ = 0, size_ = 1, local_size_ = 1, local_rank_ = 0;
+  int exceptions_ = 0;
+  std::string host_;
+  std::unique_ptr<Communicators> comms_;
+};
+
+}  // namespace stagecoach

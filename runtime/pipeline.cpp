@@ -1,0 +1,343 @@
+#include "runtime/pipeline.hpp"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <thread>
+#include <type_traits>
+
+namespace stagecoach {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Waiting without a wake-up call: spin first (a message is often microseconds away), then let others have the core,
+// then sleep, so that ranks that share a core do not starve each other.
+class IdleWait {
+ public:
+  void reset() { rounds_ = 0; }
+  void wait() {
+    ++rounds_;
+    if (rounds_ < 200) return;
+    if (rounds_ < 1000) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  }
+
+ private:
+  int rounds_ = 0;
+};
+
+}  // namespace
+
+// What both loops share: residual buffers, signs of life, and waits with a deadline.
+class Pipeline {
+ public:
+  explicit Pipeline(const StageContext& context) : c_(context) {
+    const std::int64_t buffer_bytes = c_.executor->max_rows() * c_.executor->row_values() * 4;
+    for (std::int32_t i = 0; i <= c_.in_flight; ++i) slots_.push_back({c_.backend->allocate(buffer_bytes), {}, false});
+    heard_.assign(static_cast<std::size_t>(c_.stages), Clock::now());
+  }
+
+  bool is_last() const { return c_.stage == c_.stages - 1; }
+  std::int32_t previous() const { return c_.stage - 1; }
+  std::int32_t next() const { return c_.stage + 1; }
+  const StageContext& context() const { return c_; }
+
+  // A residual buffer that nothing uses, or -1.
+  int free_slot() {
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      Slot& slot = slots_[i];
+      if (slot.sending && c_.transport->done(*slot.sending)) {
+        slot.sending.reset();
+        slot.used = false;
+      }
+      if (!slot.used) return static_cast<int>(i);
+    }
+    return -1;
+  }
+  Tensor claim(int slot, std::size_t rows) {
+    slots_[static_cast<std::size_t>(slot)].used = true;
+    return residual(slot, rows);
+  }
+  Tensor residual(int slot, std::size_t rows) const {
+    return make_tensor(slots_[static_cast<std::size_t>(slot)].buffer.data(), DType::kFloat32,
+                       static_cast<std::int64_t>(rows), c_.executor->row_values());
+  }
+  void release(int slot) { slots_[static_cast<std::size_t>(slot)].used = false; }
+  void send(int slot, std::size_t rows) {
+    const Tensor tensor = residual(slot, rows);
+    slots_[static_cast<std::size_t>(slot)].sending = c_.transport->send(tensor);
+    report_.bytes_sent += tensor.bytes();
+  }
+  bool sends_done() {
+    bool all = true;
+    for (Slot& slot : slots_) {
+      if (!slot.sending) continue;
+      if (c_.transport->done(*slot.sending)) {
+        slot.sending.reset();
+        slot.used = false;
+      } else {
+        all = false;
+      }
+    }
+    return all;
+  }
+
+  TokenBatch run(const Microbatch& microbatch, Tensor residual, const StageExecutor::Progress& progress) {
+    const Clock::time_point start = Clock::now();
+    TokenBatch tokens = c_.executor->run(microbatch, residual, progress);
+    report_.busy_s += seconds_since(start);
+    ++report_.microbatches;
+    report_.rows += static_cast<std::int64_t>(microbatch.rows.size());
+    idle_.reset();
+    waiting_since_ = Clock::now();
+    return tokens;
+  }
+
+  std::optional<std::vector<std::byte>> take(std::int32_t peer, Channel channel) {
+    std::optional<std::vector<std::byte>> message = c_.mailbox->take(peer, channel);
+    if (message) heard_[static_cast<std::size_t>(peer)] = Clock::now();
+    return message;
+  }
+
+  // Moves pending messages and exchanges signs of life; cheap enough to call between any two operations.
+  void keep_alive() {
+    if (c_.mailbox == nullptr) return;
+    c_.mailbox->flushed();
+    const Clock::time_point now = Clock::now();
+    if (now < next_alive_) return;
+    const double interval_s = std::min(1.0, c_.timeout_s / 8);
+    next_alive_ = now + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(interval_s));
+    const std::byte sign{1};
+    for (const std::int32_t peer : neighbours()) {
+      c_.mailbox->post(peer, Channel::kAlive, std::span(&sign, 1));
+      while (take(peer, Channel::kAlive)) {
+      }
+    }
+  }
+
+  // One round of waiting for `peer`; throws when it has been silent for too long.
+  void wait_for(std::int32_t peer, const std::string& what) {
+    keep_alive();
+    const Clock::time_point now = Clock::now();
+    const Clock::time_point last = std::max(heard_[static_cast<std::size_t>(peer)], waiting_since_);
+    if (std::chrono::duration<double>(now - last).count() > c_.timeout_s) {
+      throw TransportError(fmt::format("heard nothing from stage {} for {:.0f} s while waiting for {}; is its host alive? "
+                                       "(--timeout sets the limit)", peer, c_.timeout_s, what));
+    }
+    const Clock::time_point before = now;
+    idle_.wait();
+    report_.idle_s += seconds_since(before);
+  }
+  void progressed() { idle_.reset(); }
+
+  StageReport report() const {
+    StageReport report = report_;
+    report.weight_bytes = c_.executor->weight_bytes();
+    report.kv_bytes = c_.executor->kv_bytes();
+    report.peak_bytes = c_.backend->peak_bytes();
+    return report;
+  }
+
+ private:
+  struct Slot {
+    Buffer buffer;
+    std::optional<Transport::Ticket> sending;
+    bool used = false;
+  };
+
+  // Stages that wait for this one or that it waits for: the chain, and the leader, which everyone reports to.
+  std::vector<std::int32_t> neighbours() const {
+    std::vector<std::int32_t> peers;
+    for (std::int32_t peer = 0; peer < c_.stages; ++peer) {
+      const bool chained = peer == c_.stage - 1 || peer == c_.stage + 1;
+      if (peer != c_.stage && (chained || peer == 0 || c_.stage == 0)) peers.push_back(peer);
+    }
+    return peers;
+  }
+
+  StageContext c_;
+  std::vector<Slot> slots_;
+  std::vector<Clock::time_point> heard_;
+  Clock::time_point waiting_since_ = Clock::now();
+  Clock::time_point next_alive_{};
+  IdleWait idle_;
+  StageReport report_;
+};
+
+namespace {
+
+static_assert(std::is_trivially_copyable_v<StageReport>);
+
+class Follower {
+ public:
+  explicit Follower(const StageContext& context) : p_(context) {}
+
+  void run() {
+    while (true) {
+      service();
+      if (!work_.empty() && work_.front().arrived) {
+        run_front();
+        continue;
+      }
+      if (stopping_ && headers_.empty() && work_.empty() && p_.sends_done() && p_.context().mailbox->flushed()) break;
+      wait();
+    }
+    send_report();
+  }
+
+ private:
+  struct Work {
+    Microbatch microbatch;
+    int slot = -1;
+    Transport::Ticket ticket = 0;
+    bool arrived = false;
+  };
+
+  // Everything but arithmetic: also called between the operations of a microbatch, so that headers travel on and
+  // the next rows arrive while this stage computes.
+  void service() {
+    p_.keep_alive();
+    while (auto bytes = p_.take(p_.previous(), Channel::kHeader)) {
+      if (!p_.is_last()) p_.context().mailbox->post(p_.next(), Channel::kHeader, *bytes);
+      Microbatch microbatch = decode_microbatch(*bytes);
+      if (microbatch.stop) {
+        stopping_ = true;
+      } else {
+        headers_.push_back(std::move(microbatch));
+      }
+      p_.progressed();
+    }
+    while (!headers_.empty()) {
+      const int slot = p_.free_slot();
+      if (slot < 0) break;
+      Work work;
+      work.microbatch = std::move(headers_.front());
+      headers_.pop_front();
+      work.slot = slot;
+      work.ticket = p_.context().transport->receive(p_.claim(slot, work.microbatch.rows.size()));
+      work_.push_back(std::move(work));
+    }
+    for (Work& work : work_) {
+      if (!work.arrived) work.arrived = p_.context().transport->done(work.ticket);
+      if (!work.arrived) break;  // links are FIFO
+    }
+  }
+
+  void run_front() {
+    const Work work = std::move(work_.front());
+    work_.pop_front();
+    const std::size_t rows = work.microbatch.rows.size();
+    const TokenBatch tokens = p_.run(work.microbatch, p_.residual(work.slot, rows), [this] { service(); });
+    if (p_.is_last()) {
+      p_.context().mailbox->post(0, Channel::kTokens, encode(tokens));
+      p_.release(work.slot);
+    } else {
+      p_.send(work.slot, rows);
+    }
+  }
+
+  void wait() {
+    if (!work_.empty()) {
+      p_.wait_for(p_.previous(), fmt::format("the rows of microbatch {}", work_.front().microbatch.id));
+    } else if (stopping_ || !headers_.empty()) {
+      p_.wait_for(p_.is_last() ? 0 : p_.next(), "it to take what was sent");
+    } else {
+      p_.wait_for(p_.previous(), "the next microbatch");
+    }
+  }
+
+  void send_report() {
+    const StageReport report = p_.report();
+    p_.context().mailbox->post(0, Channel::kReport, std::as_bytes(std::span(&report, 1)));
+    while (!p_.context().mailbox->flushed()) p_.wait_for(0, "it to take the last report");
+  }
+
+  Pipeline p_;
+  std::deque<Microbatch> headers_;  // arrived, no buffer for their rows yet
+  std::deque<Work> work_;
+  bool stopping_ = false;
+};
+
+}  // namespace
+
+Leader::Leader(const StageContext& context) : pipeline_(std::make_unique<Pipeline>(context)) {}
+Leader::~Leader() = default;
+
+void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
+  Pipeline& p = *pipeline_;
+  const bool alone = p.context().stages == 1;
+  const auto handle = [&](const TokenBatch& tokens) {
+    Scheduler::Progress progress = scheduler.complete(tokens);
+    if (hooks.on_token) {
+      for (const Scheduler::TokenEvent& event : progress.tokens) hooks.on_token(event);
+    }
+    for (Scheduler::Finished& done : progress.finished) hooks.on_finished(std::move(done.request), std::move(done.sample));
+  };
+  const std::int32_t last = p.context().stages - 1;
+  while (true) {
+    while (!alone) {
+      const auto bytes = p.take(last, Channel::kTokens);
+      if (!bytes) break;
+      handle(decode_token_batch(*bytes));
+      p.progressed();
+    }
+    while (scheduler.wants_requests() && hooks.accepts_results()) {
+      std::optional<Request> request = hooks.next_request();
+      if (!request) break;
+      scheduler.add(std::move(*request));
+    }
+    if (scheduler.idle() && hooks.exhausted()) return;
+    const int slot = p.free_slot();
+    if (slot >= 0) {
+      if (const std::optional<Microbatch> microbatch = scheduler.next()) {
+        const std::size_t rows = microbatch->rows.size();
+        if (!alone) p.context().mailbox->post(p.next(), Channel::kHeader, encode(*microbatch));
+        const TokenBatch tokens = p.run(*microbatch, p.claim(slot, rows), [&p] { p.keep_alive(); });
+        if (alone) {
+          p.release(slot);
+          handle(tokens);
+        } else {
+          p.send(slot, rows);
+        }
+        continue;
+      }
+    }
+    p.wait_for(last, scheduler.in_flight() > 0 ? fmt::format("the tokens of {} microbatches", scheduler.in_flight())
+                                               : std::string("prompts"));
+  }
+}
+
+std::vector<StageReport> Leader::stop() {
+  Pipeline& p = *pipeline_;
+  const std::int32_t stages = p.context().stages;
+  std::vector<StageReport> reports{p.report()};
+  if (stages == 1) return reports;
+  Microbatch stop;
+  stop.stop = true;
+  p.context().mailbox->post(p.next(), Channel::kHeader, encode(stop));
+  for (std::int32_t stage = 1; stage < stages; ++stage) {
+    std::optional<std::vector<std::byte>> bytes;
+    while (!(bytes = p.take(stage, Channel::kReport))) {
+      p.sends_done();
+      p.wait_for(stage, "its last report");
+    }
+    StageReport report;
+    if (bytes->size() != sizeof report) throw WireError(fmt::format("report of stage {} has {} bytes", stage, bytes->size()));
+    std::memcpy(&report, bytes->data(), sizeof report);
+    reports.push_back(report);
+  }
+  while (!p.sends_done() || !p.context().mailbox->flushed()) p.wait_for(p.next(), "it to take what was sent");
+  return reports;
+}
+
+void run_follower(const StageContext& context) { Follower(context).run(); }
+
+}  // namespace stagecoach
