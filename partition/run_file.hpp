@@ -31,6 +31,13 @@ struct RunFile {
 RunFile read_run_file(const std::string& path);
 RunFile parse_run_file(const std::string& text, const std::string& path);
 
+// Throws PlanError with the stage's place unless the explicit stages, if any, end with the model's last block. (Gaps,
+// overlaps and a missing first block are already refused by reading.)
+void check_stage_blocks(const RunFile& run_file, const ModelConfig& model);
+
+// Every key that a run file knows, as its Setting is called.
+std::vector<std::string> run_file_keys();
+
 // "8GiB", "512MiB", "16KiB", "1073741824" -> bytes. Throws PlanError naming the text.
 std::int64_t parse_size(const std::string& text);
 

@@ -1,0 +1,92 @@
+// What the user asked for: the command line merged with the run file, typed and checked.
+//
+// A pure function of the arguments and of a reader of run files: prints nothing, exits never, knows no MPI. The command
+// line wins over the run file. Everything that can be known without the model is checked here, and an option whose
+// meaning comes in a later version is refused unless it has its neutral value: no option is silently ignored.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "kernels/tensor.hpp"
+#include "partition/run_file.hpp"
+
+namespace stagecoach {
+
+// What was asked for cannot be: which option, what is wrong, what would work. Exit status 2.
+class UsageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+enum class Command : std::uint8_t { kGenerate, kTokenize, kBench };
+enum class DeviceChoice : std::uint8_t { kAuto, kCpu };
+enum class TransportChoice : std::uint8_t { kAuto, kMpi };
+enum class SimdChoice : std::uint8_t { kBest, kAvx2, kAvx512, kNeon };
+
+// Fields of options that the command does not have keep their defaults, or what the run file says.
+struct Options {
+  Command command = Command::kGenerate;
+  std::string model;
+  RunFile run_file;  // path is empty without --config; `stages` is the list to follow, unset when --stages was given
+
+  // Common: empty means the default that only the model, the machine or the number of ranks can tell ("auto").
+  DeviceChoice device = DeviceChoice::kAuto;
+  std::optional<DType> dtype;     // as stored
+  std::optional<DType> kv_dtype;  // float32 on CPU
+  std::optional<std::int32_t> stages;
+  std::optional<std::int32_t> threads;
+  std::optional<std::int32_t> chunk_tokens;
+  std::optional<std::int32_t> in_flight;
+  TransportChoice transport = TransportChoice::kAuto;
+  double timeout_s = 60.0;
+  bool quiet = false;
+  bool verbose = false;
+  SimdChoice simd = SimdChoice::kBest;  // for tests
+  bool check = false;                   // run every operation against the reference as well
+
+  // generate. Exactly one of `prompt_texts` and `prompts_path` is set.
+  std::vector<std::string> prompt_texts;
+  std::string prompts_path;  // "-" is standard input
+  std::string output_path;   // empty: text on standard output; otherwise ends in ".jsonl"
+  std::int32_t max_new_tokens = 128;
+  bool ignore_eos = false;
+  bool logprobs = false;
+  bool truncate_long = false;
+  bool fresh = false;       // there is nothing to resume yet: starting over is what happens anyway
+  std::int32_t shard = 0;   // --shard I/N
+  std::int32_t shards = 1;
+
+  // tokenize
+  bool decode = false;
+  std::vector<std::string> files;  // at least one; "-" is standard input
+
+  // bench
+  std::int32_t prompt_tokens = 512;
+  std::int32_t new_tokens = 64;
+  std::int32_t batch = 1;
+  std::int32_t repeat = 3;
+  std::string json_path;  // empty: no file
+};
+
+// For standard output, status 0.
+struct HelpText {
+  std::string text;
+};
+
+using RunFileReader = std::function<RunFile(const std::string& path)>;
+
+// `arguments` without the program's name. `features` is for --version. Throws UsageError, and PlanError from `read_run_file`.
+std::variant<Options, HelpText> parse_command_line(const std::vector<std::string>& arguments,
+                                                   const std::vector<std::string>& features,
+                                                   const RunFileReader& reader = read_run_file);
+
+// "stagecoach 0.1.0 (CPU: AVX2; CUDA: no)" for the features {"CPU: AVX2", "CUDA: no"}.
+std::string version_text(const std::vector<std::string>& features);
+
+}  // namespace stagecoach
