@@ -289,7 +289,7 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
       handle(decode_token_batch(*bytes));
       p.progressed();
     }
-    while (scheduler.wants_requests() && hooks.accepts_results()) {
+    while (scheduler.wants_requests()) {
       std::optional<Request> request = hooks.next_request();
       if (!request) break;
       scheduler.add(std::move(*request));

@@ -56,7 +56,6 @@ struct LeaderHooks {
   std::function<bool()> exhausted;                        // no request will come any more
   std::function<void(const Scheduler::TokenEvent&)> on_token;       // may be empty
   std::function<void(Request&&, Sample&&)> on_finished;
-  std::function<bool()> accepts_results;                  // false: admit nothing new until results drain
 };
 
 class Pipeline;  // residual buffers and waits, shared by both loops

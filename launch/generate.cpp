@@ -1,0 +1,96 @@
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <optional>
+
+#include "launch/commands.hpp"
+#include "launch/log.hpp"
+#include "launch/session.hpp"
+#include "runtime/front_desk.hpp"
+#include "runtime/prompts.hpp"
+#include "runtime/results.hpp"
+
+namespace stagecoach {
+namespace {
+
+// A line on the terminal that redraws itself a few times a second.
+class ProgressLine {
+ public:
+  explicit ProgressLine(std::int64_t prompts) : prompts_(prompts) {}
+  ~ProgressLine() {
+    if (shown_) fmt::print(stderr, "\r\033[K");
+  }
+  ProgressLine(const ProgressLine&) = delete;
+  ProgressLine& operator=(const ProgressLine&) = delete;
+
+  void update(std::int64_t samples, std::int64_t tokens) {
+    const Clock::time_point now = Clock::now();
+    if (shown_ && now - last_ < std::chrono::milliseconds(200)) return;
+    last_ = now;
+    shown_ = true;
+    const double seconds = std::chrono::duration<double>(now - start_).count();
+    fmt::print(stderr, "\r\033[Kstagecoach: {} of {} prompts, {} tokens, {:.1f} tokens/s", samples, prompts_, tokens,
+               static_cast<double>(tokens) / seconds);
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::int64_t prompts_;
+  Clock::time_point start_ = Clock::now();
+  Clock::time_point last_{};
+  bool shown_ = false;
+};
+
+PromptReader open_prompts(const Options& options, const Session& session) {
+  PromptOptions prompts;
+  prompts.max_new_tokens = options.max_new_tokens;
+  prompts.ignore_eos = options.ignore_eos;
+  prompts.logprobs = options.logprobs;
+  prompts.truncate_long = options.truncate_long;
+  prompts.n_positions = session.model().config.n_positions;
+  prompts.vocab_size = session.model().config.vocab_size;
+  prompts.shard = options.shard;
+  prompts.shards = options.shards;
+  const std::optional<Tokenizer>& tokenizer = session.model().tokenizer;
+  const Tokenizer* known = tokenizer ? &*tokenizer : nullptr;
+  if (!options.prompts_path.empty()) return PromptReader::from_file(options.prompts_path, known, prompts);
+  return PromptReader::from_texts(options.prompt_texts, known, prompts);
+}
+
+}  // namespace
+
+int run_generate(const Options& options, const World& world) {
+  Session session(options, world);
+  std::optional<PromptReader> reader;
+  PromptSummary summary;
+  std::unique_ptr<ResultSink> sink;
+  session.prepare([&]() -> WorkSize {
+    reader = open_prompts(options, session);
+    summary = reader->check();
+    const Tokenizer* tokenizer = session.model().tokenizer ? &*session.model().tokenizer : nullptr;
+    const std::int32_t eos = session.model().config.eos_token_id;
+    sink = options.output_path.empty() ? make_text_sink(STDOUT_FILENO, tokenizer, eos)
+                                       : make_jsonl_sink(options.output_path, tokenizer, eos);
+    return {summary.count, summary.longest_positions};
+  });
+  session.run([&](Leader& leader) {
+    FrontDeskHooks desk_hooks;
+    std::optional<ProgressLine> line;
+    if (!options.output_path.empty() && !options.quiet && isatty(STDERR_FILENO) != 0) {
+      line.emplace(summary.count);
+      desk_hooks.on_progress = [&line](std::int64_t samples, std::int64_t tokens) { line->update(samples, tokens); };
+    }
+    FrontDesk desk(*reader, *sink, desk_hooks);
+    LeaderHooks hooks;
+    hooks.next_request = [&desk] { return desk.next_request(); };
+    hooks.exhausted = [&desk] { return desk.exhausted(); };
+    hooks.on_finished = [&desk](Request&& request, Sample&& sample) { desk.deliver(std::move(request), std::move(sample)); };
+    Scheduler scheduler(session.scheduler_limits());
+    leader.run(scheduler, hooks);
+    desk.finish();
+  });
+  return 0;
+}
+
+}  // namespace stagecoach

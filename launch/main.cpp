@@ -1,0 +1,66 @@
+// The program: reads the command line, runs the command, turns failures into one message and an exit status.
+#include <fmt/format.h>
+
+#include <csignal>
+#include <cstdio>
+#include <variant>
+
+#include "kernels/backend.hpp"
+#include "launch/command_line.hpp"
+#include "launch/commands.hpp"
+#include "launch/log.hpp"
+#include "launch/world.hpp"
+
+namespace stagecoach {
+namespace {
+
+std::vector<std::string> features() {
+  const std::string simd = simd_name(Simd::kBest);
+  return {fmt::format("CPU: {}", simd.empty() ? "no supported instruction set" : simd), "CUDA: no", "NCCL: no"};
+}
+
+int run_command(const Options& options, const World& world) {
+  switch (options.command) {
+    case Command::kGenerate: return run_generate(options, world);
+    case Command::kTokenize: return run_tokenize(options, world);
+    case Command::kBench: return run_bench(options, world);
+  }
+  return 2;
+}
+
+int run(int argc, char** argv) {
+  const World world(&argc, &argv);
+  try {
+    std::variant<Options, HelpText> parsed;
+    world.agree([&] { parsed = parse_command_line({argv + 1, argv + argc}, features()); });
+    if (const auto* help = std::get_if<HelpText>(&parsed)) {
+      if (world.rank() == 0 && (std::fputs(help->text.c_str(), stdout) < 0 || std::fflush(stdout) != 0)) return 1;
+      return 0;
+    }
+    const Options& options = std::get<Options>(parsed);
+    set_up_log(options.quiet ? LogLevel::kQuiet : options.verbose ? LogLevel::kVerbose : LogLevel::kNormal);
+    return run_command(options, world);
+  } catch (const StartupFailed& failed) {
+    return failed.status;  // said already
+  } catch (const RunFailed& failed) {
+    return world.fail(failed);
+  } catch (...) {
+    const Outcome outcome = outcome_of_current_exception();
+    return world.fail({outcome.status, outcome.message});
+  }
+}
+
+}  // namespace
+}  // namespace stagecoach
+
+int main(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);  // a closed standard output is an error that is reported, not a sudden death
+  stagecoach::set_up_log(stagecoach::LogLevel::kNormal);
+  try {
+    return stagecoach::run(argc, argv);
+  } catch (...) {  // MPI itself did not start
+    const stagecoach::Outcome outcome = stagecoach::outcome_of_current_exception();
+    stagecoach::log_error(outcome.message);
+    return outcome.status;
+  }
+}

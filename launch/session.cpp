@@ -1,0 +1,251 @@
+#include "launch/session.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <mutex>
+#include <thread>
+
+#include "launch/log.hpp"
+#include "launch/machine.hpp"
+
+namespace stagecoach {
+namespace {
+
+constexpr std::int32_t kDefaultChunkTokens = 256;
+constexpr std::int32_t kSequencesPerMicrobatch = 32;  // aimed at while memory allows
+// Share of the free memory that a rank's plan may use: the rest is for code, MPI, libraries and the page cache.
+constexpr double kMemoryShare = 0.9;
+constexpr std::int64_t kReserveBytes = 64 << 20;
+
+Simd simd_of(SimdChoice choice) {
+  switch (choice) {
+    case SimdChoice::kBest: return Simd::kBest;
+    case SimdChoice::kAvx2: return Simd::kAvx2;
+    case SimdChoice::kAvx512: return Simd::kAvx512;
+    case SimdChoice::kNeon: return Simd::kNeon;
+  }
+  return Simd::kBest;
+}
+
+}  // namespace
+
+// One stage of this process. Members are destroyed in reverse: whatever holds buffers before the backend.
+struct Session::Stage {
+  std::int32_t index = 0;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<StageExecutor> executor;
+  std::unique_ptr<Mailbox> mailbox;
+  std::unique_ptr<Transport> transport;
+};
+
+Session::Session(const Options& options, const World& world) : options_(options), world_(world) {
+  world_.agree([this] {
+    model_ = std::make_unique<Model>(open_model(options_.model));
+    make_plan();
+    dtype_ = options_.dtype.value_or(model_->dtype);
+    kv_dtype_ = options_.kv_dtype.value_or(DType::kFloat32);
+    const std::int32_t sharers = threads_are_stages() ? plan_.stage_count() : world_.local_size();
+    threads_ = options_.threads.value_or(default_threads(sharers));
+  });
+}
+
+Session::~Session() = default;
+
+void Session::make_plan() {
+  plan_.model = model_->config;
+  const std::int32_t ranks = world_.size();
+  if (options_.run_file.stages) {
+    check_stage_blocks(options_.run_file, model_->config);
+    plan_.stages = *options_.run_file.stages;
+  } else {
+    plan_.stages = even_split(model_->config, options_.stages.value_or(ranks));
+  }
+  if (ranks > 1 && plan_.stage_count() != ranks) {
+    throw UsageError(fmt::format("{} ranks but {} stages; start as many ranks as there are stages (mpirun -n {}), or leave "
+                                 "the stages out", ranks, plan_.stage_count(), plan_.stage_count()));
+  }
+  plan_.chunk_tokens = options_.chunk_tokens.value_or(kDefaultChunkTokens);
+  plan_.in_flight = options_.in_flight.value_or(plan_.stage_count());
+  validate(plan_);
+}
+
+std::vector<std::int32_t> Session::local_stages() const {
+  if (!threads_are_stages()) return {world_.rank()};
+  std::vector<std::int32_t> all;
+  for (std::int32_t s = 0; s < plan_.stage_count(); ++s) all.push_back(s);
+  return all;
+}
+
+// Who speaks: nothing when there is only one.
+std::string Session::prefix(std::int32_t stage) const {
+  if (world_.size() > 1) return fmt::format("rank {} (stage {}, host {}): ", world_.rank(), stage, world_.host());
+  return plan_.stage_count() > 1 ? fmt::format("stage {}: ", stage) : "";
+}
+
+SchedulerLimits Session::scheduler_limits() const {
+  SchedulerLimits limits;
+  limits.n_positions = plan_.model.n_positions;
+  limits.eos = plan_.model.eos_token_id;
+  limits.pages = pages_;
+  limits.slots = slots_;
+  limits.chunk_tokens = plan_.chunk_tokens;
+  limits.in_flight = plan_.in_flight;
+  return limits;
+}
+
+// All that a stage allocates besides KV pages.
+std::int64_t Session::fixed_bytes(const Backend& backend, const StageSpec& spec) const {
+  const std::int32_t rows = plan_.chunk_tokens + slots_;
+  const std::int64_t residuals = (plan_.in_flight + 1LL) * rows * plan_.model.n_embd * 4;
+  return stage_weight_bytes(backend, plan_.model, spec.blocks, dtype_) +
+         StageExecutor::workspace_bytes(plan_.model, spec.blocks, rows) + residuals + kReserveBytes;
+}
+
+// The KV pages that this process's stages have room for, at most those that `work` can use.
+std::int64_t Session::pages_that_fit(const WorkSize& work) const {
+  const std::int64_t sharers = threads_are_stages() ? 1 : world_.local_size();
+  const auto available =
+      static_cast<std::int64_t>(static_cast<double>(available_memory_bytes()) * kMemoryShare) / sharers;
+  std::int64_t fixed = 0;
+  std::int64_t page = 0;
+  for (const auto& stage : stages_) {
+    const StageSpec& spec = plan_.stages[static_cast<std::size_t>(stage->index)];
+    fixed += fixed_bytes(*stage->backend, spec);
+    page += spec.blocks.count() *
+            stage->backend->kv_page_bytes(plan_.model.n_head, plan_.model.head_dim(), kv_dtype_);
+  }
+  const std::int64_t one = pages_for(work.longest_positions);
+  if (fixed + one * page > available) {
+    throw FitError(fmt::format(
+        "{}does not fit in memory: weights and workspace {}, KV cache of one sequence of {} positions {}, available {}; use "
+        "fewer tokens, --kv-dtype float16, a 16-bit --dtype, or more ranks on more hosts",
+        threads_are_stages() ? "" : prefix(stages_.front()->index), readable_bytes(fixed),
+        work.longest_positions, readable_bytes(one * page), readable_bytes(available)));
+  }
+  return std::min<std::int64_t>(one * slots_, (available - fixed) / page);
+}
+
+void Session::prepare(const std::function<WorkSize()>& size) {
+  WorkSize work;
+  world_.agree([&] {
+    if (leads()) work = size();
+  });
+  const std::vector<std::byte> first = world_.from_first(std::as_bytes(std::span(&work, 1)));
+  std::memcpy(&work, first.data(), sizeof work);
+
+  std::int64_t pages = 0;
+  world_.agree([&] {
+    const std::int64_t most = std::int64_t{kSequencesPerMicrobatch} * plan_.in_flight;
+    slots_ = static_cast<std::int32_t>(std::clamp<std::int64_t>(work.sequences, 1, most));
+    for (const std::int32_t index : local_stages()) {
+      auto stage = std::make_unique<Stage>();
+      stage->index = index;
+      stage->backend = make_cpu_backend({threads_, simd_of(options_.simd)});
+      if (options_.check) stage->backend = make_checking_backend(std::move(stage->backend));
+      stages_.push_back(std::move(stage));
+    }
+    pages = pages_that_fit(work);
+  });
+  pages = world_.minimum(pages);
+  pages_ = static_cast<std::int32_t>(std::min<std::int64_t>(pages, std::numeric_limits<std::int32_t>::max()));
+  world_.agree([this] { load_all(); });
+}
+
+void Session::load(Stage& stage) {
+  const BlockRange blocks = plan_.stages[static_cast<std::size_t>(stage.index)].blocks;
+  StageWeights weights = load_stage(*stage.backend, *model_->weights, plan_.model, blocks, dtype_, {});
+  const StageLimits limits{plan_.chunk_tokens + slots_, pages_, slots_, kv_dtype_};
+  stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits);
+  if (plan_.stage_count() == 1) return;
+  if (threads_are_stages()) {
+    stage.mailbox = hub_->mailbox(stage.index);
+    stage.transport = hub_->transport(stage.index);
+  } else {
+    stage.mailbox = world_.mpi()->mailbox(0);
+    stage.transport = world_.mpi()->transport(stage.index, 0);
+  }
+}
+
+// Stages of one process load side by side: packing is bound by one core, reading by the disk.
+void Session::load_all() {
+  if (threads_are_stages()) hub_ = std::make_unique<LoopbackHub>(plan_.stage_count(), LoopbackMode::kBuffered);
+  std::vector<std::exception_ptr> failures(stages_.size());
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t i = 0; i < stages_.size(); ++i) {
+      threads.emplace_back([this, i, &failures] {
+        try {
+          load(*stages_[i]);
+        } catch (...) {
+          failures[i] = std::current_exception();
+        }
+      });
+    }
+  }
+  for (const std::exception_ptr& failure : failures) {
+    if (failure) std::rethrow_exception(failure);
+  }
+  for (const auto& stage : stages_) {
+    const BlockRange blocks = plan_.stages[static_cast<std::size_t>(stage->index)].blocks;
+    log_verbose(fmt::format("{}blocks {} to {}, {} of weights ({}), {} KV pages ({}), {} threads, {}", prefix(stage->index),
+                            blocks.first, blocks.last, readable_bytes(stage->executor->weight_bytes()), name_of(dtype_),
+                            pages_, readable_bytes(stage->executor->kv_bytes()), threads_, stage->backend->name()));
+  }
+}
+
+StageContext Session::context(Stage& stage) const {
+  StageContext context;
+  context.stage = stage.index;
+  context.stages = plan_.stage_count();
+  context.in_flight = plan_.in_flight;
+  context.timeout_s = options_.timeout_s;
+  context.backend = stage.backend.get();
+  context.executor = stage.executor.get();
+  context.mailbox = stage.mailbox.get();
+  context.transport = stage.transport.get();
+  return context;
+}
+
+std::vector<StageReport> Session::run(const std::function<void(Leader&)>& lead) {
+  std::mutex mutex;
+  std::optional<RunFailed> failure;  // the first; others are its echo
+  const auto guarded = [&](std::int32_t stage, const std::function<void()>& body) {
+    try {
+      body();
+    } catch (...) {
+      const Outcome outcome = outcome_of_current_exception();
+      const std::scoped_lock lock(mutex);
+      if (!failure) failure = RunFailed{outcome.status, fmt::format("{}{}", prefix(stage), outcome.message)};
+      if (hub_) hub_->fail(outcome.message);
+    }
+  };
+  std::vector<StageReport> reports;
+  {
+    std::vector<std::jthread> followers;
+    for (const auto& stage : stages_) {
+      if (stage->index == 0) continue;
+      const auto follow = [&guarded, this, s = stage.get()] { guarded(s->index, [&] { run_follower(context(*s)); }); };
+      if (threads_are_stages()) {
+        followers.emplace_back(follow);
+      } else {
+        follow();
+      }
+    }
+    if (leads()) {
+      guarded(0, [&] {
+        Leader leader(context(*stages_.front()));
+        lead(leader);
+        reports = leader.stop();
+      });
+    }
+  }
+  if (failure) throw *failure;
+  return reports;
+}
+
+}  // namespace stagecoach

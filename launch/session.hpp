@@ -1,0 +1,75 @@
+// Assembles a pipeline for one command: opens the model, makes the plan, sizes the KV pool, loads weights and runs the
+// loops, either as one rank of an MPI job or as all stages in threads of this process.
+//
+// Steps are collective: every rank makes the same calls in the same order. Mistakes end all ranks with one message.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "launch/command_line.hpp"
+#include "launch/world.hpp"
+#include "partition/plan.hpp"
+#include "runtime/loopback.hpp"
+#include "runtime/pipeline.hpp"
+#include "runtime/weight_source.hpp"
+
+namespace stagecoach {
+
+// How much must fit at once; only rank 0's answer counts.
+struct WorkSize {
+  std::int64_t sequences = 1;          // that could run together
+  std::int32_t longest_positions = 1;  // KV positions of the longest
+};
+
+class Session {
+ public:
+  // Opens the model and makes the plan.
+  Session(const Options& options, const World& world);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  const Model& model() const { return *model_; }
+  const Plan& plan() const { return plan_; }
+  bool leads() const { return world_.rank() == 0; }
+
+  // Sizes and loads this process's stages. `size` runs on rank 0 only and may throw what the user did wrong.
+  void prepare(const std::function<WorkSize()>& size);
+  // For the leader's scheduler.
+  SchedulerLimits scheduler_limits() const;
+  DType dtype() const { return dtype_; }
+  std::int32_t threads() const { return threads_; }
+
+  // Runs the pipeline: `lead` on rank 0, the other stages follow until it returns. Reports by stage on rank 0, otherwise
+  // none. Throws RunFailed.
+  std::vector<StageReport> run(const std::function<void(Leader&)>& lead);
+
+ private:
+  struct Stage;
+  bool threads_are_stages() const { return world_.size() == 1; }
+  std::vector<std::int32_t> local_stages() const;
+  void make_plan();
+  std::int64_t fixed_bytes(const Backend& backend, const StageSpec& spec) const;
+  std::int64_t pages_that_fit(const WorkSize& work) const;
+  void load(Stage& stage);
+  void load_all();
+  StageContext context(Stage& stage) const;
+  std::string prefix(std::int32_t stage) const;
+
+  Options options_;
+  const World& world_;
+  std::unique_ptr<Model> model_;
+  Plan plan_;
+  DType dtype_ = DType::kFloat32;
+  DType kv_dtype_ = DType::kFloat32;
+  std::int32_t threads_ = 1;
+  std::int32_t slots_ = 1;
+  std::int32_t pages_ = 1;
+  std::unique_ptr<LoopbackHub> hub_;
+  std::vector<std::unique_ptr<Stage>> stages_;  // of this process
+};
+
+}  // namespace stagecoach

@@ -1,0 +1,69 @@
+// The ranks of this job: one process alone, or all ranks of an MPI job, behind one face.
+//
+// Start-up is a few steps that each rank takes by itself, with an agreement of all ranks after each: when any failed, all
+// ranks end with the same status and one of them says why. After start-up a failing rank ends the job with `fail`.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/mpi_transport.hpp"
+
+namespace stagecoach {
+
+// Exit statuses: see README. The plan does not fit: needed and available bytes, and what would fit.
+class FitError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Status 0: all is well.
+struct Outcome {
+  int status = 0;
+  std::string message;
+};
+
+// A failure after start-up: thrown on the rank that saw it.
+struct RunFailed {
+  int status;
+  std::string message;
+};
+
+// Thrown on every rank when a step of start-up failed on some; already said. main ends with the status.
+struct StartupFailed {
+  int status;
+};
+
+// The outcome that an exception stands for. To be called in a catch block.
+Outcome outcome_of_current_exception();
+
+class World {
+ public:
+  // Initialises MPI only when a launcher started this process as a rank.
+  World(int* argc, char*** argv);
+
+  int rank() const { return mpi_ ? mpi_->rank() : 0; }
+  int size() const { return mpi_ ? mpi_->size() : 1; }
+  int local_size() const { return mpi_ ? mpi_->local_size() : 1; }
+  MpiProcess* mpi() const { return mpi_.get(); }
+  std::string host() const { return mpi_ ? mpi_->host() : ""; }
+
+  // Runs `step` here and on all ranks (collective). When it threw anywhere, the lowest such rank's message is said once
+  // and StartupFailed is thrown everywhere.
+  void agree(const std::function<void()>& step) const;
+  // Rank 0's `value` on every rank. Collective.
+  std::vector<std::byte> from_first(std::span<const std::byte> value) const;
+  // The smallest of all ranks' values. Collective.
+  std::int64_t minimum(std::int64_t value) const;
+
+  // For main: says the message and, when others would wait for this rank, ends the job. Returns the status otherwise.
+  int fail(const RunFailed& failure) const;
+
+ private:
+  std::unique_ptr<MpiProcess> mpi_;
+};
+
+}  // namespace stagecoach
