@@ -1,0 +1,218 @@
+#include "tests/pipeline/harness.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <bit>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+namespace stagecoach::test {
+namespace {
+
+struct Parts {
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<StageExecutor> executor;
+};
+
+std::int32_t pool_pages(const Job& job, const Layout& layout, std::int32_t n_positions) {
+  std::int32_t longest = 1;
+  for (const Request& r : job.requests) {
+    longest = std::max(longest, positions_needed(static_cast<std::int32_t>(r.tokens.size()), r.max_new_tokens, n_positions));
+  }
+  return pages_for(longest) + layout.spare_pages;
+}
+
+Parts make_parts(const Job& job, const Layout& layout, const Model& model, std::int32_t stage) {
+  Parts parts;
+  parts.backend = layout.reference ? make_reference_backend() : make_cpu_backend({layout.threads, layout.simd});
+  if (layout.checking) parts.backend = make_checking_backend(std::move(parts.backend));
+  const BlockRange blocks = layout.stages[static_cast<std::size_t>(stage)];
+  StageWeights weights = load_stage(*parts.backend, *model.weights, model.config, blocks, job.dtype, {});
+  const StageLimits limits{layout.chunk_tokens + layout.slots, pool_pages(job, layout, model.config.n_positions),
+                           layout.slots, job.kv_dtype};
+  parts.executor = std::make_unique<StageExecutor>(*parts.backend, model.config, blocks, std::move(weights), limits);
+  return parts;
+}
+
+StageContext context_of(const Layout& layout, std::int32_t stage, Parts& parts) {
+  StageContext context;
+  context.stage = stage;
+  context.stages = static_cast<std::int32_t>(layout.stages.size());
+  context.in_flight = layout.in_flight;
+  context.timeout_s = 60;
+  context.backend = parts.backend.get();
+  context.executor = parts.executor.get();
+  return context;
+}
+
+std::vector<Sample> lead(const Job& job, const Layout& layout, const Model& model, const StageContext& context) {
+  SchedulerLimits limits;
+  limits.n_positions = model.config.n_positions;
+  limits.eos = job.eos;
+  limits.pages = pool_pages(job, layout, model.config.n_positions);
+  limits.slots = layout.slots;
+  limits.chunk_tokens = layout.chunk_tokens;
+  limits.in_flight = layout.in_flight;
+  Scheduler scheduler(limits);
+  std::vector<Sample> samples(job.requests.size());
+  std::size_t next = 0;
+  LeaderHooks hooks;
+  hooks.next_request = [&]() -> std::optional<Request> {
+    if (next == job.requests.size()) return std::nullopt;
+    return job.requests[next++];
+  };
+  hooks.exhausted = [&] { return next == job.requests.size(); };
+  hooks.on_finished = [&](Request&&, Sample&& sample) { samples[static_cast<std::size_t>(sample.index)] = std::move(sample); };
+  Leader leader(context);
+  leader.run(scheduler, hooks);
+  leader.stop();
+  return samples;
+}
+
+}  // namespace
+
+std::string Layout::describe() const {
+  std::vector<std::string> ranges;
+  for (const BlockRange& r : stages) ranges.push_back(fmt::format("{}-{}", r.first, r.last));
+  return fmt::format("stages {} chunk {} in flight {} slots {} spare pages {} threads {} simd {} rendezvous {}", ranges,
+                     chunk_tokens, in_flight, slots, spare_pages, threads, static_cast<int>(simd),
+                     mode == LoopbackMode::kRendezvous);
+}
+
+std::vector<Sample> run_loopback(const Job& job, const Layout& layout) {
+  const Model model = open_model(job.model);
+  const auto stages = static_cast<std::int32_t>(layout.stages.size());
+  LoopbackHub hub(stages, layout.mode);
+  std::vector<Sample> samples;
+  std::mutex mutex;
+  std::exception_ptr failure;
+  {
+    std::vector<std::jthread> threads;
+    for (std::int32_t stage = 0; stage < stages; ++stage) {
+      threads.emplace_back([&, stage] {
+        try {
+          Parts parts = make_parts(job, layout, model, stage);
+          StageContext context = context_of(layout, stage, parts);
+          const std::unique_ptr<Mailbox> mailbox = hub.mailbox(stage);
+          const std::unique_ptr<Transport> transport = hub.transport(stage);
+          if (stages > 1) {
+            context.mailbox = mailbox.get();
+            context.transport = transport.get();
+          }
+          if (stage == 0) {
+            samples = lead(job, layout, model, context);
+          } else {
+            run_follower(context);
+          }
+        } catch (const std::exception& e) {
+          const std::scoped_lock lock(mutex);
+          if (!failure) failure = std::current_exception();
+          hub.fail(e.what());
+        }
+      });
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
+  return samples;
+}
+
+std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiProcess& process) {
+  const auto stages = static_cast<std::int32_t>(layout.stages.size());
+  if (process.rank() >= stages) return {};
+  const Model model = open_model(job.model);
+  Parts parts = make_parts(job, layout, model, process.rank());
+  StageContext context = context_of(layout, process.rank(), parts);
+  const std::unique_ptr<Mailbox> mailbox = process.mailbox(0);
+  const std::unique_ptr<Transport> transport = process.transport(process.rank(), 0);
+  if (stages > 1) {
+    context.mailbox = mailbox.get();
+    context.transport = transport.get();
+  }
+  if (process.rank() == 0) return lead(job, layout, model, context);
+  run_follower(context);
+  return {};
+}
+
+std::int64_t draw(Random& random, std::int64_t low, std::int64_t high) {
+  return std::uniform_int_distribution<std::int64_t>(low, high)(random);
+}
+
+Job random_job(Random& random, std::int32_t min_blocks) {
+  Job job;
+  const std::int64_t heads = draw(random, 1, 5);
+  const std::int64_t embed = heads * std::array<std::int64_t, 5>{1, 8, 13, 16, 64}[static_cast<std::size_t>(draw(random, 0, 4))];
+  const std::int64_t vocab = draw(random, 10, 300);
+  const std::int64_t positions = draw(random, 20, 260);
+  job.model = fmt::format(
+      "synthetic:gpt2,n_layer={},n_head={},n_embd={},n_inner={},n_positions={},vocab_size={},seed={},dtype=float32",
+      draw(random, min_blocks, min_blocks + 3), heads, embed, draw(random, 1, 4 * embed), positions, vocab,
+      draw(random, 0, 1000000));
+  constexpr std::array kTypes{DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+  job.dtype = kTypes[static_cast<std::size_t>(draw(random, 0, 2))];
+  job.kv_dtype = kTypes[static_cast<std::size_t>(draw(random, 0, 2))];
+  job.eos = static_cast<std::int32_t>(draw(random, -1, vocab - 1));
+  const std::int64_t count = draw(random, 1, 10);
+  for (std::int64_t i = 0; i < count; ++i) {
+    Request request;
+    request.index = i;
+    request.max_new_tokens = static_cast<std::int32_t>(draw(random, 1, 16));
+    request.logprobs = draw(random, 0, 3) != 0;
+    request.ignore_eos = draw(random, 0, 1) != 0;
+    const std::int64_t length = draw(random, 1, draw(random, 0, 1) != 0 ? positions : std::min<std::int64_t>(positions, 12));
+    for (std::int64_t t = 0; t < length; ++t) request.tokens.push_back(static_cast<std::int32_t>(draw(random, 0, vocab - 1)));
+    job.requests.push_back(std::move(request));
+  }
+  return job;
+}
+
+Layout plain_layout(const Job& job) {
+  const Model model = open_model(job.model);
+  Layout layout;
+  layout.stages = {{0, model.config.n_layer - 1}};
+  layout.slots = 1;  // no companions
+  layout.chunk_tokens = model.config.n_positions;
+  return layout;
+}
+
+Layout random_layout(Random& random, const Job& job, std::int32_t stages) {
+  const std::int32_t blocks = open_model(job.model).config.n_layer;
+  Layout layout;
+  // A random cut of the blocks into `stages` runs, each at least one block.
+  std::vector<std::int32_t> cuts(static_cast<std::size_t>(blocks - 1));
+  for (std::size_t i = 0; i < cuts.size(); ++i) cuts[i] = static_cast<std::int32_t>(i) + 1;
+  std::ranges::shuffle(cuts, random);
+  cuts.resize(static_cast<std::size_t>(stages - 1));
+  cuts.push_back(0);
+  cuts.push_back(blocks);
+  std::ranges::sort(cuts);
+  for (std::size_t i = 0; i + 1 < cuts.size(); ++i) layout.stages.push_back({cuts[i], cuts[i + 1] - 1});
+  layout.chunk_tokens = static_cast<std::int32_t>(draw(random, 0, 2) == 0 ? draw(random, 1, 4) : draw(random, 1, 300));
+  layout.in_flight = static_cast<std::int32_t>(draw(random, 1, 6));
+  layout.slots = static_cast<std::int32_t>(draw(random, 1, 12));
+  layout.spare_pages = static_cast<std::int32_t>(draw(random, 0, 8));
+  layout.threads = static_cast<int>(draw(random, 1, 2));
+  layout.mode = draw(random, 0, 1) != 0 ? LoopbackMode::kRendezvous : LoopbackMode::kBuffered;
+  return layout;
+}
+
+std::string difference(const std::vector<Sample>& expected, const std::vector<Sample>& actual) {
+  if (expected.size() != actual.size()) return fmt::format("{} samples, expected {}", actual.size(), expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const Sample& a = expected[i];
+    const Sample& b = actual[i];
+    if (a.tokens != b.tokens) return fmt::format("sample {}: tokens {}, expected {}", i, b.tokens, a.tokens);
+    if (a.finish != b.finish || a.prompt_tokens != b.prompt_tokens) return fmt::format("sample {}: another end", i);
+    if (a.logprobs.size() != b.logprobs.size()) return fmt::format("sample {}: {} log-probabilities", i, b.logprobs.size());
+    for (std::size_t t = 0; t < a.logprobs.size(); ++t) {
+      if (std::bit_cast<std::uint32_t>(a.logprobs[t]) != std::bit_cast<std::uint32_t>(b.logprobs[t])) {
+        return fmt::format("sample {}: log-probability {} is {:.9g}, expected {:.9g}", i, t, b.logprobs[t], a.logprobs[t]);
+      }
+    }
+  }
+  return "";
+}
+
+}  // namespace stagecoach::test

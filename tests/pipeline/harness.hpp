@@ -1,0 +1,56 @@
+// Runs requests through a pipeline of any layout, over loopback threads or as ranks of an MPI job, and draws random
+// models, requests and layouts. Shared by the pipeline and MPI tests.
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "runtime/loopback.hpp"
+#include "runtime/mpi_transport.hpp"
+#include "runtime/pipeline.hpp"
+#include "runtime/weight_source.hpp"
+
+namespace stagecoach::test {
+
+struct Layout {
+  std::vector<BlockRange> stages;
+  std::int32_t chunk_tokens = 256;
+  std::int32_t in_flight = 1;
+  std::int32_t slots = 8;
+  std::int32_t spare_pages = 0;  // beyond what the longest request needs
+  int threads = 1;
+  Simd simd = Simd::kBest;
+  bool reference = false;  // the reference backend instead of the CPU's
+  bool checking = false;   // the CPU's, every operation checked against the reference
+  LoopbackMode mode = LoopbackMode::kRendezvous;
+
+  std::string describe() const;
+};
+
+struct Job {
+  std::string model;  // "synthetic:..."
+  DType dtype = DType::kFloat32;
+  DType kv_dtype = DType::kFloat32;
+  std::int32_t eos = -1;
+  std::vector<Request> requests;
+};
+
+// Samples by request index. Over loopback; throws the first failure of any stage.
+std::vector<Sample> run_loopback(const Job& job, const Layout& layout);
+// The same as ranks 0..stages-1 of the job; samples on rank 0, empty elsewhere. Ranks beyond do nothing.
+std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiProcess& process);
+
+using Random = std::mt19937_64;
+std::int64_t draw(Random& random, std::int64_t low, std::int64_t high);  // both inclusive
+Job random_job(Random& random, std::int32_t min_blocks);
+Layout random_layout(Random& random, const Job& job, std::int32_t stages);
+// One stage, everything at once: what the others are compared with.
+Layout plain_layout(const Job& job);
+
+// Empty when equal bit for bit, otherwise the first difference.
+std::string difference(const std::vector<Sample>& expected, const std::vector<Sample>& actual);
+
+}  // namespace stagecoach::test
