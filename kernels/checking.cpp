@@ -1,0 +1,298 @@
+// Runs every operation on a backend and on the reference with the same inputs and compares.
+//
+// The reference keeps its own copy of each matrix (known by the address of its storage) and of each block's
+// KV pages (by their base). What is written to pages by other means than attention() is not seen by the copy.
+// Tolerances bound the rounding of float32 arithmetic in any order of additions: some multiple of the unit
+// roundoff times the sum of the absolute terms, growing with the square root of their number.
+#include <fmt/format.h>
+
+#include <cmath>
+#include <map>
+#include <stdexcept>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "kernels/checks.hpp"
+#include "kernels/convert.hpp"
+#include "kernels/row_set.hpp"
+
+namespace stagecoach {
+namespace {
+
+constexpr double kRoundoff = 0x1p-24;
+
+double roundoff_of_sum(std::int64_t terms) {
+  return kRoundoff * (8.0 + 4.0 * std::sqrt(static_cast<double>(terms)));
+}
+
+// A host copy of a tensor of the inner backend.
+struct HostCopy {
+  std::vector<std::byte> bytes;
+  Tensor view;
+};
+
+HostCopy copy_of(Backend& backend, Tensor t) {
+  HostCopy copy{std::vector<std::byte>(static_cast<std::size_t>(t.bytes())), {}};
+  copy.view = make_tensor(t.data == nullptr ? nullptr : copy.bytes.data(), t.dtype, t.rows, t.cols);
+  for (std::int64_t r = 0; r < t.rows && t.data != nullptr; ++r) {
+    backend.download(copy.view.row(r), t.row(r), t.cols * size_of(t.dtype));
+  }
+  return copy;
+}
+
+// The element that exceeds its tolerance by most.
+class Comparison {
+ public:
+  explicit Comparison(std::string operation) : operation_(std::move(operation)) {}
+
+  void add(std::int64_t r, std::int64_t c, float got, float want, double tolerance) {
+    if (got == want || (std::isnan(got) && std::isnan(want))) return;
+    const double error = std::abs(double{got} - double{want});
+    const double excess = std::isfinite(error) ? error / std::max(tolerance, 1e-300) : 1e300;
+    if (excess <= worst_) return;
+    worst_ = excess;
+    message_ = fmt::format("{}: element ({}, {}) is {}, the reference has {}, tolerance {}", operation_, r, c,
+                           got, want, tolerance);
+  }
+  void finish() const {
+    if (worst_ > 1.0) throw std::logic_error(message_);
+  }
+
+ private:
+  std::string operation_;
+  std::string message_;
+  double worst_ = 0.0;
+};
+
+struct PagesShadow {
+  Buffer pages;
+  KvPages shape;
+  double largest_key = 0.0;    // over rows and heads, Euclidean norm of k
+  double largest_value = 0.0;  // over elements, |v|
+};
+
+class CheckingBackend final : public Backend {
+ public:
+  explicit CheckingBackend(std::unique_ptr<Backend> inner)
+      : inner_(std::move(inner)), reference_(make_reference_backend()) {}
+
+  std::string name() const override { return "checking " + inner_->name(); }
+  Buffer allocate(std::int64_t bytes) override { return inner_->allocate(bytes); }
+  void upload(void* device, const void* host, std::int64_t bytes) override {
+    inner_->upload(device, host, bytes);
+  }
+  void download(void* host, const void* device, std::int64_t bytes) override {
+    inner_->download(host, device, bytes);
+  }
+  std::int64_t bytes_allocated() const override { return inner_->bytes_allocated(); }
+  std::int64_t peak_bytes() const override { return inner_->peak_bytes(); }
+  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
+    return inner_->matrix_bytes(in, out, dtype);
+  }
+  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
+    return inner_->kv_page_bytes(n_head, head_dim, dtype);
+  }
+  void synchronize() override { inner_->synchronize(); }
+
+  void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
+    inner_->load_rows(matrix, layout, first_row, host);
+    reference_->load_rows(shadow(matrix), layout, first_row, host);
+  }
+
+  void set_rows(const RowsView& rows) override {
+    rows_.assign(rows);
+    inner_->set_rows(rows);
+    reference_->set_rows(rows);
+  }
+
+  void embed(const Matrix& wte, Tensor wpe, Tensor out) override {
+    inner_->embed(wte, wpe, out);
+    HostCopy got = copy_of(*inner_, out);
+    HostCopy want = got;
+    want.view.data = want.bytes.data();
+    HostCopy positions = copy_of(*inner_, wpe);
+    reference_->embed(shadow(wte), positions.view, want.view);
+    Comparison comparison("embed");
+    for (std::int64_t r = 0; r < out.rows; ++r) {
+      for (std::int64_t c = 0; c < out.cols; ++c) {
+        const float w = want.view.f32(r)[c];
+        comparison.add(r, c, got.view.f32(r)[c], w, kRoundoff * double{std::abs(w)});
+      }
+    }
+    comparison.finish();
+  }
+
+  void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
+    check_attention(rows_, qkv, kv, out);
+    HostCopy in = copy_of(*inner_, qkv);
+    inner_->attention(qkv, kv, scale, out);
+    HostCopy got = copy_of(*inner_, out);
+    HostCopy want = got;
+    want.view.data = want.bytes.data();
+    PagesShadow& pages = shadow(kv);
+    reference_->attention(in.view, pages.shape, scale, want.view);
+    compare_attention(pages, in.view, scale, got.view, want.view);
+  }
+
+  void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
+    check_layer_norm(x, gain, bias, out);
+    HostCopy in = copy_of(*inner_, x);
+    HostCopy g = copy_of(*inner_, gain);
+    HostCopy b = copy_of(*inner_, bias);
+    inner_->layer_norm(x, gain, bias, epsilon, out);
+    HostCopy got = copy_of(*inner_, out);
+    HostCopy want = got;
+    want.view.data = want.bytes.data();
+    reference_->layer_norm(in.view, g.view, b.view, epsilon, want.view);
+    compare_layer_norm(in.view, g.view, b.view, epsilon, got.view, want.view);
+  }
+
+  void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
+    check_linear(x, w, bias, epilogue, out);
+    HostCopy in = copy_of(*inner_, x);
+    HostCopy b = copy_of(*inner_, bias);
+    HostCopy want = copy_of(*inner_, out);
+    const HostCopy before = want;
+    want.view.data = want.bytes.data();
+    inner_->linear(x, w, bias, epilogue, out);
+    HostCopy got = copy_of(*inner_, out);
+    const Matrix& weights = shadow(w);
+    reference_->linear(in.view, weights, b.view, epilogue, want.view);
+    const std::string operation = fmt::format("linear ({}, {}) {}", w.in, w.out, name_of(w.dtype));
+    compare_linear(operation, in.view, weights, b.view, epilogue, before, got.view, want.view);
+  }
+
+  void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override {
+    check_gather(x, rows, out);
+    HostCopy in = copy_of(*inner_, x);
+    inner_->gather(x, rows, out);
+    HostCopy got = copy_of(*inner_, out);
+    Comparison comparison("gather");
+    for (std::int64_t i = 0; i < out.rows; ++i) {
+      for (std::int64_t c = 0; c < out.cols; ++c) {
+        comparison.add(i, c, got.view.f32(i)[c], in.view.f32(rows[static_cast<std::size_t>(i)])[c], 0.0);
+      }
+    }
+    comparison.finish();
+  }
+
+ private:
+  Matrix& shadow(const Matrix& matrix) {
+    Matrix& copy = matrices_[matrix.storage.data()];
+    if (copy.in != matrix.in || copy.out != matrix.out || copy.dtype != matrix.dtype) {
+      copy = reference_->make_matrix(matrix.in, matrix.out, matrix.dtype);
+    }
+    return copy;
+  }
+
+  PagesShadow& shadow(const KvPages& kv) {
+    PagesShadow& copy = pages_[kv.base];
+    const KvPages& shape = copy.shape;
+    if (shape.dtype != kv.dtype || shape.page_count != kv.page_count || shape.n_head != kv.n_head ||
+        shape.head_dim != kv.head_dim) {
+      copy = {};
+      copy.pages =
+          reference_->allocate(kv.page_count * reference_->kv_page_bytes(kv.n_head, kv.head_dim, kv.dtype));
+      copy.shape = kv;
+      copy.shape.base = copy.pages.data();
+    }
+    return copy;
+  }
+
+  // Scores are off by at most d = scale |q| |k| times the roundoff of a sum of head_dim terms; probabilities
+  // by a factor exp(2 d) and the roundoff of their sum; the output is their mean of values.
+  static void compare_attention(PagesShadow& pages, Tensor qkv, float scale, Tensor got, Tensor want) {
+    const std::int64_t head_dim = pages.shape.head_dim;
+    const std::int64_t width = head_dim * pages.shape.n_head;
+    const auto norm = [&](const float* x) {
+      double squares = 0.0;
+      for (std::int64_t d = 0; d < head_dim; ++d) squares += double{x[d]} * double{x[d]};
+      return std::sqrt(squares);
+    };
+    for (std::int64_t r = 0; r < qkv.rows; ++r) {
+      const float* k = qkv.f32(r) + width;
+      for (std::int64_t h = 0; h < pages.shape.n_head; ++h)
+        pages.largest_key = std::max(pages.largest_key, norm(k + h * head_dim));
+      for (std::int64_t c = 0; c < width; ++c)
+        pages.largest_value = std::max(pages.largest_value, double{std::abs(k[width + c])});
+    }
+    Comparison comparison("attention");
+    for (std::int64_t r = 0; r < got.rows; ++r) {
+      for (std::int64_t c = 0; c < width; ++c) {
+        const double score =
+            std::abs(double{scale}) * norm(qkv.f32(r) + c / head_dim * head_dim) * pages.largest_key * 1.01;
+        const double relative = 2.0 * score * roundoff_of_sum(head_dim) + roundoff_of_sum(1024);
+        comparison.add(r, c, got.f32(r)[c], want.f32(r)[c], relative * pages.largest_value * 1.01);
+      }
+    }
+    comparison.finish();
+  }
+
+  static void compare_layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor got, Tensor want) {
+    Comparison comparison("layer_norm");
+    for (std::int64_t r = 0; r < x.rows; ++r) {
+      double sum = 0.0;
+      double squares = 0.0;
+      double largest = 0.0;
+      for (std::int64_t c = 0; c < x.cols; ++c) {
+        sum += double{x.f32(r)[c]};
+        largest = std::max(largest, double{std::abs(x.f32(r)[c])});
+      }
+      const double mean = sum / static_cast<double>(x.cols);
+      for (std::int64_t c = 0; c < x.cols; ++c) squares += std::pow(double{x.f32(r)[c]} - mean, 2);
+      const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(x.cols) + double{epsilon});
+      for (std::int64_t c = 0; c < x.cols; ++c) {
+        // Rounding of the mean and of x - mean shifts every centred value, and through the variance scales
+        // it.
+        const double normal = std::abs(double{x.f32(r)[c]} - mean) * inverse;
+        const double error = (1.0 + normal) * (1.0 + largest * inverse) * double{std::abs(gain.f32(0)[c])};
+        comparison.add(r, c, got.f32(r)[c], want.f32(r)[c],
+                       roundoff_of_sum(x.cols / 16) * (error + double{std::abs(bias.f32(0)[c])}));
+      }
+    }
+    comparison.finish();
+  }
+
+  static void compare_linear(const std::string& operation, Tensor x, const Matrix& w, Tensor bias,
+                             Epilogue epilogue, const HostCopy& before, Tensor got, Tensor want) {
+    Comparison comparison(operation);
+    std::vector<double> terms(static_cast<std::size_t>(w.out));
+    for (std::int64_t r = 0; r < x.rows; ++r) {
+      for (std::int64_t n = 0; n < w.out; ++n) {
+        terms[static_cast<std::size_t>(n)] = bias.data == nullptr ? 0.0 : double{std::abs(bias.f32(0)[n])};
+      }
+      for (std::int64_t k = 0; k < w.in; ++k) {
+        const double factor = std::abs(x.f32(r)[k]);
+        for (std::int64_t n = 0; n < w.out; ++n) {
+          terms[static_cast<std::size_t>(n)] +=
+              factor * std::abs(double{load_element(w.storage.data(), w.dtype, k * w.out + n)});
+        }
+      }
+      const auto* old = reinterpret_cast<const float*>(before.bytes.data()) + r * w.out;
+      for (std::int64_t n = 0; n < w.out; ++n) {
+        // Activations change no faster than 1.13 times their argument, and are good to some units of it.
+        const double magnitude = terms[static_cast<std::size_t>(n)];
+        double tolerance =
+            1.2 * roundoff_of_sum(w.in) * magnitude + 2.0 * kRoundoff * double{std::abs(want.f32(r)[n])};
+        if (epilogue.activation != Activation::kNone) tolerance += 8.0 * kRoundoff * magnitude;
+        if (epilogue.add_to_output) tolerance += 2.0 * kRoundoff * double{std::abs(old[n])};
+        comparison.add(r, n, got.f32(r)[n], want.f32(r)[n], tolerance);
+      }
+    }
+    comparison.finish();
+  }
+
+  std::unique_ptr<Backend> inner_;
+  std::unique_ptr<Backend> reference_;  // before its buffers below
+  std::map<const void*, Matrix> matrices_;
+  std::map<const void*, PagesShadow> pages_;
+  RowSet rows_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_checking_backend(std::unique_ptr<Backend> inner) {
+  return std::make_unique<CheckingBackend>(std::move(inner));
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,111 @@
+#include "kernels/checks.hpp"
+
+#include <fmt/format.h>
+
+#include <stdexcept>
+
+namespace stagecoach {
+namespace {
+
+std::string describe(Tensor t) {
+  return fmt::format("{} ({}, {}) stride {}", name_of(t.dtype), t.rows, t.cols, t.stride);
+}
+
+void require(bool ok, const char* operation, const std::string& what) {
+  if (!ok) throw std::invalid_argument(fmt::format("{}: {}", operation, what));
+}
+
+bool is_view(Tensor t) {
+  return t.rows >= 0 && t.cols >= 0 && (t.stride >= t.cols || t.rows <= 1) &&
+         (t.data != nullptr || t.rows == 0 || t.cols == 0);
+}
+
+bool is_activation(Tensor t, std::int64_t rows, std::int64_t cols) {
+  return is_view(t) && t.dtype == DType::kFloat32 && t.rows == rows && t.cols == cols;
+}
+
+void require_activation(Tensor t, std::int64_t rows, std::int64_t cols, const char* operation,
+                        const char* name) {
+  if (is_activation(t, rows, cols)) return;
+  require(false, operation,
+          fmt::format("{} is {}, expected float32 ({}, {})", name, describe(t), rows, cols));
+}
+
+void require_matrix(const Matrix& m, const char* operation) {
+  if (m.in >= 1 && m.out >= 1 && m.storage) return;
+  require(false, operation, fmt::format("matrix ({}, {}) has {} bytes", m.in, m.out, m.storage.bytes()));
+}
+
+}  // namespace
+
+void check_matrix_shape(std::int64_t in, std::int64_t out) {
+  if (in < 1 || out < 1) require(false, "matrix_bytes", fmt::format("shape ({}, {})", in, out));
+}
+
+void check_load_rows(const Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) {
+  require_matrix(matrix, "load_rows");
+  const bool in_out = layout == WeightLayout::kInOut;
+  const std::int64_t rows = in_out ? matrix.in : matrix.out;
+  const std::int64_t cols = in_out ? matrix.out : matrix.in;
+  if (is_view(host) && host.cols == cols && first_row >= 0 && first_row <= rows &&
+      host.rows <= rows - first_row)
+    return;
+  require(false, "load_rows",
+          fmt::format("host array {} at row {} of a ({}, {}) array", describe(host), first_row, rows, cols));
+}
+
+void check_embed(const RowSet& rows, const Matrix& wte, Tensor wpe, Tensor out) {
+  require_matrix(wte, "embed");
+  require(static_cast<std::int64_t>(rows.tokens().size()) == rows.rows(), "embed", "set_rows gave no tokens");
+  require(is_view(wpe) && wpe.cols == wte.in, "embed",
+          fmt::format("wpe is {}, expected {} columns", describe(wpe), wte.in));
+  require_activation(out, rows.rows(), wte.in, "embed", "out");
+  for (std::size_t r = 0; r < rows.tokens().size(); ++r) {
+    const std::int32_t token = rows.tokens()[r];
+    const std::int32_t position = rows.positions()[r];
+    if (token >= 0 && token < wte.out && position < wpe.rows) continue;
+    require(false, "embed",
+            fmt::format("row {} has token {} of {} and position {} of {}", r, token, wte.out, position,
+                        wpe.rows));
+  }
+}
+
+void check_attention(const RowSet& rows, Tensor qkv, const KvPages& kv, Tensor out) {
+  require(kv.n_head >= 1 && kv.head_dim >= 1 && kv.base != nullptr, "attention",
+          fmt::format("{} heads of {}, pages {}", kv.n_head, kv.head_dim,
+                      kv.base == nullptr ? "missing" : "given"));
+  const std::int64_t width = std::int64_t{kv.n_head} * kv.head_dim;
+  require_activation(qkv, rows.rows(), 3 * width, "attention", "qkv");
+  require_activation(out, rows.rows(), width, "attention", "out");
+  if (rows.first_page() >= 0 && rows.last_page() < kv.page_count) return;
+  require(false, "attention",
+          fmt::format("rows use pages {} to {} of {}", rows.first_page(), rows.last_page(), kv.page_count));
+}
+
+void check_layer_norm(Tensor x, Tensor gain, Tensor bias, Tensor out) {
+  require(x.cols >= 1, "layer_norm", "no columns");
+  require_activation(x, x.rows, x.cols, "layer_norm", "x");
+  require_activation(gain, 1, x.cols, "layer_norm", "gain");
+  require_activation(bias, 1, x.cols, "layer_norm", "bias");
+  require_activation(out, x.rows, x.cols, "layer_norm", "out");
+}
+
+void check_linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) {
+  require_matrix(w, "linear");
+  require_activation(x, x.rows, w.in, "linear", "x");
+  if (bias.data != nullptr) require_activation(bias, 1, w.out, "linear", "bias");
+  require_activation(out, x.rows, w.out, "linear", "out");
+  require(!epilogue.add_to_output || epilogue.activation == Activation::kNone, "linear",
+          "an epilogue has an activation or adds to the output, never both");
+}
+
+void check_gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) {
+  require_activation(x, x.rows, x.cols, "gather", "x");
+  require_activation(out, static_cast<std::int64_t>(rows.size()), x.cols, "gather", "out");
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i] >= 0 && rows[i] < x.rows) continue;
+    require(false, "gather", fmt::format("index {} asks for row {} of {}", i, rows[i], x.rows));
+  }
+}
+
+}  // namespace stagecoach

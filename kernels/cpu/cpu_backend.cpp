@@ -1,0 +1,196 @@
+// The CPU backend: shapes in, tasks out. Operations are cut into tasks by outputs, which any thread may take;
+// each row's arithmetic stands in the kernels and does not depend on the cut.
+#include <fmt/format.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "kernels/checks.hpp"
+#include "kernels/convert.hpp"
+#include "kernels/cpu/kernels.hpp"
+#include "kernels/cpu/pack.hpp"
+#include "kernels/cpu/thread_pool.hpp"
+#include "kernels/host_memory.hpp"
+#include "kernels/row_set.hpp"
+
+namespace stagecoach {
+namespace {
+
+using namespace cpu;
+
+// Rows below this many elements are not worth waking a thread.
+constexpr std::int64_t kInlineElements = 16 * 1024;
+// Largest head_dim that the threads' scratch has room for from the start; beyond it grows.
+constexpr std::int64_t kUsualHeadDim = 256;
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const CpuOptions& options)
+      : simd_(resolve_simd(options.simd)), kernels_(kernels_for(simd_)), pool_(options.threads) {
+    scratch_.resize(static_cast<std::size_t>(pool_.threads()));
+    for (ThreadScratch& s : scratch_) {
+      s.linear = memory_.allocate((kRowBlock + kWideK) * kPanel * size_of(DType::kFloat32));
+      s.attention = memory_.allocate(attention_scratch_floats(kUsualHeadDim) * size_of(DType::kFloat32));
+    }
+  }
+
+  std::string name() const override {
+    return fmt::format("cpu ({}, {} thread{})", simd_name(simd_), pool_.threads(),
+                       pool_.threads() == 1 ? "" : "s");
+  }
+
+  Buffer allocate(std::int64_t bytes) override { return memory_.allocate(bytes); }
+  void upload(void* device, const void* host, std::int64_t bytes) override {
+    if (bytes > 0) std::memcpy(device, host, static_cast<std::size_t>(bytes));
+  }
+  void download(void* host, const void* device, std::int64_t bytes) override {
+    if (bytes > 0) std::memcpy(host, device, static_cast<std::size_t>(bytes));
+  }
+  std::int64_t bytes_allocated() const override { return memory_.bytes_allocated(); }
+  std::int64_t peak_bytes() const override { return memory_.peak_bytes(); }
+
+  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
+    check_matrix_shape(in, out);
+    return MatrixLayout{in, out}.elements() * size_of(dtype);
+  }
+  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
+    return PageLayout{n_head, head_dim}.elements() * size_of(dtype);
+  }
+
+  void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
+    check_load_rows(matrix, layout, first_row, host);
+    pack_rows(pool_, kernels_, matrix, layout, first_row, host);
+  }
+
+  void set_rows(const RowsView& rows) override {
+    rows_.assign(rows);
+    groups_ = rows_.groups(kGroupRows);
+  }
+
+  void embed(const Matrix& wte, Tensor wpe, Tensor out) override {
+    check_embed(rows_, wte, wpe, out);
+    for_rows(out.rows, out.cols * 16, [&](std::int64_t r, int) {  // each element is a cache line of its own
+      const MatrixLayout layout{wte.in, wte.out};
+      const std::int64_t first = layout.index(0, rows_.tokens()[static_cast<std::size_t>(r)]);
+      const std::byte* position = wpe.row(rows_.positions()[static_cast<std::size_t>(r)]);
+      kernels_.widen(position, wpe.dtype, out.f32(r), out.cols);
+      for (std::int64_t c = 0; c < out.cols; ++c) {
+        out.f32(r)[c] = load_element(wte.storage.data(), wte.dtype, first + c * kPanel) + out.f32(r)[c];
+      }
+    });
+  }
+
+  void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
+    check_attention(rows_, qkv, kv, out);
+    const PageLayout layout{kv.n_head, kv.head_dim};
+    const AttentionArgs args{qkv.f32(0),
+                             qkv.stride,
+                             out.f32(0),
+                             out.stride,
+                             static_cast<std::byte*>(kv.base),
+                             kv_page_bytes(kv.n_head, kv.head_dim, kv.dtype),
+                             kv.dtype,
+                             layout,
+                             scale};
+    grow_attention_scratch(kv.head_dim);
+    for_rows(qkv.rows, qkv.cols, [&](std::int64_t r, int thread) {
+      const std::int32_t position = rows_.positions()[static_cast<std::size_t>(r)];
+      std::byte* page = args.pages + rows_.page_of(r, position) * args.page_bytes;
+      kernels_.append(args, r, page, position % kPagePositions, attention_scratch(thread));
+    });
+    // Later groups see more keys, so they go first: what is left at the end is short.
+    const std::int64_t tasks = static_cast<std::int64_t>(groups_.size()) * kv.n_head;
+    pool_.run(tasks, [&](std::int64_t task, int thread) {
+      const RowGroup& group = groups_[static_cast<std::size_t>((tasks - 1 - task) / kv.n_head)];
+      const AttentionGroup rows{group.first_row, group.rows, rows_.positions().data() + group.first_row,
+                                rows_.table(group.sequence)};
+      kernels_.attend(args, rows, task % kv.n_head, attention_scratch(thread));
+    });
+  }
+
+  void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
+    check_layer_norm(x, gain, bias, out);
+    const NormArgs args{gain.f32(0), bias.f32(0), epsilon, x.cols};
+    for_rows(x.rows, x.cols, [&](std::int64_t r, int) { kernels_.layer_norm(args, x.f32(r), out.f32(r)); });
+  }
+
+  void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
+    check_linear(x, w, bias, epilogue, out);
+    if (x.rows == 0) return;
+    const LinearArgs args{x.f32(0),
+                          x.stride,
+                          w.storage.data(),
+                          w.dtype,
+                          w.in,
+                          w.out,
+                          bias.data == nullptr ? nullptr : bias.f32(0),
+                          epilogue,
+                          out.f32(0),
+                          out.stride};
+    // Blocks of equal height; those of one panel follow one another, so its weights come from memory once.
+    const std::int64_t blocks = (x.rows + kRowBlock - 1) / kRowBlock;
+    const std::int64_t height = (x.rows + blocks - 1) / blocks;
+    pool_.run(MatrixLayout{w.in, w.out}.panels() * blocks, [&](std::int64_t task, int thread) {
+      const std::int64_t first = task % blocks * height;
+      kernels_.linear(args, task / blocks, first, std::min(height, x.rows - first), linear_scratch(thread));
+    });
+  }
+
+  void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override {
+    check_gather(x, rows, out);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      std::memcpy(out.f32(static_cast<std::int64_t>(i)), x.f32(rows[i]),
+                  static_cast<std::size_t>(x.cols) * sizeof(float));
+    }
+  }
+
+  void synchronize() override {}
+
+ private:
+  struct ThreadScratch {
+    Buffer linear;     // Scratch::partial and Scratch::wide
+    Buffer attention;  // attention_scratch_floats
+  };
+
+  Scratch linear_scratch(int thread) const {
+    auto* floats = static_cast<float*>(scratch_[static_cast<std::size_t>(thread)].linear.data());
+    return {floats, floats + kRowBlock * kPanel};
+  }
+  float* attention_scratch(int thread) const {
+    return static_cast<float*>(scratch_[static_cast<std::size_t>(thread)].attention.data());
+  }
+  void grow_attention_scratch(std::int64_t head_dim) {
+    const std::int64_t bytes = attention_scratch_floats(head_dim) * size_of(DType::kFloat32);
+    for (ThreadScratch& s : scratch_) {
+      if (static_cast<std::int64_t>(s.attention.bytes()) < bytes) s.attention = memory_.allocate(bytes);
+    }
+  }
+
+  // body(row, thread) for all rows, on all threads when there is enough to do.
+  template <class Body>
+  void for_rows(std::int64_t rows, std::int64_t elements_per_row, const Body& body) {
+    const std::int64_t per_task = std::max<std::int64_t>(1, kInlineElements / elements_per_row);
+    pool_.run((rows + per_task - 1) / per_task, [&](std::int64_t task, int thread) {
+      const std::int64_t end = std::min(rows, (task + 1) * per_task);
+      for (std::int64_t r = task * per_task; r < end; ++r) body(r, thread);
+    });
+  }
+
+  HostMemory memory_;  // first: outlives the scratch below
+  Simd simd_;
+  Kernels kernels_;
+  std::vector<ThreadScratch> scratch_;
+  RowSet rows_;
+  std::vector<RowGroup> groups_;
+  ThreadPool pool_;  // last: its threads stop before what they use goes
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options) {
+  return std::make_unique<CpuBackend>(options);
+}
+
+}  // namespace stagecoach

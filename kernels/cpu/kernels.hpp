@@ -1,0 +1,104 @@
+// What each instruction set provides: plain functions, chosen per backend object, that do one task of an
+// operation on one thread. They know pointers and strides; shapes were checked before. Every row's result is
+// independent of the task's other rows, and the same for every instruction set with 4, 8 or 16 float lanes
+// and fused multiply-add.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/backend.hpp"
+#include "kernels/cpu/layout.hpp"
+
+namespace stagecoach::cpu {
+
+// Most rows of one linear task: the partial sums of a panel, 60 KiB, and a k-block of these rows of x stay in
+// L2.
+inline constexpr std::int64_t kRowBlock = 240;
+// Rows of k whose weights are widened together: 16 columns of them take 16 KiB, half of the smallest L1.
+inline constexpr std::int64_t kWideK = 256;
+// Rows of one sequence that attend together.
+inline constexpr std::int64_t kGroupRows = 24;
+
+// Working memory of one thread.
+struct Scratch {
+  float* partial = nullptr;    // (kRowBlock, kPanel)
+  float* wide = nullptr;       // (kWideK, kPanel)
+  float* attention = nullptr;  // attention_scratch_floats(head_dim)
+};
+constexpr std::int64_t attention_scratch_floats(std::int64_t head_dim) {
+  return kGroupRows * (kPagePositions + 2 * round_up(head_dim, kUnit) + 2 * kUnit);
+}
+
+// y(r, :) = epilogue(x(r, :) * w + bias) for rows [first_row, first_row + rows) and the columns of one panel.
+struct LinearArgs {
+  const float* x;  // (rows, in)
+  std::int64_t x_stride;
+  const void* weights;  // MatrixLayout{in, out}
+  DType dtype;
+  std::int64_t in;
+  std::int64_t out;
+  const float* bias;  // (out) or null
+  Epilogue epilogue;
+  float* y;  // (rows, out)
+  std::int64_t y_stride;
+};
+
+struct AttentionArgs {
+  const float* qkv;  // (rows, 3 * n_head * head_dim)
+  std::int64_t qkv_stride;
+  float* out;  // (rows, n_head * head_dim)
+  std::int64_t out_stride;
+  std::byte* pages;
+  std::int64_t page_bytes;
+  DType dtype;
+  PageLayout layout;
+  float scale;
+};
+// Rows [first_row, first_row + rows) of one sequence with increasing positions; `table` is its page table.
+struct AttentionGroup {
+  std::int64_t first_row;
+  std::int64_t rows;
+  const std::int32_t* positions;  // (rows)
+  const std::int32_t* table;
+};
+
+struct EmbedArgs {
+  const void* table;  // MatrixLayout{in = n_embd, out = vocab}
+  DType dtype;
+  MatrixLayout layout;
+};
+
+struct NormArgs {
+  const float* gain;
+  const float* bias;
+  float epsilon;
+  std::int64_t cols;
+};
+
+struct Kernels {
+  void (*linear)(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
+                 const Scratch& scratch);
+  void (*append)(const AttentionArgs& args, std::int64_t row, std::byte* page, std::int64_t slot,
+                 float* scratch);
+  void (*attend)(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head, float* scratch);
+  void (*layer_norm)(const NormArgs& args, const float* x, float* out);
+  // Converts n elements; rounds to nearest even.
+  void (*widen)(const void* from, DType dtype, float* to, std::int64_t n);
+  void (*narrow)(const float* from, void* to, DType dtype, std::int64_t n);
+  // Element-wise, for tests of accuracy: exp, and each Activation.
+  void (*exp)(const float* x, float* y, std::int64_t n);
+  void (*activate)(Activation activation, const float* x, float* y, std::int64_t n);
+};
+
+// `simd` is not kBest here; the CPU must have it. Each file of kernels fills its part of the table.
+Kernels kernels_for(Simd simd);
+void set_linear_kernels(Simd simd, Kernels& kernels);
+void set_attention_kernels(Simd simd, Kernels& kernels);
+void set_row_kernels(Simd simd, Kernels& kernels);
+
+// What kBest stands for here; other values are returned as they are. Throws DeviceError when the CPU lacks
+// it.
+Simd resolve_simd(Simd simd);
+
+}  // namespace stagecoach::cpu

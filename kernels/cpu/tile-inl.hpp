@@ -1,0 +1,178 @@
+// The one inner loop: acc(r, n) += sum over k of x(r, k) * w(k, n), walking k in order with one fused
+// multiply-add per term and one accumulator per element. linear, attention scores and attention values are
+// all made of it.
+//
+// acc (rows, kUnit * units) float, x (rows, k) float, w (k, kUnit * units) float, float16 or bfloat16, each
+// with its stride. How rows and columns are cut into register tiles, and k into calls (partial sums stay
+// exact in memory), changes nothing in any element's sequence of operations: that is the layout-invariance
+// contract.
+#if defined(STAGECOACH_CPU_TILE_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef STAGECOACH_CPU_TILE_INL
+#undef STAGECOACH_CPU_TILE_INL
+#else
+#define STAGECOACH_CPU_TILE_INL
+#endif
+
+#include <algorithm>
+
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+#include "kernels/cpu/layout.hpp"
+
+#if HWY_TARGET & STAGECOACH_SIMD_TARGETS
+HWY_BEFORE_NAMESPACE();
+namespace stagecoach::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using FloatTag = hn::CappedTag<float, 16>;
+using FloatVec = hn::VFromD<FloatTag>;
+inline constexpr int kLanes = static_cast<int>(hn::MaxLanes(FloatTag()));
+inline constexpr int kUnitVecs = static_cast<int>(kUnit) / kLanes;
+// Register tiles: accumulators fill the registers but for the weights and one broadcast. 16 registers hold 6
+// rows of 16 columns (8 lanes); 32 registers hold 12 rows of 32 columns (16 lanes) or 6 rows of 16 columns (4
+// lanes).
+inline constexpr int kTileRows = kLanes == 16 ? 12 : 6;
+inline constexpr int kTileUnits = kLanes == 16 ? 2 : 1;
+inline constexpr std::int64_t kTileColumns = kTileUnits * kUnit;
+
+HWY_INLINE FloatVec load_wide(const float* p) {
+  return hn::LoadU(FloatTag(), p);
+}
+template <class Half>  // hwy::float16_t or hwy::bfloat16_t
+HWY_INLINE FloatVec load_wide(const Half* p) {
+  return hn::PromoteTo(FloatTag(), hn::LoadU(hn::Rebind<Half, FloatTag>(), p));
+}
+
+struct TileOperands {
+  const float* x;
+  std::int64_t x_stride;
+  std::int64_t k_count;
+  float* acc;
+  std::int64_t acc_stride;
+  bool resume;                 // acc holds partial sums; otherwise it is not read and sums start from 0
+  const char* prefetch;        // fetched ahead, one cache line per k: what a later call reads
+  std::int64_t prefetch_step;  // 64, or 0 when there is nothing to fetch
+};
+
+template <int kRows, int kUnits, class W>
+HWY_NOINLINE void tile(const TileOperands& op, const W* HWY_RESTRICT w, std::int64_t w_stride) {
+  constexpr int kVecs = kUnits * kUnitVecs;
+  const FloatTag d;
+  FloatVec acc[kRows][kVecs];
+  float* HWY_RESTRICT sums = op.acc;
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) {
+      acc[r][v] = op.resume ? hn::LoadU(d, sums + r * op.acc_stride + v * kLanes) : hn::Zero(d);
+    }
+  }
+  const float* HWY_RESTRICT x = op.x;
+  const std::int64_t x_stride = op.x_stride;
+  const std::int64_t k_count = op.k_count;
+  const char* prefetch = op.prefetch;
+  const std::int64_t prefetch_step = op.prefetch_step;
+  for (std::int64_t k = 0; k < k_count; ++k) {
+    FloatVec b[kVecs];
+    for (int v = 0; v < kVecs; ++v) b[v] = load_wide(w + v * kLanes);
+    hwy::Prefetch(prefetch);
+    for (int r = 0; r < kRows; ++r) {
+      const FloatVec a = hn::Set(d, x[r * x_stride + k]);
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = hn::MulAdd(a, b[v], acc[r][v]);
+    }
+    w += w_stride;
+    prefetch += prefetch_step;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) hn::StoreU(acc[r][v], d, sums + r * op.acc_stride + v * kLanes);
+  }
+}
+
+// One tile of 1..kTileRows rows.
+template <int kUnits, class W>
+HWY_INLINE void tile_rows(std::int64_t rows, const TileOperands& op, const W* w, std::int64_t w_stride) {
+  switch (rows) {
+    case 1:
+      return tile<1, kUnits>(op, w, w_stride);
+    case 2:
+      return tile<2, kUnits>(op, w, w_stride);
+    case 3:
+      return tile<3, kUnits>(op, w, w_stride);
+    case 4:
+      return tile<4, kUnits>(op, w, w_stride);
+    case 5:
+      return tile<5, kUnits>(op, w, w_stride);
+    case 6:
+      return tile<6, kUnits>(op, w, w_stride);
+    default:
+      break;
+  }
+  if constexpr (kTileRows > 6) {
+    switch (rows) {
+      case 7:
+        return tile<7, kUnits>(op, w, w_stride);
+      case 8:
+        return tile<8, kUnits>(op, w, w_stride);
+      case 9:
+        return tile<9, kUnits>(op, w, w_stride);
+      case 10:
+        return tile<10, kUnits>(op, w, w_stride);
+      case 11:
+        return tile<11, kUnits>(op, w, w_stride);
+      case 12:
+        return tile<12, kUnits>(op, w, w_stride);
+      default:
+        break;
+    }
+  }
+}
+
+// All rows against `kUnits` units of columns, cut into tiles of nearly equal height. The first tile fetches
+// ahead.
+template <int kUnits, class W>
+HWY_INLINE void accumulate_columns(std::int64_t rows, TileOperands op, const W* w, std::int64_t w_stride) {
+  for (std::int64_t tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
+    const std::int64_t height = (rows + tiles - 1) / tiles;
+    tile_rows<kUnits>(height, op, w, w_stride);
+    op.x += height * op.x_stride;
+    op.acc += height * op.acc_stride;
+    op.prefetch_step = 0;
+    rows -= height;
+  }
+}
+
+// Two or three rows fill the registers better with two units of columns.
+template <class W>
+HWY_INLINE void tile_rows_wide(std::int64_t rows, const TileOperands& op, const W* w, std::int64_t w_stride) {
+  if (rows == 3) return tile<3, 2>(op, w, w_stride);
+  if (rows == 2) return tile<2, 2>(op, w, w_stride);
+  tile<1, 2>(op, w, w_stride);
+}
+
+// All rows against `units` units of columns.
+template <class W>
+HWY_INLINE void accumulate(std::int64_t rows, std::int64_t units, TileOperands op, const W* w,
+                           std::int64_t w_stride) {
+  while (units > 0) {
+    std::int64_t step = 1;
+    if (rows == 1 && units >= 4) {
+      step = 4;
+      tile<1, 4>(op, w, w_stride);
+    } else if (rows <= 3 && units >= 2 && kTileUnits < 2) {
+      step = 2;
+      tile_rows_wide(rows, op, w, w_stride);
+    } else if (kTileUnits > 1 && units >= kTileUnits) {
+      step = kTileUnits;
+      accumulate_columns<kTileUnits>(rows, op, w, w_stride);
+    } else {
+      accumulate_columns<1>(rows, op, w, w_stride);
+    }
+    units -= step;
+    w += step * kUnit;
+    op.acc += step * kUnit;
+    op.prefetch += op.prefetch_step * op.k_count;
+  }
+}
+
+}  // namespace stagecoach::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif
+#endif

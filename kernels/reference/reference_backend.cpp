@@ -1,0 +1,196 @@
+// The written definition of every operation: naive loops, double accumulation, one row at a time.
+//
+// Layouts: a matrix is (in, out) row-major; a KV page is (kPagePositions, 2, n_head, head_dim), K before V.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numbers>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "kernels/checks.hpp"
+#include "kernels/convert.hpp"
+#include "kernels/host_memory.hpp"
+
+namespace stagecoach {
+namespace {
+
+double activate(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kGeluTanh:
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
+    case Activation::kGeluErf:
+      return 0.5 * x * (1.0 + std::erf(x / std::numbers::sqrt2));
+    case Activation::kRelu:
+      return x < 0.0 ? 0.0 : x;
+    case Activation::kSilu:
+      return x / (1.0 + std::exp(-x));
+  }
+  return x;
+}
+
+class ReferenceBackend final : public Backend {
+ public:
+  std::string name() const override { return "reference"; }
+
+  Buffer allocate(std::int64_t bytes) override { return memory_.allocate(bytes); }
+  void upload(void* device, const void* host, std::int64_t bytes) override {
+    if (bytes > 0) std::memcpy(device, host, static_cast<std::size_t>(bytes));
+  }
+  void download(void* host, const void* device, std::int64_t bytes) override {
+    if (bytes > 0) std::memcpy(host, device, static_cast<std::size_t>(bytes));
+  }
+  std::int64_t bytes_allocated() const override { return memory_.bytes_allocated(); }
+  std::int64_t peak_bytes() const override { return memory_.peak_bytes(); }
+
+  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
+    check_matrix_shape(in, out);
+    return in * out * size_of(dtype);
+  }
+  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
+    return std::int64_t{2} * kPagePositions * n_head * head_dim * size_of(dtype);
+  }
+
+  void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
+    check_load_rows(matrix, layout, first_row, host);
+    for (std::int64_t r = 0; r < host.rows; ++r) {
+      for (std::int64_t c = 0; c < host.cols; ++c) {
+        const std::int64_t k = layout == WeightLayout::kInOut ? first_row + r : c;
+        const std::int64_t n = layout == WeightLayout::kInOut ? c : first_row + r;
+        store_element(matrix.storage.data(), matrix.dtype, k * matrix.out + n,
+                      load_element(host.row(r), host.dtype, c));
+      }
+    }
+  }
+
+  void set_rows(const RowsView& rows) override { rows_.assign(rows); }
+
+  void embed(const Matrix& wte, Tensor wpe, Tensor out) override {
+    check_embed(rows_, wte, wpe, out);
+    for (std::int64_t r = 0; r < out.rows; ++r) {
+      const std::int32_t token = rows_.tokens()[static_cast<std::size_t>(r)];
+      const std::int32_t position = rows_.positions()[static_cast<std::size_t>(r)];
+      for (std::int64_t c = 0; c < out.cols; ++c) {
+        out.f32(r)[c] = load_element(wte.storage.data(), wte.dtype, c * wte.out + token) +
+                        load_element(wpe.row(position), wpe.dtype, c);
+      }
+    }
+  }
+
+  void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
+    check_attention(rows_, qkv, kv, out);
+    append(qkv, kv);
+    for (std::int64_t r = 0; r < out.rows; ++r) {
+      for (std::int32_t h = 0; h < kv.n_head; ++h) attend(qkv, kv, scale, out, r, h);
+    }
+  }
+
+  void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
+    check_layer_norm(x, gain, bias, out);
+    for (std::int64_t r = 0; r < x.rows; ++r) {
+      double sum = 0.0;
+      for (std::int64_t c = 0; c < x.cols; ++c) sum += double{x.f32(r)[c]};
+      const double mean = sum / static_cast<double>(x.cols);
+      double squares = 0.0;
+      for (std::int64_t c = 0; c < x.cols; ++c)
+        squares += (double{x.f32(r)[c]} - mean) * (double{x.f32(r)[c]} - mean);
+      const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(x.cols) + double{epsilon});
+      for (std::int64_t c = 0; c < x.cols; ++c) {
+        const double normal = (double{x.f32(r)[c]} - mean) * inverse;
+        out.f32(r)[c] = static_cast<float>(normal * double{gain.f32(0)[c]} + double{bias.f32(0)[c]});
+      }
+    }
+  }
+
+  void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
+    check_linear(x, w, bias, epilogue, out);
+    std::vector<double> sums(static_cast<std::size_t>(w.out));
+    for (std::int64_t r = 0; r < x.rows; ++r) {
+      for (std::int64_t n = 0; n < w.out; ++n) {
+        sums[static_cast<std::size_t>(n)] = bias.data == nullptr ? 0.0 : double{bias.f32(0)[n]};
+      }
+      for (std::int64_t k = 0; k < w.in; ++k) {
+        const double factor = x.f32(r)[k];
+        for (std::int64_t n = 0; n < w.out; ++n) {
+          sums[static_cast<std::size_t>(n)] +=
+              factor * double{load_element(w.storage.data(), w.dtype, k * w.out + n)};
+        }
+      }
+      for (std::int64_t n = 0; n < w.out; ++n) {
+        const double value = activate(epilogue.activation, sums[static_cast<std::size_t>(n)]);
+        float& y = out.f32(r)[n];
+        y = static_cast<float>(epilogue.add_to_output ? double{y} + value : value);
+      }
+    }
+  }
+
+  void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override {
+    check_gather(x, rows, out);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      for (std::int64_t c = 0; c < x.cols; ++c) out.f32(static_cast<std::int64_t>(i))[c] = x.f32(rows[i])[c];
+    }
+  }
+
+  void synchronize() override {}
+
+ private:
+  // Element 0 of K (which = 0) or V (which = 1) of head `h` at `position` of the sequence of row `r`, as an
+  // index.
+  std::int64_t kv_index(const KvPages& kv, std::int64_t r, std::int32_t position, std::int64_t which,
+                        std::int32_t h) const {
+    const std::int64_t slot =
+        std::int64_t{rows_.page_of(r, position)} * kPagePositions + position % kPagePositions;
+    return ((slot * 2 + which) * kv.n_head + h) * kv.head_dim;
+  }
+
+  void append(Tensor qkv, const KvPages& kv) {
+    const std::int64_t width = std::int64_t{kv.n_head} * kv.head_dim;
+    for (std::int64_t r = 0; r < qkv.rows; ++r) {
+      const std::int32_t position = rows_.positions()[static_cast<std::size_t>(r)];
+      for (std::int64_t which = 0; which < 2; ++which) {
+        for (std::int64_t c = 0; c < width; ++c) {
+          store_element(kv.base, kv.dtype, kv_index(kv, r, position, which, 0) + c,
+                        qkv.f32(r)[(1 + which) * width + c]);
+        }
+      }
+    }
+  }
+
+  void attend(Tensor qkv, const KvPages& kv, float scale, Tensor out, std::int64_t r, std::int32_t h) const {
+    const std::int32_t last = rows_.positions()[static_cast<std::size_t>(r)];
+    const float* q = qkv.f32(r) + std::int64_t{h} * kv.head_dim;
+    std::vector<double> weights(static_cast<std::size_t>(last) + 1);
+    double largest = -std::numeric_limits<double>::infinity();
+    for (std::int32_t p = 0; p <= last; ++p) {
+      double score = 0.0;
+      for (std::int32_t d = 0; d < kv.head_dim; ++d) {
+        score += double{q[d]} * double{load_element(kv.base, kv.dtype, kv_index(kv, r, p, 0, h) + d)};
+      }
+      weights[static_cast<std::size_t>(p)] = score * double{scale};
+      largest = std::max(largest, weights[static_cast<std::size_t>(p)]);
+    }
+    double sum = 0.0;
+    for (double& weight : weights) sum += weight = std::exp(weight - largest);
+    for (std::int32_t d = 0; d < kv.head_dim; ++d) {
+      double value = 0.0;
+      for (std::int32_t p = 0; p <= last; ++p) {
+        value += weights[static_cast<std::size_t>(p)] *
+                 double{load_element(kv.base, kv.dtype, kv_index(kv, r, p, 1, h) + d)};
+      }
+      out.f32(r)[std::int64_t{h} * kv.head_dim + d] = static_cast<float>(value / sum);
+    }
+  }
+
+  HostMemory memory_;
+  RowSet rows_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_reference_backend() {
+  return std::make_unique<ReferenceBackend>();
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,203 @@
+// The CPU backend against the reference on random ragged shapes, and the layout-invariance contract bit by
+// bit.
+#include <doctest/doctest.h>
+
+#include "tests/unit/kernels_fixture.hpp"
+
+using namespace stagecoach;
+using namespace stagecoach::test;
+
+namespace {
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+constexpr Activation kActivations[] = {Activation::kNone, Activation::kGeluTanh, Activation::kGeluErf,
+                                       Activation::kRelu, Activation::kSilu};
+
+// Every instruction set of this CPU with several numbers of threads; says which sets it lacks.
+std::vector<CpuOptions> all_options() {
+  std::vector<CpuOptions> result;
+  for (const Simd simd : {Simd::kAvx2, Simd::kAvx512, Simd::kNeon}) {
+    if (simd_name(simd).empty()) continue;
+    for (const int threads : {1, 2, 3, 5}) result.push_back({threads, simd});
+  }
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("the CPU's instruction sets are known and the others refused") {
+  int missing = 0;
+  for (const Simd simd : {Simd::kAvx2, Simd::kAvx512, Simd::kNeon}) {
+    if (!simd_name(simd).empty()) continue;
+    ++missing;
+    CHECK_THROWS_AS(make_cpu_backend({1, simd}), DeviceError);
+  }
+  MESSAGE("instruction sets not tested because this CPU lacks them: " << missing << " of 3; kBest is "
+                                                                      << simd_name(Simd::kBest));
+  CHECK(missing < 3);
+}
+
+TEST_CASE("every operation agrees with the reference on random ragged shapes") {
+  Random random = fresh_random();
+  for (const CpuOptions& options : all_options()) {
+    const auto backend = make_checking_backend(make_cpu_backend(options));
+    for (const DType dtype : kDTypes) {
+      for (const Activation activation : kActivations) {
+        const std::int64_t in = random.between(1, 300);
+        const std::int64_t out = random.between(1, 300);
+        const std::int64_t rows = random.between(1, 30);
+        const Matrix w = random_matrix(*backend, random, in, out, dtype);
+        const Array x = random_array(random, rows, in);
+        const Array bias = random_array(random, 1, out);
+        Array y = random_array(random, rows, out);
+        const bool add = activation == Activation::kNone && random.between(0, 1) == 1;
+        const Tensor b = random.between(0, 3) == 0 ? Tensor{} : bias.view();
+        CHECK_NOTHROW(backend->linear(x.view(), w, b, {activation, add}, y.view()));
+      }
+    }
+    const std::int64_t cols = random.between(1, 200);
+    const Array x = random_array(random, 7, cols);
+    Array y(7, cols);
+    CHECK_NOTHROW(backend->layer_norm(x.view(), random_array(random, 1, cols).view(),
+                                      random_array(random, 1, cols).view(), 1e-5F, y.view()));
+    const std::vector<std::int32_t> chosen = {6, 0, 3, 3};
+    Array some(4, cols);
+    CHECK_NOTHROW(backend->gather(x.view(), chosen, some.view()));
+  }
+}
+
+TEST_CASE(
+    "linear gives each row the bits that it has alone, for every number of rows, threads and instruction "
+    "set") {
+  Random random = fresh_random();
+  for (const DType dtype : kDTypes) {
+    const std::int64_t in = random.between(300, 700);
+    const std::int64_t out = random.between(65, 200);
+    const Array all = random_array(random, 520, in);
+    const Array bias = random_array(random, 1, out);
+    const Array before = random_array(random, 520, out);
+    const Epilogue epilogue = random.between(0, 1) == 0 ? Epilogue{Activation::kGeluTanh, false}
+                                                        : Epilogue{Activation::kNone, true};
+    const std::uint64_t weights_seed = random.bits();
+    Array alone = before;
+    bool have_alone = false;
+    for (const CpuOptions& options : all_options()) {
+      const auto backend = make_cpu_backend(options);
+      Random weights(weights_seed);
+      const Matrix w = random_matrix(*backend, weights, in, out, dtype);
+      if (!have_alone) {
+        for (std::int64_t r = 0; r < 520; ++r) {
+          backend->linear(all.view().slice(r, 1), w, bias.view(), epilogue, alone.view().slice(r, 1));
+        }
+        have_alone = true;
+      }
+      std::vector<std::int64_t> counts = {240, 241, 480, 481, 513};
+      for (std::int64_t n = 1; n <= 70; ++n) counts.push_back(n);
+      if (options.threads != 1) counts = {1, 2, 7, 13, 64, 500};
+      for (const std::int64_t rows : counts) {
+        const std::int64_t first = random.between(0, 520 - rows);
+        Array y = before;
+        backend->linear(all.view().slice(first, rows), w, bias.view(), epilogue, y.view().slice(first, rows));
+        CHECK_MESSAGE(same_bits(y.view().slice(first, rows), alone.view().slice(first, rows)),
+                      rows << " rows, " << options.threads << " threads, " << name_of(dtype));
+        CHECK(same_bits(y.view().slice(0, first), before.view().slice(0, first)));
+      }
+    }
+  }
+}
+
+TEST_CASE("attention and embed agree with the reference for every head size and dtype") {
+  Random random = fresh_random();
+  for (const CpuOptions& options : all_options()) {
+    const auto backend = make_checking_backend(make_cpu_backend(options));
+    for (const std::int32_t head_dim : {1, 3, 8, 20, 64, 80, 96, 128}) {
+      const DType dtype = kDTypes[random.between(0, 2)];
+      Conversation talk(*backend, random, 3, head_dim, dtype, 3, 150);
+      CHECK_NOTHROW(talk.run_chunks(*backend, {40, 150, 1, 1, 77}));
+    }
+    const DType dtype = kDTypes[random.between(0, 2)];
+    const Matrix wte = random_matrix(*backend, random, 37, 131, dtype);
+    const Array wpe = random_array(random, 20, 37);
+    const std::vector<std::int32_t> tokens = {0, 130, 64, 63}, positions = {0, 1, 19, 2},
+                                    sequences = {0, 0, 0, 1}, pages = {0, 1};
+    backend->set_rows({tokens, positions, sequences, pages, 1});
+    Array out(4, 37);
+    CHECK_NOTHROW(backend->embed(wte, wpe.view(), out.view()));
+  }
+}
+
+TEST_CASE(
+    "attention gives the same bits for every split into chunks, threads, companions and instruction set") {
+  Random random = fresh_random();
+  for (const DType dtype : kDTypes) {
+    for (const std::int32_t head_dim : {5, 64, 80}) {
+      const std::uint64_t seed = random.bits();
+      std::vector<float> want;
+      for (const CpuOptions& options : all_options()) {
+        for (const std::vector<std::int64_t>& chunks : {std::vector<std::int64_t>(200, 1),
+                                                        {200},
+                                                        {64, 64, 72},
+                                                        {63, 1, 65, 71},
+                                                        {100, 1, 1, 98},
+                                                        {7, 193}}) {
+          const auto backend = make_cpu_backend(options);
+          Random same(seed);
+          Conversation talk(*backend, same, 2, head_dim, dtype, 2, 200);
+          talk.poison(*backend);
+          const std::vector<float> got = talk.run_chunks(*backend, chunks);
+          if (want.empty()) want = got;
+          CHECK_MESSAGE(
+              std::memcmp(got.data(), want.data(), want.size() * 4) == 0,
+              "head_dim " << head_dim << ", " << options.threads << " threads, first chunk " << chunks[0]);
+          if (options.threads > 2) break;
+        }
+      }
+      for (const float value : want) REQUIRE(std::isfinite(value));
+    }
+  }
+}
+
+TEST_CASE("shapes that do not fit are refused with their values") {
+  const auto backend = make_cpu_backend({});
+  Matrix w = backend->make_matrix(8, 4, DType::kFloat32);
+  Array x(2, 7);
+  Array y(2, 4);
+  CHECK_THROWS_WITH_AS(backend->linear(x.view(), w, {}, {}, y.view()),
+                       "linear: x is float32 (2, 7) stride 7, expected float32 (2, 8)",
+                       std::invalid_argument);
+  Array good(2, 8);
+  CHECK_THROWS_AS(backend->linear(good.view(), w, {}, {Activation::kRelu, true}, y.view()),
+                  std::invalid_argument);
+  CHECK_THROWS_AS(backend->load_rows(w, WeightLayout::kInOut, 7, y.view()), std::invalid_argument);
+  const std::vector<std::int32_t> tokens = {9}, positions = {0}, sequences = {0}, pages = {5};
+  backend->set_rows({tokens, positions, sequences, pages, 1});
+  Array wpe(1, 8);
+  Array out(1, 8);
+  CHECK_THROWS_AS(backend->embed(w, wpe.view(), out.view()), std::invalid_argument);
+  Buffer base = backend->allocate(backend->kv_page_bytes(1, 8, DType::kFloat32) * 5);
+  Array qkv(1, 24);
+  CHECK_THROWS_AS(backend->attention(qkv.view(), {base.data(), DType::kFloat32, 5, 1, 8}, 1.0F, out.view()),
+                  std::invalid_argument);
+  const std::vector<std::int32_t> bad = {64};
+  CHECK_THROWS_AS(backend->set_rows({tokens, bad, sequences, pages, 1}), std::invalid_argument);
+  CHECK_THROWS_AS(make_cpu_backend({0, Simd::kBest}), std::invalid_argument);
+}
+
+TEST_CASE("memory is zeroed, aligned and counted, and running out is an error with the size") {
+  const auto backend = make_cpu_backend({});
+  const std::int64_t before = backend->bytes_allocated();
+  {
+    const Buffer small = backend->allocate(100);
+    const Buffer large = backend->allocate(5 << 20);
+    CHECK(reinterpret_cast<std::uintptr_t>(small.data()) % 64 == 0);
+    CHECK(reinterpret_cast<std::uintptr_t>(large.data()) % (2 << 20) == 0);
+    for (std::size_t i = 0; i < large.bytes(); i += 4096)
+      REQUIRE(static_cast<const char*>(large.data())[i] == 0);
+    CHECK(backend->bytes_allocated() == before + 100 + (5 << 20));
+  }
+  CHECK(backend->bytes_allocated() == before);
+  CHECK(backend->peak_bytes() == before + 100 + (5 << 20));
+  CHECK(backend->allocate(0).data() != nullptr);
+  CHECK_THROWS_AS(backend->allocate(std::int64_t{1} << 60), DeviceError);
+  CHECK_THROWS_AS(backend->allocate(-1), std::invalid_argument);
+}
