@@ -32,7 +32,7 @@ void require_directory(const fs::path& path) {
   }
 }
 
-std::optional<Tokenizer> open_tokenizer(const fs::path& directory, const ModelConfig& config) {
+std::optional<Tokenizer> tokenizer_in(const fs::path& directory) {
   const fs::path vocab = directory / "vocab.json";
   const fs::path merges = directory / "merges.txt";
   const bool has_vocab = fs::exists(vocab);
@@ -45,16 +45,20 @@ std::optional<Tokenizer> open_tokenizer(const fs::path& directory, const ModelCo
                     has_vocab ? "merges.txt" : "vocab.json"));
   }
   try {
-    Tokenizer tokenizer = Tokenizer::from_files(vocab, merges);
-    if (tokenizer.vocab_size() > config.vocab_size) {
-      throw WeightError(
-          fmt::format("{}: has {} tokens, but config.json has vocab_size {}; do the files belong together?",
-                      vocab.string(), tokenizer.vocab_size(), config.vocab_size));
-    }
-    return tokenizer;
+    return Tokenizer::from_files(vocab, merges);
   } catch (const TokenizerError& error) {
     throw WeightError(error.what());
   }
+}
+
+std::optional<Tokenizer> tokenizer_of_model(const fs::path& directory, const ModelConfig& config) {
+  std::optional<Tokenizer> tokenizer = tokenizer_in(directory);
+  if (tokenizer && tokenizer->vocab_size() > config.vocab_size) {
+    throw WeightError(
+        fmt::format("{}: has {} tokens, but config.json has vocab_size {}; do the files belong together?",
+                    (directory / "vocab.json").string(), tokenizer->vocab_size(), config.vocab_size));
+  }
+  return tokenizer;
 }
 
 Model open_synthetic(const std::string& name) {
@@ -79,7 +83,7 @@ Model open_directory(const std::string& name) {
   model.config = parse_model_config(read_text_file(config_path, kMaxConfigBytes), config_path.string());
   model.weights = open_safetensors(directory, model.config);
   model.dtype = model.weights->dtype_of(tensor_table(model.config).front());
-  model.tokenizer = open_tokenizer(directory, model.config);
+  model.tokenizer = tokenizer_of_model(directory, model.config);
   return model;
 }
 
@@ -93,6 +97,14 @@ Model open_model(const std::string& name) {
       const fs::filesystem_error& error) {  // a directory that may not be searched, a name that is too long
     throw WeightError(fmt::format("{}: {}", name, error.code().message()));
   }
+}
+
+Tokenizer open_tokenizer(const std::string& name) {
+  if (!is_synthetic(name)) {
+    require_directory(name);
+    if (std::optional<Tokenizer> tokenizer = tokenizer_in(name)) return std::move(*tokenizer);
+  }
+  throw WeightError(fmt::format("{}: has no tokenizer; expected a directory with vocab.json and merges.txt", name));
 }
 
 }  // namespace stagecoach

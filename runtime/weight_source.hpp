@@ -52,4 +52,7 @@ struct Model {
 // exactly once with its shape, none may be unknown. Throws WeightError.
 Model open_model(const std::string& name);
 
+// The tokenizer alone: a directory with vocab.json and merges.txt is enough. Throws WeightError when there is none.
+Tokenizer open_tokenizer(const std::string& name);
+
 }  // namespace stagecoach
