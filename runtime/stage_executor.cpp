@@ -152,6 +152,7 @@ TokenBatch StageExecutor::pick_tokens(const Microbatch& microbatch, Tensor resid
     backend_.layer_norm(rows, weights_.final_gain.view, weights_.final_bias.view, config_.layer_norm_epsilon, rows);
     backend_.linear(rows, weights_.head(), {}, {}, logits);
     backend_.download(host_logits_.data(), logits.data, logits.bytes());
+    last_logits_size_ = static_cast<std::size_t>(logits.rows * logits.cols);
     progress();
     for (std::size_t i = 0; i < count; ++i) {
       const Row& row = microbatch.rows[static_cast<std::size_t>(wanted[first + i])];

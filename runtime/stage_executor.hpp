@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "kernels/backend.hpp"
@@ -35,6 +36,9 @@ class StageExecutor {
   // `residual` is (microbatch.rows.size(), n_embd) float32 on the backend. The first stage overwrites it with embeddings,
   // the others expect the previous stage's. Returns the picked tokens on the last stage, otherwise an empty batch.
   TokenBatch run(const Microbatch& microbatch, Tensor residual, const Progress& progress);
+
+  // Logits (rows, vocab) of the last rows that the latest `run` picked tokens for, at most 64: for comparisons.
+  std::span<const float> last_logits() const { return std::span(host_logits_).first(last_logits_size_); }
 
   bool is_first() const { return blocks_.first == 0; }
   bool is_last() const { return blocks_.last == config_.n_layer - 1; }
@@ -67,6 +71,7 @@ class StageExecutor {
   // Host copies of the current rows, in the form that backends take.
   std::vector<std::int32_t> tokens_, positions_, sequences_, tables_;
   std::vector<float> host_logits_;
+  std::size_t last_logits_size_ = 0;
 };
 
 }  // namespace stagecoach
