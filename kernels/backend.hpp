@@ -1,13 +1,12 @@
 // The one device seam: memory and the operations that carry a GPT-2 stage.
 //
-// A backend is one in-order queue on one device: operations start in call order and each sees the results of
-// those before it; `synchronize` waits until all of them are done. It knows rows, pages and matrices; it does
-// not know models, blocks or ranks. All activations are float32; weights and KV pages have their own dtypes
-// and are widened when read. Preconditions (shapes, dtypes) are checked at this border and throw
-// std::invalid_argument with the values.
+// A backend is one in-order queue on one device: operations start in call order and each sees the results of those
+// before it; `synchronize` waits until all of them are done. It knows rows, pages and matrices; it does not know models,
+// blocks or ranks. All activations are float32; weights and KV pages have their own dtypes and are widened when read.
+// Preconditions (shapes, dtypes) are checked at this border and throw std::invalid_argument with the values.
 //
-// Layout invariance (reference and cpu): each output row is computed in an order of operations that does not
-// depend on how many rows share the call, on other rows, or on the number of threads.
+// Layout invariance (reference and cpu): each output row is computed in an order of operations that does not depend on
+// how many rows share the call, on other rows, or on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +34,7 @@ struct Epilogue {
   bool add_to_output = false;
 };
 
-// How a host array of weights lies: GPT-2's Conv1D stores (in, out), an embedding or LM head stores (out,
-// in).
+// How a host array of weights lies: GPT-2's Conv1D stores (in, out), an embedding or LM head stores (out, in).
 enum class WeightLayout : std::uint8_t { kInOut, kOutIn };
 
 // A weight matrix (in, out) in the backend's own packing.
@@ -47,12 +45,11 @@ struct Matrix {
   Buffer storage;
 };
 
-// Token positions of one page of the KV cache, and the tile of attention: keys are reduced tile by tile from
-// position 0.
+// Token positions of one page of the KV cache, and the tile of attention: keys are reduced tile by tile from position 0.
 inline constexpr std::int32_t kPagePositions = 64;
 
-// The KV pages of one block. A page holds, in the backend's own layout, K and V of kPagePositions positions
-// for all heads; page p begins p * page_bytes after `base`. Sizes: Backend::kv_page_bytes.
+// The KV pages of one block. A page holds, in the backend's own layout, K and V of kPagePositions positions for all
+// heads; page p begins p * page_bytes after `base`. Sizes: Backend::kv_page_bytes.
 struct KvPages {
   void* base = nullptr;
   DType dtype = DType::kFloat32;
@@ -67,8 +64,7 @@ struct RowsView {
   std::span<const std::int32_t> tokens;     // (rows) vocabulary ids
   std::span<const std::int32_t> positions;  // (rows) zero-based position in the sequence
   std::span<const std::int32_t> sequences;  // (rows) index of the row's page table below
-  std::span<const std::int32_t>
-      pages;  // (sequences, table_stride) page numbers; page i holds positions from i * kPagePositions
+  std::span<const std::int32_t> pages;      // (sequences, table_stride) page numbers; page i holds positions from i * kPagePositions
   std::int64_t table_stride = 0;
 };
 
@@ -92,26 +88,22 @@ class Backend {
   Matrix make_matrix(std::int64_t in, std::int64_t out, DType dtype) {
     return {in, out, dtype, allocate(matrix_bytes(in, out, dtype))};
   }
-  // Packs rows [first_row, first_row + host.rows) of the host array into `matrix`, converting host.dtype to
-  // matrix.dtype (round to nearest even). kInOut: host is (in, out); kOutIn: host is (out, in). Host memory
-  // may be reused on return.
+  // Packs rows [first_row, first_row + host.rows) of the host array into `matrix`, converting host.dtype to matrix.dtype
+  // (round to nearest even). kInOut: host is (in, out); kOutIn: host is (out, in). Host memory may be reused on return.
   virtual void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) = 0;
 
   // --- operations on the rows of the last set_rows
   virtual void set_rows(const RowsView& rows) = 0;
-  // out(r, :) = wte(:, tokens[r]) + wpe(positions[r], :).   wte is a Matrix (n_embd, vocab); wpe
-  // (n_positions, n_embd).
+  // out(r, :) = wte(:, tokens[r]) + wpe(positions[r], :).   wte is a Matrix (n_embd, vocab); wpe (n_positions, n_embd).
   virtual void embed(const Matrix& wte, Tensor wpe, Tensor out) = 0;
-  // Appends K and V of every row to its pages, then out(r, head) = softmax(scale * q k^T) v over positions
-  // 0..positions[r]. qkv is (rows, 3 * n_head * head_dim): q, k, v side by side; out is (rows, n_head *
-  // head_dim).
+  // Appends K and V of every row to its pages, then out(r, head) = softmax(scale * q k^T) v over positions 0..positions[r].
+  // qkv is (rows, 3 * n_head * head_dim): q, k, v side by side; out is (rows, n_head * head_dim).
   virtual void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) = 0;
 
   // --- operations on any rows
   // out = (x - mean) / sqrt(variance + epsilon) * gain + bias, per row; gain and bias are (1, cols) float32.
   virtual void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) = 0;
-  // out (rows, w.out) = epilogue(x (rows, w.in) * w + bias); bias is (1, w.out) float32 or empty (data ==
-  // nullptr).
+  // out (rows, w.out) = epilogue(x (rows, w.in) * w + bias); bias is (1, w.out) float32 or empty (data == nullptr).
   virtual void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) = 0;
   // out(i, :) = x(rows[i], :).
   virtual void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) = 0;
@@ -130,13 +122,11 @@ struct CpuOptions {
 };
 // Throws DeviceError when the CPU lacks the instruction set (x86 needs AVX2 with FMA and F16C).
 std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
-// Name of the instruction set that `simd` stands for on this CPU ("AVX2", "AVX-512", ...), empty if it has
-// none such.
+// Name of the instruction set that `simd` stands for on this CPU ("AVX2", "AVX-512", ...), empty if it has none such.
 std::string simd_name(Simd simd);
 
-// Runs every operation on `inner` and on the reference, and throws std::logic_error that names the operation,
-// the worst element and both values when they differ by more than the dtypes allow. For tests and for
-// debugging; slow.
+// Runs every operation on `inner` and on the reference, and throws std::logic_error that names the operation, the worst
+// element and both values when they differ by more than the dtypes allow. For tests and for debugging; slow.
 std::unique_ptr<Backend> make_checking_backend(std::unique_ptr<Backend> inner);
 
 }  // namespace stagecoach

@@ -20,8 +20,7 @@ std::uint16_t f32_to_f16(float value) {
   if (magnitude > 0x7f800000U) return static_cast<std::uint16_t>(sign | 0x7e00U);   // NaN
   if (magnitude >= 0x477ff000U) return static_cast<std::uint16_t>(sign | 0x7c00U);  // rounds to infinity
   if (magnitude < 0x38800000U) {
-    // Below 2^-14: adding 0.5 aligns the value so that the float addition itself rounds to nearest even at
-    // 2^-24.
+    // Below 2^-14: adding 0.5 aligns the value so that the float addition itself rounds to nearest even at 2^-24.
     const float aligned = std::bit_cast<float>(magnitude) + 0.5F;
     return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(aligned) - 0x3f000000U));
   }

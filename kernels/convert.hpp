@@ -1,5 +1,4 @@
-// Element conversions between float32, float16 (IEEE binary16) and bfloat16, round to nearest even, on the
-// host.
+// Element conversions between float32, float16 (IEEE binary16) and bfloat16, round to nearest even, on the host.
 #pragma once
 
 #include <bit>
@@ -15,8 +14,7 @@ inline float bf16_to_f32(std::uint16_t bits) {
 }
 inline std::uint16_t f32_to_bf16(float value) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-  if ((bits & 0x7fffffffU) > 0x7f800000U)
-    return static_cast<std::uint16_t>((bits >> 16) | 0x40U);  // stays a NaN
+  if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);  // stays a NaN
   return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
 }
 float f16_to_f32(std::uint16_t bits);
@@ -32,8 +30,7 @@ inline void store_element(void* data, DType dtype, std::int64_t index, float val
   if (dtype == DType::kFloat32) {
     static_cast<float*>(data)[index] = value;
   } else {
-    static_cast<std::uint16_t*>(data)[index] =
-        dtype == DType::kFloat16 ? f32_to_f16(value) : f32_to_bf16(value);
+    static_cast<std::uint16_t*>(data)[index] = dtype == DType::kFloat16 ? f32_to_f16(value) : f32_to_bf16(value);
   }
 }
 

@@ -8,7 +8,7 @@
 #include <immintrin.h>
 #endif
 
-namespace stagecoach {
+namespace stagecoach::cpu {
 namespace {
 
 constexpr std::uint64_t kTaskBits = 24;
@@ -100,4 +100,4 @@ void ThreadPool::work(int thread) {
   }
 }
 
-}  // namespace stagecoach
+}  // namespace stagecoach::cpu

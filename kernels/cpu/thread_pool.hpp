@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-namespace stagecoach {
+namespace stagecoach::cpu {
 
 class ThreadPool {
  public:
@@ -58,4 +58,4 @@ class ThreadPool {
   std::vector<std::thread> workers_;
 };
 
-}  // namespace stagecoach
+}  // namespace stagecoach::cpu

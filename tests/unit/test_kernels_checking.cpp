@@ -1,0 +1,96 @@
+// The checking backend: a backend that computes wrongly is found out, whatever the operation.
+#include <doctest/doctest.h>
+
+#include <string>
+
+#include "tests/unit/kernels_fixture.hpp"
+
+using namespace stagecoach;
+using namespace stagecoach::test;
+
+namespace {
+
+// Forwards to the CPU backend and then makes one element of the output wrong by a millionth part and a bit.
+class Broken final : public Backend {
+ public:
+  std::string name() const override { return "broken"; }
+  Buffer allocate(std::int64_t bytes) override { return inner_->allocate(bytes); }
+  void upload(void* device, const void* host, std::int64_t bytes) override {
+    inner_->upload(device, host, bytes);
+  }
+  void download(void* host, const void* device, std::int64_t bytes) override {
+    inner_->download(host, device, bytes);
+  }
+  std::int64_t bytes_allocated() const override { return inner_->bytes_allocated(); }
+  std::int64_t peak_bytes() const override { return inner_->peak_bytes(); }
+  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
+    return inner_->matrix_bytes(in, out, dtype);
+  }
+  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
+    return inner_->kv_page_bytes(n_head, head_dim, dtype);
+  }
+  void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
+    inner_->load_rows(matrix, layout, first_row, host);
+  }
+  void set_rows(const RowsView& rows) override { inner_->set_rows(rows); }
+  void embed(const Matrix& wte, Tensor wpe, Tensor out) override { inner_->embed(wte, wpe, out), spoil(out); }
+  void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
+    inner_->attention(qkv, kv, scale, out), spoil(out);
+  }
+  void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
+    inner_->layer_norm(x, gain, bias, epsilon, out), spoil(out);
+  }
+  void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
+    inner_->linear(x, w, bias, epilogue, out), spoil(out);
+  }
+  void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override {
+    inner_->gather(x, rows, out), spoil(out);
+  }
+  void synchronize() override {}
+
+ private:
+  static void spoil(Tensor out) { out.f32(1)[2] += 1e-3F; }
+  std::unique_ptr<Backend> inner_ = make_cpu_backend({});
+};
+
+// The message of the logic_error that `body` throws, or nothing.
+template <class Body>
+std::string complaint(const Body& body) {
+  try {
+    body();
+  } catch (const std::logic_error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE("a wrong element is reported with its operation, place and both values") {
+  Random random = fresh_random();
+  const auto backend = make_checking_backend(std::make_unique<Broken>());
+  const Matrix w = random_matrix(*backend, random, 4, 6, DType::kBFloat16);
+  const Array x = random_array(random, 3, 4);
+  Array y(3, 6);
+  const std::string said = complaint([&] { backend->linear(x.view(), w, {}, {}, y.view()); });
+  CHECK(said.find("linear (4, 6) bfloat16: element (1, 2) is ") == 0);
+  CHECK(said.find("the reference has ") != std::string::npos);
+
+  const Array gain = random_array(random, 1, 4);
+  Array z(3, 4);
+  CHECK(complaint([&] {
+          backend->layer_norm(x.view(), gain.view(), gain.view(), 1e-5F, z.view());
+        }).find("layer_norm: element (1, 2)") == 0);
+  const std::vector<std::int32_t> rows = {2, 0};
+  Array some(2, 4);
+  CHECK(complaint([&] { backend->gather(x.view(), rows, some.view()); }).find("gather: element (1, 2)") == 0);
+
+  const std::vector<std::int32_t> tokens = {5, 0}, positions = {0, 1}, sequences = {0, 0}, pages = {0};
+  backend->set_rows({tokens, positions, sequences, pages, 1});
+  CHECK(complaint([&] { backend->embed(w, x.view(), some.view()); }).find("embed: element (1, 2)") == 0);
+  const Buffer storage = backend->allocate(backend->kv_page_bytes(1, 4, DType::kFloat16));
+  const Array qkv = random_array(random, 2, 12);
+  CHECK(complaint([&] {
+          backend->attention(qkv.view(), {storage.data(), DType::kFloat16, 1, 1, 4}, 0.5F, some.view());
+        }).find("attention: element (1, 2)") == 0);
+}
