@@ -1,0 +1,61 @@
+#include "tests/program/run_program.hpp"
+
+#include <fmt/format.h>
+#include <sys/wait.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+
+namespace stagecoach::test {
+
+int Ended::messages() const {
+  std::istringstream lines(err);
+  int count = 0;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with("stagecoach: ")) ++count;
+  }
+  return count;
+}
+
+Ended run_program(int ranks, const std::string& arguments, int limit_s) {
+  const ScratchFolder scratch;
+  const std::string launcher = ranks == 0 ? "" : fmt::format("{} -n {} ", STAGECOACH_MPIEXEC, ranks);
+  // The program's own redirections stand last and win.
+  const std::string command = fmt::format("timeout -k 5 {} {}{} >{} 2>{} {}", limit_s, launcher, STAGECOACH_PROGRAM,
+                                          scratch / "out", scratch / "err", arguments);
+  const auto start = std::chrono::steady_clock::now();
+  const int code = std::system(command.c_str());
+  Ended ended;
+  ended.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  ended.status = WIFEXITED(code) ? WEXITSTATUS(code) : 128 + WTERMSIG(code);
+  ended.out = read_file(scratch / "out");
+  ended.err = read_file(scratch / "err");
+  return ended;
+}
+
+ScratchFolder::ScratchFolder() {
+  std::random_device random;
+  path_ = std::filesystem::temp_directory_path() / fmt::format("stagecoach-test-{:08x}{:08x}", random(), random());
+  std::filesystem::create_directories(path_);
+}
+ScratchFolder::~ScratchFolder() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+}
+
+void write_file(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  if (!(file << text) || !file.flush()) throw std::runtime_error("cannot write " + path);
+}
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+}  // namespace stagecoach::test

@@ -1,0 +1,40 @@
+// Starts the program as a shell would, alone or under mpirun, and keeps what it printed.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace stagecoach::test {
+
+struct Ended {
+  int status = -1;     // exit status; 124 when it had to be stopped after `limit_s`
+  std::string out;
+  std::string err;
+  double seconds = 0.0;
+
+  // Lines of `err` that are the program's own messages.
+  int messages() const;
+  bool says(const std::string& text) const { return err.find(text) != std::string::npos; }
+};
+
+// `arguments` go through the shell: quotes and redirections work. ranks 0: without mpirun.
+Ended run_program(int ranks, const std::string& arguments, int limit_s = 60);
+
+// A fresh folder, removed with the object.
+class ScratchFolder {
+ public:
+  ScratchFolder();
+  ~ScratchFolder();
+  ScratchFolder(const ScratchFolder&) = delete;
+  ScratchFolder& operator=(const ScratchFolder&) = delete;
+  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+void write_file(const std::string& path, const std::string& text);
+std::string read_file(const std::string& path);
+
+}  // namespace stagecoach::test
