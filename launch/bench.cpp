@@ -9,6 +9,7 @@
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
 #include "launch/session.hpp"
+#include "runtime/output_file.hpp"
 #include "runtime/results.hpp"
 
 namespace stagecoach {
@@ -116,7 +117,9 @@ void write_json(const Options& options, const Session& session, const Figures& f
       json_string(session.model().name), name_of(session.dtype()), session.plan().stage_count(), session.threads(),
       options.batch, options.prompt_tokens, options.new_tokens, json_of(f.prefill), json_of(f.decode), json_of(f.ttft),
       f.weight_bytes, f.kv_bytes, f.peak_bytes);
-  write_file_atomically(options.json_path, text);
+  OutputFile file(options.json_path);
+  file.write(text);
+  file.commit();
 }
 
 void print_table(const Options& options, const Session& session, const Figures& f) {

@@ -1,8 +1,9 @@
 // What the user asked for: the command line merged with the run file, typed and checked.
 //
-// A pure function of the arguments and of a reader of run files: prints nothing, exits never, knows no MPI. The command
-// line wins over the run file. Everything that can be known without the model is checked here, and an option whose
-// meaning comes in a later version is refused unless it has its neutral value: no option is silently ignored.
+// A pure function of the arguments and of a reader of run files: prints nothing, exits never, knows no MPI.
+// The command line wins over the run file. Everything that can be known without the model is checked here,
+// and an option whose meaning comes in a later version is refused unless it has its neutral value: no option
+// is silently ignored.
 #pragma once
 
 #include <cstdint>
@@ -33,9 +34,11 @@ enum class SimdChoice : std::uint8_t { kBest, kAvx2, kAvx512, kNeon };
 struct Options {
   Command command = Command::kGenerate;
   std::string model;
-  RunFile run_file;  // path is empty without --config; `stages` is the list to follow, unset when --stages was given
+  RunFile run_file;  // path is empty without --config; `stages` is the list to follow, unset when --stages
+                     // was given
 
-  // Common: empty means the default that only the model, the machine or the number of ranks can tell ("auto").
+  // Common: empty means the default that only the model, the machine or the number of ranks can tell
+  // ("auto").
   DeviceChoice device = DeviceChoice::kAuto;
   std::optional<DType> dtype;     // as stored
   std::optional<DType> kv_dtype;  // float32 on CPU
@@ -58,8 +61,8 @@ struct Options {
   bool ignore_eos = false;
   bool logprobs = false;
   bool truncate_long = false;
-  bool fresh = false;       // there is nothing to resume yet: starting over is what happens anyway
-  std::int32_t shard = 0;   // --shard I/N
+  bool fresh = false;      // there is nothing to resume yet: starting over is what happens anyway
+  std::int32_t shard = 0;  // --shard I/N
   std::int32_t shards = 1;
 
   // tokenize
@@ -81,7 +84,8 @@ struct HelpText {
 
 using RunFileReader = std::function<RunFile(const std::string& path)>;
 
-// `arguments` without the program's name. `features` is for --version. Throws UsageError, and PlanError from `read_run_file`.
+// `arguments` without the program's name. `features` is for --version. Throws UsageError, and PlanError from
+// `read_run_file`.
 std::variant<Options, HelpText> parse_command_line(const std::vector<std::string>& arguments,
                                                    const std::vector<std::string>& features,
                                                    const RunFileReader& reader = read_run_file);

@@ -58,6 +58,18 @@ PromptReader open_prompts(const Options& options, const Session& session) {
   return PromptReader::from_texts(options.prompt_texts, known, prompts);
 }
 
+// One prompt without --output: its text as it comes.
+class StreamSink final : public ResultSink {
+ public:
+  explicit StreamSink(TextStream stream) : stream_(std::move(stream)) {}
+  TextStream& stream() { return stream_; }
+  void write(const Request&, const Sample&) override {}
+  void finish() override { stream_.end(); }
+
+ private:
+  TextStream stream_;
+};
+
 }  // namespace
 
 int run_generate(const Options& options, const World& world) {
@@ -65,17 +77,25 @@ int run_generate(const Options& options, const World& world) {
   std::optional<PromptReader> reader;
   PromptSummary summary;
   std::unique_ptr<ResultSink> sink;
+  FrontDeskHooks desk_hooks;
   session.prepare([&]() -> WorkSize {
     reader = open_prompts(options, session);
     summary = reader->check();
     const Tokenizer* tokenizer = session.model().tokenizer ? &*session.model().tokenizer : nullptr;
     const std::int32_t eos = session.model().config.eos_token_id;
-    sink = options.output_path.empty() ? make_text_sink(STDOUT_FILENO, tokenizer, eos)
-                                       : make_jsonl_sink(options.output_path, tokenizer, eos);
+    if (!options.output_path.empty()) {
+      sink = make_jsonl_sink(options.output_path, tokenizer, eos);
+    } else if (summary.count == 1) {
+      auto streaming = std::make_unique<StreamSink>(TextStream(STDOUT_FILENO, tokenizer, eos));
+      desk_hooks.on_read = [s = streaming.get()](const Request& request) { s->stream().begin(request); };
+      desk_hooks.on_token = [s = streaming.get()](std::int32_t token) { s->stream().push(token); };
+      sink = std::move(streaming);
+    } else {
+      sink = make_text_sink(STDOUT_FILENO, tokenizer, eos);
+    }
     return {summary.count, summary.longest_positions};
   });
   session.run([&](Leader& leader) {
-    FrontDeskHooks desk_hooks;
     std::optional<ProgressLine> line;
     if (!options.output_path.empty() && !options.quiet && isatty(STDERR_FILENO) != 0) {
       line.emplace(summary.count);
@@ -86,6 +106,7 @@ int run_generate(const Options& options, const World& world) {
     hooks.next_request = [&desk] { return desk.next_request(); };
     hooks.exhausted = [&desk] { return desk.exhausted(); };
     hooks.on_finished = [&desk](Request&& request, Sample&& sample) { desk.deliver(std::move(request), std::move(sample)); };
+    if (desk_hooks.on_token) hooks.on_token = [&desk](const Scheduler::TokenEvent& event) { desk.token(event.token); };
     Scheduler scheduler(session.scheduler_limits());
     leader.run(scheduler, hooks);
     desk.finish();

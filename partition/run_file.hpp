@@ -28,6 +28,7 @@ struct RunFile {
   std::vector<std::string> stage_places;         // "run.yaml:5:7" per stage
 };
 
+// Paths in a run file count from the current directory, as on the command line.
 RunFile read_run_file(const std::string& path);
 RunFile parse_run_file(const std::string& text, const std::string& path);
 

@@ -1,7 +1,8 @@
 // Prompts from a file, standard input or the command line, one Request at a time.
 //
-// `.jsonl` has one object per line with "prompt" or "tokens", optionally "id" and "max_new_tokens"; anything else is one
-// prompt per line (a final line without newline counts, an empty line is an error: an empty prompt). The whole input is
+// `.jsonl` has one object per line with "prompt" or "tokens", optionally "id" (a string) and "max_new_tokens".
+// Anything else, standard input too, is one prompt per line, ended by "\n" or "\r\n" (a final line without newline
+// counts, an empty line is an error: an empty prompt), bytes as they are, valid UTF-8 or not. The whole input is
 // checked by `check` before anything runs, then `next` reads it again from the start, so it is never held whole.
 #pragma once
 
@@ -35,6 +36,7 @@ struct PromptOptions {
   std::int32_t vocab_size = 0;
   std::int32_t shard = 0;      // --shard I/N: every shards-th prompt from `shard`; indices stay those of the whole input
   std::int32_t shards = 1;
+  std::string temporary_folder = "/tmp";  // for a copy of standard input; launch passes TMPDIR
 };
 
 struct PromptSummary {

@@ -4,9 +4,11 @@
 // synchronised to disk; until then they stand beside it as "NAME.partial". I/O failures throw OutputError.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "runtime/request.hpp"
 #include "runtime/tokenizer.hpp"
@@ -29,9 +31,27 @@ class ResultSink {
 // `tokenizer` null: text fields are null. `eos` is left out of completion. Fails at once when the file cannot be made.
 std::unique_ptr<ResultSink> make_jsonl_sink(const std::string& path, const Tokenizer* tokenizer, std::int32_t eos);
 
-// Prompt and completion as text on `fd` (token ids where there is no tokenizer), a line each... see text_sink in results.cpp.
-// EPIPE and full devices throw OutputError.
+// For people and several prompts, each as "==> INDEX <==" ("==> INDEX: ID <==" when it has an id) on a line, prompt and
+// completion in one piece, an empty line. Without a tokenizer, token ids separated by spaces. `fd` is not closed.
+// EPIPE (for whoever ignores SIGPIPE) and full devices throw OutputError.
 std::unique_ptr<ResultSink> make_text_sink(int fd, const Tokenizer* tokenizer, std::int32_t eos);
+
+// For people and one prompt: prompt and completion as they come, characters only when complete. `begin`, `push` per token,
+// `end`. Throws OutputError like the text sink.
+class TextStream {
+ public:
+  TextStream(int fd, const Tokenizer* tokenizer, std::int32_t eos) : fd_(fd), tokenizer_(tokenizer), eos_(eos) {}
+  void begin(const Request& request);
+  void push(std::int32_t token);
+  void end();
+
+ private:
+  int fd_;
+  const Tokenizer* tokenizer_;
+  std::int32_t eos_;
+  bool ignore_eos_ = false;
+  StreamDecoder decoder_;
+};
 
 // `value` as the shortest decimal that reads back as the same float32; -inf, inf and nan as null.
 std::string shortest_decimal(float value);

@@ -1,0 +1,295 @@
+#include "launch/option_table.hpp"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <limits>
+
+#include "partition/wording.hpp"
+
+namespace stagecoach {
+namespace {
+
+constexpr std::int64_t kMaxTokens = 1 << 30;  // as many as a model may have positions
+constexpr double kMaxTimeout = 604800.0;      // a week
+
+template <typename T>
+std::optional<T> parse(const std::string& text) {
+  T value{};
+  const char* end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc() || rest != end) return std::nullopt;
+  return value;
+}
+
+std::int64_t whole(const std::string& text, std::int64_t low, std::int64_t high) {
+  const auto value = parse<std::int64_t>(text);
+  if (!value || *value < low || *value > high) {
+    throw UsageError(fmt::format("{} is not a number from {} to {}", shown(text), low, high));
+  }
+  return *value;
+}
+
+std::int32_t count(const std::string& text, std::int64_t low, std::int64_t high) {
+  return static_cast<std::int32_t>(whole(text, low, high));
+}
+
+std::optional<std::int32_t> count_or_auto(const std::string& text, std::int64_t low, std::int64_t high) {
+  if (text == "auto") return std::nullopt;
+  const auto value = parse<std::int64_t>(text);
+  if (!value || *value < low || *value > high) {
+    throw UsageError(fmt::format("{} is not a number from {} to {}, nor auto", shown(text), low, high));
+  }
+  return static_cast<std::int32_t>(*value);
+}
+
+double number(const std::string& text, double low, double high) {
+  const auto value = parse<double>(text);
+  if (!value || !std::isfinite(*value) || *value < low || *value > high) {
+    throw UsageError(fmt::format("{} is not a number from {} to {}", shown(text), low, high));
+  }
+  return *value;
+}
+
+bool flag(const std::string& text) {
+  if (text == "true") return true;
+  if (text == "false") return false;
+  throw UsageError(fmt::format("{} is not true or false", shown(text)));
+}
+
+// Position of `text` among `names`.
+template <std::size_t N>
+std::size_t choice(const std::string& text, const std::array<std::string_view, N>& names) {
+  std::vector<std::string> known;
+  for (std::size_t i = 0; i < N; ++i) {
+    if (text == names[i]) return i;
+    known.emplace_back(names[i]);
+  }
+  throw UsageError(
+      fmt::format("{} is not one of {}{}", shown(text), fmt::join(names, ", "), suggestion(text, known)));
+}
+
+[[noreturn]] void not_yet(const std::string& text, std::string_view instead = {}) {
+  const std::string advice = instead.empty() ? std::string() : fmt::format("; {}", instead);
+  throw NotYet(fmt::format("{}: not part of this version yet{}", shown(text), advice));
+}
+
+std::string path(const std::string& text) {
+  if (text.empty()) throw UsageError("is empty; give the name of a file");
+  return text;
+}
+
+void set_device(Options& o, const std::string& v) {
+  if (v.starts_with("cuda:")) not_yet(v, "this version computes on the CPU");
+  const std::size_t which = choice(v, std::array<std::string_view, 3>{"auto", "cpu", "cuda"});
+  if (which == 2) not_yet(v, "this version computes on the CPU");
+  o.device = which == 0 ? DeviceChoice::kAuto : DeviceChoice::kCpu;
+}
+
+void set_transport(Options& o, const std::string& v) {
+  const std::size_t which = choice(v, std::array<std::string_view, 3>{"auto", "mpi", "nccl"});
+  if (which == 2) not_yet(v, "use auto or mpi");
+  o.transport = which == 0 ? TransportChoice::kAuto : TransportChoice::kMpi;
+}
+
+constexpr std::array<DType, 3> kDTypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+
+void set_dtype(Options& o, const std::string& v) {
+  const std::size_t which =
+      choice(v, std::array<std::string_view, 4>{"float32", "float16", "bfloat16", "int8"});
+  if (which == 3) not_yet(v, "use float32, float16 or bfloat16");
+  o.dtype = kDTypes.at(which);
+}
+
+void set_kv_dtype(Options& o, const std::string& v) {
+  o.kv_dtype = kDTypes.at(choice(v, std::array<std::string_view, 3>{"float32", "float16", "bfloat16"}));
+}
+
+void set_simd(Options& o, const std::string& v) {
+  constexpr std::array<SimdChoice, 4> kChoices = {SimdChoice::kBest, SimdChoice::kAvx2, SimdChoice::kAvx512,
+                                                  SimdChoice::kNeon};
+  o.simd = kChoices.at(choice(v, std::array<std::string_view, 4>{"best", "avx2", "avx512", "neon"}));
+}
+
+void set_stages(Options& o, const std::string& v) {
+  o.stages = count_or_auto(v, 1, 100000);
+  if (!o.stages) not_yet(v, "leave it out for as many stages as there are ranks");
+}
+
+void set_shard(Options& o, const std::string& v) {
+  const std::size_t slash = v.find('/');
+  const auto shard = parse<std::int32_t>(v.substr(0, slash));
+  const auto shards = slash == std::string::npos ? std::nullopt : parse<std::int32_t>(v.substr(slash + 1));
+  if (!shard || !shards || *shards < 1 || *shard < 0 || *shard >= *shards) {
+    throw UsageError(fmt::format("{} is not I/N with I from 0 to N-1, as in 0/4", shown(v)));
+  }
+  o.shard = *shard;
+  o.shards = *shards;
+}
+
+void set_output(Options& o, const std::string& v) {
+  if (v.ends_with(".h5")) not_yet(v, "write to a name that ends in .jsonl");
+  if (!v.ends_with(".jsonl") || v == ".jsonl" || v.ends_with("/.jsonl")) {
+    throw UsageError(
+        fmt::format("{} does not end in .jsonl; leave --output out for text on standard output", shown(v)));
+  }
+  o.output_path = v;
+}
+
+// Options of later versions: their values are checked, and refused unless they change nothing.
+template <int kLow, int kHigh, int kNeutral>
+void only_neutral(Options&, const std::string& v) {
+  if (number(v, kLow, kHigh) != static_cast<double>(kNeutral))
+    not_yet(v, fmt::format("only {} is", kNeutral));
+}
+template <std::int64_t kLow, std::int64_t kHigh, std::int64_t kNeutral>
+void only_neutral_whole(Options&, const std::string& v) {
+  if (whole(v, kLow, kHigh) != kNeutral) not_yet(v, fmt::format("only {} is", kNeutral));
+}
+void refuse(Options&, const std::string& v) {
+  not_yet(v);
+}
+void refuse_flag(Options&, const std::string& v) {
+  if (flag(v)) throw NotYet("not part of this version yet");
+}
+void refuse_size(Options&, const std::string& v) {
+  try {
+    parse_size(v);
+  } catch (const PlanError& error) {
+    throw UsageError(error.what());
+  }
+  not_yet(v);
+}
+
+constexpr std::uint8_t kForAll = kForGenerate | kForTokenize | kForBench;
+constexpr std::uint8_t kForRuns = kForGenerate | kForBench;
+constexpr std::string_view kModel = "Model";
+constexpr std::string_view kInOut = "Prompts and results";
+constexpr std::string_view kGeneration = "Generation";
+constexpr std::string_view kMeasure = "Measurement";
+constexpr std::string_view kPipeline = "Pipeline and devices";
+constexpr std::string_view kTalk = "Messages";
+constexpr std::string_view kTests = "For tests and debugging";
+constexpr std::string_view kLater = "";
+
+const OptionSpec kTable[] = {
+    {"model", "M", kForAll, kModel,
+     "model directory as downloaded, or synthetic:gpt2-xl (also gpt2, gpt2-medium, "
+     "gpt2-large; synthetic:gpt2,n_layer=4,seed=3 changes any dimension)",
+     false, [](Options& o, const std::string& v) { o.model = path(v); }},
+    {"config", "FILE", kForAll, kModel,
+     "run file (YAML) with any of these options; the command line wins. Paths in it "
+     "count from the current directory",
+     false, [](Options&, const std::string&) {}},
+    {"dtype", "D", kForRuns, kModel, "weights as float32, float16 or bfloat16 [as stored]", false, set_dtype},
+    {"kv-dtype", "D", kForRuns, kModel, "keys and values as float32, float16 or bfloat16 [float32]", false,
+     set_kv_dtype},
+
+    {"prompt", "TEXT", kForGenerate, kInOut, "a prompt; may be given several times", true,
+     [](Options& o, const std::string& v) { o.prompt_texts.push_back(v); }},
+    {"prompts", "FILE|-", kForGenerate, kInOut,
+     "prompts from a file: .jsonl with an object per line (\"prompt\" or "
+     "\"tokens\", optionally \"id\" and \"max_new_tokens\"), anything else with a prompt per line; - is "
+     "standard input, a prompt per line",
+     false, [](Options& o, const std::string& v) { o.prompts_path = path(v); }},
+    {"output", "FILE", kForGenerate, kInOut,
+     "write one JSON object per prompt to FILE.jsonl, complete or not at all "
+     "[text on standard output]",
+     false, set_output},
+    {"long-prompt", "error|truncate", kForGenerate, kInOut,
+     "a prompt with more tokens than the model has positions is an "
+     "error, or loses its first tokens [error]",
+     false,
+     [](Options& o, const std::string& v) {
+       o.truncate_long = choice(v, std::array<std::string_view, 2>{"error", "truncate"}) == 1;
+     }},
+    {"shard", "I/N", kForGenerate, kInOut,
+     "take every N-th prompt, from the I-th, counted from 0 (job arrays) [0/1]", false, set_shard},
+    {"fresh", "", kForGenerate, kInOut, "start over; this version always does", false,
+     [](Options& o, const std::string& v) { o.fresh = flag(v); }},
+
+    {"max-new-tokens", "N", kForGenerate, kGeneration, "most tokens to generate for a prompt [128]", false,
+     [](Options& o, const std::string& v) { o.max_new_tokens = count(v, 1, kMaxTokens); }},
+    {"ignore-eos", "", kForGenerate, kGeneration, "go on after the end-of-text token", false,
+     [](Options& o, const std::string& v) { o.ignore_eos = flag(v); }},
+    {"logprobs", "", kForGenerate, kGeneration,
+     "give the log-probability of every generated token (in --output)", false,
+     [](Options& o, const std::string& v) { o.logprobs = flag(v); }},
+    {"temperature", "T", kForGenerate, kLater, "", false, only_neutral<0, 1000, 0>},
+    {"top-k", "K", kForGenerate, kLater, "", false, only_neutral_whole<0, kMaxTokens, 0>},
+    {"top-p", "P", kForGenerate, kLater, "", false, only_neutral<0, 1, 1>},
+    {"repetition-penalty", "R", kForGenerate, kLater, "", false, only_neutral<0, 1000, 1>},
+    {"seed", "S", kForGenerate, kLater, "", false,
+     only_neutral_whole<0, std::numeric_limits<std::int64_t>::max(), 0>},
+    {"stop", "STR", kForGenerate, kLater, "", true, refuse},
+    {"num-samples", "N", kForGenerate, kLater, "", false, only_neutral_whole<1, kMaxTokens, 1>},
+
+    {"decode", "", kForTokenize, kInOut, "the other way: token ids, separated by white space, to bytes",
+     false, [](Options& o, const std::string& v) { o.decode = flag(v); }},
+
+    {"prompt-tokens", "N", kForBench, kMeasure, "tokens in each prompt [512]", false,
+     [](Options& o, const std::string& v) { o.prompt_tokens = count(v, 1, kMaxTokens); }},
+    {"new-tokens", "N", kForBench, kMeasure, "tokens to generate for each prompt [64]", false,
+     [](Options& o, const std::string& v) { o.new_tokens = count(v, 1, kMaxTokens); }},
+    {"batch", "N", kForBench, kMeasure, "prompts at a time [1]", false,
+     [](Options& o, const std::string& v) { o.batch = count(v, 1, 65536); }},
+    {"repeat", "N", kForBench, kMeasure, "measurements to take the median of [3]", false,
+     [](Options& o, const std::string& v) { o.repeat = count(v, 1, 10000); }},
+    {"json", "FILE", kForBench, kMeasure, "write the figures to FILE as one JSON object", false,
+     [](Options& o, const std::string& v) { o.json_path = path(v); }},
+    {"profile", "", kForBench, kLater, "", false, refuse_flag},
+
+    {"stages", "N", kForRuns, kPipeline,
+     "pipeline stages: under mpirun as many as there are ranks; otherwise N stages in "
+     "this process [number of ranks]",
+     false, set_stages},
+    {"threads", "N|auto", kForRuns, kPipeline, "threads of each rank [auto: its share of the cores]", false,
+     [](Options& o, const std::string& v) { o.threads = count_or_auto(v, 1, 4096); }},
+    {"chunk-tokens", "N|auto", kForRuns, kPipeline, "most prompt tokens that travel together [auto]", false,
+     [](Options& o, const std::string& v) { o.chunk_tokens = count_or_auto(v, 1, 1 << 20); }},
+    {"in-flight", "N|auto", kForRuns, kPipeline,
+     "microbatches in the pipeline at once [auto: at least one per stage]", false,
+     [](Options& o, const std::string& v) { o.in_flight = count_or_auto(v, 1, 4096); }},
+    {"device", "auto|cpu", kForRuns, kPipeline, "where to compute [auto]", false, set_device},
+    {"transport", "auto|mpi", kForRuns, kPipeline, "how ranks exchange activations [auto]", false,
+     set_transport},
+    {"timeout", "SECONDS", kForRuns, kPipeline, "longest silence of another rank before giving up [60]",
+     false, [](Options& o, const std::string& v) { o.timeout_s = number(v, 0.1, kMaxTimeout); }},
+    {"deterministic", "", kForRuns, kPipeline, "same results for every layout; on CPU they always are", false,
+     [](Options&, const std::string& v) { flag(v); }},
+    {"replicas", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
+    {"context-shards", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
+    {"memory-per-rank", "SIZE", kForRuns, kLater, "", false, refuse_size},
+    {"metrics", "FILE", kForRuns, kLater, "", false, refuse},
+    {"trace", "FILE", kForRuns, kLater, "", false, refuse},
+
+    {"quiet", "", kForAll, kTalk, "no progress messages", false,
+     [](Options& o, const std::string& v) { o.quiet = flag(v); }},
+    {"verbose", "", kForAll, kTalk, "say more about what happens", false,
+     [](Options& o, const std::string& v) { o.verbose = flag(v); }, 'v'},
+    {"help", "", kForAll, kTalk, "this text", false, [](Options&, const std::string&) {}, 'h'},
+    {"version", "", kForAll, kTalk, "version and features of this build", false,
+     [](Options&, const std::string&) {}},
+
+    {"simd", "NAME", kForRuns, kTests, "instructions to use: best, avx2, avx512 or neon [best]", false,
+     set_simd},
+    {"check", "", kForRuns, kTests, "run every operation against the slow reference as well and compare",
+     false, [](Options& o, const std::string& v) { o.check = flag(v); }},
+};
+
+}  // namespace
+
+std::span<const OptionSpec> option_table() {
+  return kTable;
+}
+
+const OptionSpec* find_option(std::string_view name) {
+  for (const OptionSpec& spec : kTable) {
+    if (spec.name == name) return &spec;
+  }
+  return nullptr;
+}
+
+}  // namespace stagecoach

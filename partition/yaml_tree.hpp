@@ -1,0 +1,26 @@
+// YAML as a plain value tree with places, without what run files have no use for: anchors, aliases and tags
+// are refused, as are duplicate keys, several documents and deep nesting. Hides yaml-cpp, whose own tree does
+// not notice duplicates and forgets where keys stood.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace stagecoach {
+
+struct YamlNode {
+  enum class Kind : std::uint8_t { kNull, kScalar, kList, kMap };
+  Kind kind = Kind::kNull;
+  std::string where;  // "run.yaml:3:7"
+  std::string scalar;
+  bool quoted = false;                                 // a scalar in quotes is always text
+  std::vector<YamlNode> items;                         // of a list
+  std::vector<std::pair<YamlNode, YamlNode>> entries;  // of a map, in file order; keys are scalars
+};
+
+// Throws PlanError "PATH:LINE:COLUMN: what". A text without a value is kNull.
+YamlNode parse_yaml(const std::string& text, const std::string& path);
+
+}  // namespace stagecoach

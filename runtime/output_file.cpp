@@ -1,0 +1,101 @@
+#include "runtime/output_file.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "partition/wording.hpp"
+#include "runtime/results.hpp"
+
+namespace stagecoach {
+namespace {
+
+[[noreturn]] void fail(const std::string& name, const char* what) {
+  throw OutputError(fmt::format("{}: {}: {}", shown(name), what, std::strerror(errno)));
+}
+
+// The name alone is durable only once its folder is.
+void sync_folder_of(const std::string& path) {
+  const std::size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) fail(folder, "cannot open the folder of the results");
+  const int result = ::fsync(fd);
+  const int error = errno;
+  ::close(fd);
+  errno = error;
+  if (result != 0 && error != EINVAL && error != ENOTSUP) fail(folder, "cannot make the results durable");
+}
+
+}  // namespace
+
+void write_all(int fd, std::string_view bytes, const std::string& name) {
+  while (!bytes.empty()) {
+    const ssize_t put = ::write(fd, bytes.data(), bytes.size());
+    if (put >= 0) {
+      bytes.remove_prefix(static_cast<std::size_t>(put));
+    } else if (errno == EAGAIN) {  // a terminal or pipe that someone made non-blocking
+      pollfd writable = {fd, POLLOUT, 0};
+      if (::poll(&writable, 1, -1) < 0 && errno != EINTR) fail(name, "cannot write");
+    } else if (errno != EINTR) {
+      fail(name, "cannot write");
+    }
+  }
+}
+
+OutputFile::OutputFile(std::string path) : path_(std::move(path)), partial_(path_ + ".partial") {
+  struct stat info = {};
+  if (::stat(path_.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
+    throw OutputError(fmt::format("{}: is not a plain file, so results cannot replace it", shown(path_)));
+  }
+  open_partial();
+}
+
+void OutputFile::open_partial() {
+  for (;;) {
+    fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (fd_ < 0) fail(partial_, "cannot make the file");
+    const int locked = ::flock(fd_, LOCK_EX | LOCK_NB);  // file systems without locks do without
+    if (locked != 0 && errno == EWOULDBLOCK) {
+      ::close(fd_);
+      throw OutputError(
+          fmt::format("{}: another run is writing it; wait for it or choose another name", shown(partial_)));
+    }
+    // Between open and lock another run may have renamed or removed this very file.
+    struct stat mine = {};
+    struct stat named = {};
+    if (::fstat(fd_, &mine) == 0 && ::stat(partial_.c_str(), &named) == 0 && mine.st_ino == named.st_ino &&
+        mine.st_dev == named.st_dev) {
+      break;
+    }
+    ::close(fd_);
+  }
+  if (::ftruncate(fd_, 0) != 0) {
+    const int error = errno;
+    ::close(fd_);
+    errno = error;
+    fail(partial_, "cannot empty the file");
+  }
+}
+
+OutputFile::~OutputFile() {
+  if (fd_ < 0) return;
+  ::unlink(partial_.c_str());
+  ::close(fd_);
+}
+
+void OutputFile::commit() {
+  if (::fsync(fd_) != 0) fail(partial_, "cannot make the results durable");
+  if (::rename(partial_.c_str(), path_.c_str()) != 0) fail(path_, "cannot put the results in place");
+  ::close(fd_);
+  fd_ = -1;
+  sync_folder_of(path_);
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,33 @@
+// Writing bytes so that nothing is lost quietly: whole writes, and files that appear complete or not at all.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace stagecoach {
+
+// Writes all of `bytes` to `fd`, however often the system takes only a part. Throws OutputError that begins
+// with `name`.
+void write_all(int fd, std::string_view bytes, const std::string& name);
+
+// PATH.partial until `commit` renames it to PATH: an older PATH stays as it is until then, and for good if
+// anything fails. Only one process at a time has the partial file of one PATH. Throws OutputError.
+class OutputFile {
+ public:
+  explicit OutputFile(std::string path);
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+  ~OutputFile();  // removes the partial file unless it was committed
+
+  void write(std::string_view bytes) { write_all(fd_, bytes, partial_); }
+  void commit();  // durable when it returns; nothing can be written after it
+
+ private:
+  void open_partial();
+
+  std::string path_;
+  std::string partial_;
+  int fd_ = -1;
+};
+
+}  // namespace stagecoach

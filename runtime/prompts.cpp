@@ -1,0 +1,278 @@
+// How a line becomes a Request. Text lines end with "\n" or "\r\n" and are bytes as they are: no trimming, no
+// byte order mark, invalid UTF-8 allowed. In JSON a null is the same as a missing key.
+#include "runtime/prompts.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "partition/wording.hpp"
+#include "runtime/json.hpp"
+#include "runtime/line_reader.hpp"
+
+namespace stagecoach {
+namespace {
+
+constexpr std::int64_t kMaxNewTokens = std::int64_t{1} << 30;
+
+// Keys whose meaning comes in a later version, with the one value that changes nothing.
+struct LaterKey {
+  std::string_view name;
+  double neutral;
+};
+constexpr LaterKey kLaterKeys[] = {
+    {"temperature", 0.0},        {"top_k", 0.0}, {"top_p", 1.0},
+    {"repetition_penalty", 1.0}, {"seed", 0.0},  {"num_samples", 1.0},
+};
+
+[[noreturn]] void fail(std::string_view key, const std::string& what) {
+  throw PromptError(fmt::format("{}: {}", key, what));
+}
+
+std::optional<double> number(const Json& value) {
+  if (const std::int64_t* whole = value.integer()) return static_cast<double>(*whole);
+  if (const double* real = value.real()) return *real;
+  return std::nullopt;
+}
+
+// What one line says, before defaults and the model's bounds. PromptErrors here lack the place;
+// `PromptReader` adds it.
+struct Line {
+  std::optional<std::string> text;
+  std::vector<std::int32_t> tokens;
+  std::optional<std::string> id;
+  std::optional<std::int32_t> max_new_tokens;
+};
+
+std::vector<std::int32_t> token_list(const Json& value, std::int32_t vocab_size) {
+  const Json::Array* list = value.array();
+  if (list == nullptr) fail("tokens", fmt::format("is {}, not a list of token ids", value.type_name()));
+  std::vector<std::int32_t> tokens;
+  tokens.reserve(list->size());
+  for (const Json& item : *list) {
+    const std::int64_t* id = item.integer();
+    if (id == nullptr)
+      fail("tokens", fmt::format("{} in the list, which holds token ids only", item.type_name()));
+    if (*id < 0 || *id >= vocab_size) {
+      fail("tokens", fmt::format("id {} is outside the model's vocabulary of {} (0 to {})", *id, vocab_size,
+                                 vocab_size - 1));
+    }
+    tokens.push_back(static_cast<std::int32_t>(*id));
+  }
+  if (tokens.empty()) fail("tokens", "an empty list; a prompt has at least one token");
+  return tokens;
+}
+
+void require_neutral(std::string_view key, const Json& value) {
+  if (key == "stop") {
+    const Json::Array* list = value.array();
+    if (list == nullptr || !list->empty()) fail(key, "not part of this version yet; leave it out");
+    return;
+  }
+  const auto later = std::find_if(std::begin(kLaterKeys), std::end(kLaterKeys),
+                                  [&](const LaterKey& k) { return k.name == key; });
+  const std::optional<double> given = number(value);
+  if (!given) fail(key, fmt::format("is {}, not a number", value.type_name()));
+  if (*given != later->neutral) {
+    fail(key, fmt::format("{}: not part of this version yet; leave it out", *given));
+  }
+}
+
+bool is_later(std::string_view key) {
+  return key == "stop" || std::any_of(std::begin(kLaterKeys), std::end(kLaterKeys),
+                                      [&](const LaterKey& k) { return k.name == key; });
+}
+
+std::int32_t new_token_count(const Json& value) {
+  const std::int64_t* given = value.integer();
+  if (given == nullptr) fail("max_new_tokens", fmt::format("is {}, not a whole number", value.type_name()));
+  if (*given < 1 || *given > kMaxNewTokens) {
+    fail("max_new_tokens", fmt::format("{} is not a number from 1 to {}", *given, kMaxNewTokens));
+  }
+  return static_cast<std::int32_t>(*given);
+}
+
+[[noreturn]] void fail_unknown(const std::string& key) {
+  std::vector<std::string> known = {"prompt", "tokens", "id", "max_new_tokens", "stop"};
+  for (const LaterKey& k : kLaterKeys) known.emplace_back(k.name);
+  fail(shown(key), "unknown key" + suggestion(key, known));
+}
+
+Line parse_object_line(const std::string& text, std::int32_t vocab_size) {
+  Json json;
+  try {
+    json = parse_json(text);
+  } catch (const JsonError& error) {
+    throw PromptError(fmt::format("not JSON: {}", error.what()));
+  }
+  const Json::Object* object = json.object();
+  if (object == nullptr) {
+    throw PromptError(
+        fmt::format("{}, not an object; write {{\"prompt\": \"...\"}} on each line", json.type_name()));
+  }
+  Line line;
+  for (const auto& [key, value] : *object) {
+    if (key != "prompt" && key != "tokens" && key != "id" && key != "max_new_tokens" && !is_later(key))
+      fail_unknown(key);
+    if (value.is_null()) continue;
+    if (key == "prompt" || key == "id") {
+      const std::string* given = value.string();
+      if (given == nullptr)
+        fail(key, fmt::format("is {}, not a string; put it in quotes", value.type_name()));
+      (key == "prompt" ? line.text : line.id) = *given;
+    } else if (key == "tokens") {
+      line.tokens = token_list(value, vocab_size);
+    } else if (key == "max_new_tokens") {
+      line.max_new_tokens = new_token_count(value);
+    } else {
+      require_neutral(key, value);
+    }
+  }
+  if (line.text && !line.tokens.empty()) throw PromptError("both prompt and tokens; give one of them");
+  if (!line.text && line.tokens.empty()) throw PromptError("neither prompt nor tokens; give one of them");
+  return line;
+}
+
+std::vector<std::int32_t> encode(const std::string& text, const Tokenizer* tokenizer,
+                                 std::int32_t vocab_size) {
+  if (text.empty()) throw PromptError("an empty prompt; a prompt has at least one token");
+  if (tokenizer == nullptr) {
+    throw PromptError(
+        "a text, but the model has no vocabulary files; give token ids, as in {\"tokens\": [1, 2]} in a "
+        ".jsonl file");
+  }
+  std::vector<std::int32_t> tokens = tokenizer->encode(text);
+  const auto outside =
+      std::find_if(tokens.begin(), tokens.end(), [&](std::int32_t id) { return id >= vocab_size; });
+  if (outside != tokens.end()) {
+    throw PromptError(
+        fmt::format("its token {} is outside the model's vocabulary of {}; the model's vocabulary files "
+                    "do not fit its weights",
+                    *outside, vocab_size));
+  }
+  return tokens;
+}
+
+}  // namespace
+
+struct PromptReader::Impl {
+  const Tokenizer* tokenizer = nullptr;
+  PromptOptions options;
+  std::unique_ptr<LineReader> lines;  // null: `texts`
+  bool json_lines = false;
+  std::vector<std::string> texts;
+  std::int64_t taken = 0;  // prompts of the whole input, this shard's and others'
+  std::string text;        // what was taken last
+
+  // Takes the next line or text. False at the end.
+  bool advance() {
+    if (lines != nullptr) {
+      if (!lines->next(text)) return false;
+      if (!json_lines && lines->line_was_ended() && text.ends_with('\r')) text.pop_back();
+    } else {
+      if (taken == static_cast<std::int64_t>(texts.size())) return false;
+      text = texts[static_cast<std::size_t>(taken)];
+    }
+    ++taken;
+    return true;
+  }
+  bool is_mine() const { return (taken - 1) % options.shards == options.shard; }
+
+  Request request() const {
+    try {
+      return interpret();
+    } catch (const PromptError& error) {
+      const std::string place = lines != nullptr ? lines->place() : fmt::format("prompt {}", taken);
+      throw PromptError(fmt::format("{}: {}", place, error.what()));
+    }
+  }
+
+  Request interpret() const {
+    Line line;
+    if (json_lines) {
+      line = parse_object_line(text, options.vocab_size);
+    } else {
+      line.text = text;
+    }
+    Request request;
+    request.index = taken - 1;
+    request.id = std::move(line.id);
+    request.max_new_tokens = line.max_new_tokens.value_or(options.max_new_tokens);
+    request.ignore_eos = options.ignore_eos;
+    request.logprobs = options.logprobs;
+    request.tokens = line.text ? encode(*line.text, tokenizer, options.vocab_size) : std::move(line.tokens);
+    request.prompt = std::move(line.text);
+    fit(request.tokens);
+    return request;
+  }
+
+  // The last of n_positions tokens still yields one more, so a prompt may fill them all.
+  void fit(std::vector<std::int32_t>& tokens) const {
+    const auto most = static_cast<std::size_t>(options.n_positions);
+    if (tokens.size() <= most) return;
+    if (!options.truncate_long) {
+      throw PromptError(
+          fmt::format("{} tokens, but the model has {} positions; shorten it, or keep its last {} tokens "
+                      "with --long-prompt truncate",
+                      tokens.size(), most, most));
+    }
+    tokens.erase(tokens.begin(), tokens.end() - static_cast<std::ptrdiff_t>(most));
+  }
+
+  void rewind() {
+    if (lines != nullptr) lines->rewind();
+    taken = 0;
+  }
+};
+
+PromptReader::PromptReader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+PromptReader::PromptReader(PromptReader&&) noexcept = default;
+PromptReader& PromptReader::operator=(PromptReader&&) noexcept = default;
+PromptReader::~PromptReader() = default;
+
+PromptReader PromptReader::from_file(const std::string& path, const Tokenizer* tokenizer,
+                                     const PromptOptions& options) {
+  auto impl = std::make_unique<Impl>();
+  impl->tokenizer = tokenizer;
+  impl->options = options;
+  impl->lines = std::make_unique<LineReader>(path, options.temporary_folder);
+  impl->json_lines = path.ends_with(".jsonl");
+  return PromptReader(std::move(impl));
+}
+
+PromptReader PromptReader::from_texts(std::vector<std::string> texts, const Tokenizer* tokenizer,
+                                      const PromptOptions& options) {
+  auto impl = std::make_unique<Impl>();
+  impl->tokenizer = tokenizer;
+  impl->options = options;
+  impl->texts = std::move(texts);
+  return PromptReader(std::move(impl));
+}
+
+PromptSummary PromptReader::check() {
+  impl_->rewind();
+  PromptSummary summary;
+  while (impl_->advance()) {
+    const Request request = impl_->request();  // other shards' lines too: a bad file is bad for all of them
+    if (!impl_->is_mine()) continue;
+    ++summary.count;
+    const std::int64_t wanted = static_cast<std::int64_t>(request.tokens.size()) + request.max_new_tokens - 1;
+    const std::int64_t possible = std::min<std::int64_t>(wanted, impl_->options.n_positions);
+    summary.longest_positions = std::max(summary.longest_positions, static_cast<std::int32_t>(possible));
+  }
+  if (impl_->taken == 0) {
+    throw PromptError(
+        fmt::format("{}: no prompts in it", impl_->lines != nullptr ? impl_->lines->name() : "--prompt"));
+  }
+  impl_->rewind();
+  return summary;
+}
+
+std::optional<Request> PromptReader::next() {
+  while (impl_->advance()) {
+    if (impl_->is_mine()) return impl_->request();
+  }
+  return std::nullopt;
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,362 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "launch/command_line.hpp"
+#include "launch/option_table.hpp"
+
+namespace {
+
+using stagecoach::Command;
+using stagecoach::DType;
+using stagecoach::HelpText;
+using stagecoach::Options;
+using stagecoach::parse_command_line;
+using stagecoach::UsageError;
+using Words = std::vector<std::string>;
+
+// Options of `words`, where --config names are ignored and `yaml` is what the run file says.
+std::variant<Options, HelpText> parse(const Words& words, const std::string& yaml = "") {
+  return parse_command_line(words, {"CPU: AVX2", "CUDA: no"},
+                            [&](const std::string& path) { return stagecoach::parse_run_file(yaml, path); });
+}
+
+Options options_of(const Words& words, const std::string& yaml = "") {
+  return std::get<Options>(parse(words, yaml));
+}
+
+// `generate --model m --prompt p` and `more`.
+Words generate(const Words& more) {
+  Words words = {"generate", "--model", "m", "--prompt", "p"};
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+
+std::string error_of(const Words& words, const std::string& yaml = "") {
+  try {
+    parse(words, yaml);
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST_CASE("defaults of generate") {
+  const Options o = options_of(generate({}));
+  CHECK(o.command == Command::kGenerate);
+  CHECK(o.model == "m");
+  CHECK(o.prompt_texts == Words{"p"});
+  CHECK(o.prompts_path.empty());
+  CHECK(o.output_path.empty());
+  CHECK(o.max_new_tokens == 128);
+  CHECK(o.timeout_s == 60.0);
+  CHECK_FALSE(o.stages);
+  CHECK_FALSE(o.threads);
+  CHECK_FALSE(o.dtype);
+  CHECK_FALSE(o.kv_dtype);
+  CHECK(o.shards == 1);
+  CHECK(o.run_file.path.empty());
+}
+
+TEST_CASE("every option of generate arrives") {
+  const Options o = options_of({"generate",
+                                "--model=m",
+                                "--prompts",
+                                "in.jsonl",
+                                "--output",
+                                "out.jsonl",
+                                "--max-new-tokens",
+                                "7",
+                                "--ignore-eos",
+                                "--logprobs",
+                                "--long-prompt",
+                                "truncate",
+                                "--fresh",
+                                "--shard",
+                                "2/4",
+                                "-v",
+                                "--timeout",
+                                "2.5",
+                                "--chunk-tokens",
+                                "64",
+                                "--in-flight",
+                                "3",
+                                "--stages",
+                                "2",
+                                "--device",
+                                "cpu",
+                                "--dtype",
+                                "bfloat16",
+                                "--kv-dtype",
+                                "float16",
+                                "--threads",
+                                "8",
+                                "--transport",
+                                "mpi",
+                                "--simd",
+                                "avx2",
+                                "--check",
+                                "--deterministic"});
+  CHECK(o.prompts_path == "in.jsonl");
+  CHECK(o.output_path == "out.jsonl");
+  CHECK(o.max_new_tokens == 7);
+  CHECK(o.ignore_eos);
+  CHECK(o.logprobs);
+  CHECK(o.truncate_long);
+  CHECK(o.fresh);
+  CHECK(o.shard == 2);
+  CHECK(o.shards == 4);
+  CHECK(o.verbose);
+  CHECK_FALSE(o.quiet);
+  CHECK(o.timeout_s == 2.5);
+  CHECK(o.chunk_tokens == 64);
+  CHECK(o.in_flight == 3);
+  CHECK(o.stages == 2);
+  CHECK(o.device == stagecoach::DeviceChoice::kCpu);
+  CHECK(o.dtype == DType::kBFloat16);
+  CHECK(o.kv_dtype == DType::kFloat16);
+  CHECK(o.threads == 8);
+  CHECK(o.transport == stagecoach::TransportChoice::kMpi);
+  CHECK(o.simd == stagecoach::SimdChoice::kAvx2);
+  CHECK(o.check);
+}
+
+TEST_CASE("auto is the same as nothing") {
+  const Options o = options_of(generate({"--threads", "auto", "--chunk-tokens=auto", "--in-flight", "auto"}));
+  CHECK_FALSE(o.threads);
+  CHECK_FALSE(o.chunk_tokens);
+  CHECK_FALSE(o.in_flight);
+}
+
+TEST_CASE("prompts are taken literally") {
+  for (const char* prompt :
+       {"", " ", "-5", "--model", "-v", "[a,b]", "a=b", "%%", "{}", "a\nb", "\"q\"", "--", "\xff"}) {
+    CAPTURE(prompt);
+    CHECK(options_of({"generate", "--model", "m", "--prompt", prompt}).prompt_texts == Words{prompt});
+    CHECK(options_of({"generate", "--model", "m", std::string("--prompt=") + prompt}).prompt_texts ==
+          Words{prompt});
+    CHECK(options_of({"generate", "--model", "m", "--prompt", prompt, "--prompt", "x", "--ignore-eos"})
+              .prompt_texts == Words{prompt, "x"});
+  }
+}
+
+TEST_CASE("tokenize and bench") {
+  CHECK(options_of({"tokenize", "--model", "m"}).files == Words{"-"});
+  const Options t = options_of({"tokenize", "a.txt", "--decode", "--model", "m", "-", "--", "-b"});
+  CHECK(t.files == Words{"a.txt", "-", "-b"});
+  CHECK(t.decode);
+  const Options b = options_of({"bench", "--model", "m", "--prompt-tokens", "16", "--new-tokens", "4",
+                                "--batch", "2", "--repeat", "5", "--json", "b.json"});
+  CHECK(b.command == Command::kBench);
+  CHECK(b.prompt_tokens == 16);
+  CHECK(b.new_tokens == 4);
+  CHECK(b.batch == 2);
+  CHECK(b.repeat == 5);
+  CHECK(b.json_path == "b.json");
+  CHECK(options_of({"bench", "--model", "m"}).repeat == 3);
+}
+
+TEST_CASE("mistakes name the option and what would work") {
+  struct Row {
+    Words words;
+    const char* error;
+  };
+  const Row rows[] = {
+      {{}, "no command; see stagecoach --help"},
+      {{"genrate"}, "genrate: unknown command; did you mean generate?"},
+      {{"dance"}, "dance: unknown command; this version has generate, tokenize, bench"},
+      {{"plan"}, "plan: not part of this version yet; this version has generate, tokenize, bench"},
+      {{"score", "--help"},
+       "score: not part of this version yet; this version has generate, tokenize, bench"},
+      {{"--model", "m"}, "--model: the command comes first, as in stagecoach generate --model"},
+      {{"generate", "--prompt", "p"},
+       "--model: missing; give a model directory, or synthetic:gpt2 for random weights"},
+      {{"generate", "--model", "m"},
+       "no prompt; give --prompt TEXT, --prompts FILE, or --prompts - for standard input"},
+      {generate({"--prompts", "f"}), "--prompt and --prompts exclude each other; give one of them"},
+      {generate({"hello"}), "hello: unexpected argument; a prompt is given with --prompt TEXT, in quotes"},
+      {generate({"--promt", "p"}), "--promt: unknown option; did you mean --prompt?"},
+      {generate({"--max_new_tokens=3"}), "--max_new_tokens: unknown option; did you mean --max-new-tokens?"},
+      {generate({"-x"}), "-x: unknown option"},
+      {generate({"--repeat", "3"}), "--repeat: this command has no such option"},
+      {generate({"--threads", "-3"}), "--threads: -3 is not a number from 1 to 4096, nor auto"},
+      {generate({"--threads", "4.5"}), "--threads: 4.5 is not a number from 1 to 4096, nor auto"},
+      {generate({"--threads", ""}), "--threads:  is not a number from 1 to 4096, nor auto"},
+      {generate({"--threads", "99999999999999999999"}),
+       "--threads: 99999999999999999999 is not a number from 1 to 4096, nor auto"},
+      {generate({"--threads"}), "--threads: needs a value"},
+      {generate({"--threads", "1", "--threads", "2"}), "--threads: given 2 times"},
+      {generate({"--max-new-tokens", "0"}), "--max-new-tokens: 0 is not a number from 1 to 1073741824"},
+      {generate({"--timeout", "nan"}), "--timeout: nan is not a number from 0.1 to 604800"},
+      {generate({"--timeout", "inf"}), "--timeout: inf is not a number from 0.1 to 604800"},
+      {generate({"--timeout", "0"}), "--timeout: 0 is not a number from 0.1 to 604800"},
+      {generate({"--timeout", "1e99999"}), "--timeout: 1e99999 is not a number from 0.1 to 604800"},
+      {generate({"--shard", "4/4"}), "--shard: 4/4 is not I/N with I from 0 to N-1, as in 0/4"},
+      {generate({"--shard", "1"}), "--shard: 1 is not I/N with I from 0 to N-1, as in 0/4"},
+      {generate({"--shard", "-1/2"}), "--shard: -1/2 is not I/N with I from 0 to N-1, as in 0/4"},
+      {generate({"--output", "out.json"}),
+       "--output: out.json does not end in .jsonl; leave --output out for text on standard output"},
+      {generate({"--dtype", "flaot16"}),
+       "--dtype: flaot16 is not one of float32, float16, bfloat16, int8; did you mean float16?"},
+      {generate({"--quiet", "-v"}), "--quiet and --verbose exclude each other; give one"},
+      {generate({"--quiet=maybe"}), "--quiet: maybe is not true or false"},
+      {generate({"--logprobs"}), "--logprobs: needs --output FILE.jsonl, where they are written"},
+      {generate({"--long-prompt", "cut"}), "--long-prompt: cut is not one of error, truncate"},
+      {generate({"--model", "n"}), "--model: given 2 times"},
+      {{"bench", "--model", "m", "x"}, "x: unexpected argument"},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.words.size());
+    CHECK(error_of(row.words) == row.error);
+  }
+}
+
+TEST_CASE("options of later versions pass when neutral and are refused otherwise") {
+  const Words neutral = {"--temperature=0",          "--temperature=0.0", "--top-k=0",       "--top-p=1",
+                         "--repetition-penalty=1.0", "--seed=0",          "--num-samples=1", "--replicas=1",
+                         "--context-shards=1",       "--deterministic"};
+  for (const std::string& word : neutral) {
+    CAPTURE(word);
+    CHECK(error_of(generate({word})) == "no error");
+  }
+  const Words refused = {"--temperature=0.8",
+                         "--top-k=40",
+                         "--top-p=0.9",
+                         "--repetition-penalty=1.2",
+                         "--seed=7",
+                         "--num-samples=2",
+                         "--replicas=2",
+                         "--context-shards=2",
+                         "--stop=x",
+                         "--stop=",
+                         "--metrics=f",
+                         "--trace=f",
+                         "--memory-per-rank=8GiB",
+                         "--device=cuda",
+                         "--device=cuda:0",
+                         "--transport=nccl",
+                         "--dtype=int8",
+                         "--stages=auto",
+                         "--output=x.h5"};
+  for (const std::string& word : refused) {
+    CAPTURE(word);
+    CHECK(error_of(generate({word})).find("not part of this version yet") != std::string::npos);
+  }
+  CHECK(error_of({"bench", "--model", "m", "--profile"}) == "--profile: not part of this version yet");
+  CHECK(error_of(generate({"--temperature=warm"})) == "--temperature: warm is not a number from 0 to 1000");
+  CHECK(error_of(generate({"--memory-per-rank=8GB"})).find("8GB is not a size") != std::string::npos);
+  CHECK(error_of(generate({"--temperature=0.8"})) ==
+        "--temperature: 0.8: not part of this version yet; only 0 is");
+}
+
+TEST_CASE("the run file fills in, the command line wins") {
+  const std::string yaml =
+      "model: from-file\nthreads: 3\nprompt: [a, b]\nquiet: true\npipeline: {chunk_tokens: 32, in_flight: "
+      "2}\n"
+      "generation: {max_new_tokens: 9, ignore_eos: true}\n";
+  const Options file = options_of({"generate", "--config", "run.yaml"}, yaml);
+  CHECK(file.model == "from-file");
+  CHECK(file.threads == 3);
+  CHECK(file.prompt_texts == Words{"a", "b"});
+  CHECK(file.chunk_tokens == 32);
+  CHECK(file.max_new_tokens == 9);
+  CHECK(file.ignore_eos);
+  CHECK(file.quiet);
+  CHECK(file.run_file.path == "run.yaml");
+
+  const Options both = options_of({"generate", "--config", "run.yaml", "--model", "m", "--threads", "auto",
+                                   "--prompt", "c", "--max-new-tokens", "4", "--ignore-eos=false", "-v"},
+                                  yaml);
+  CHECK(both.model == "m");
+  CHECK_FALSE(both.threads);
+  CHECK(both.prompt_texts == Words{"c"});
+  CHECK(both.max_new_tokens == 4);
+  CHECK_FALSE(both.ignore_eos);
+  CHECK_FALSE(both.quiet);
+  CHECK(both.verbose);
+
+  const Options prompts = options_of({"generate", "--config", "run.yaml", "--prompts", "f.txt"}, yaml);
+  CHECK(prompts.prompt_texts.empty());
+  CHECK(prompts.prompts_path == "f.txt");
+}
+
+TEST_CASE("mistakes in the run file have their place") {
+  const Words words = {"generate", "--config", "run.yaml", "--model", "m", "--prompt", "p"};
+  CHECK(error_of(words, "threads: 0\n") ==
+        "run.yaml:1:10: threads: 0 is not a number from 1 to 4096, nor auto");
+  CHECK(error_of(words, "generation:\n  temperature: 0.8\n") ==
+        "run.yaml:2:16: temperature: 0.8: not part of this version yet; only 0 is");
+  CHECK(error_of(words, "threads: 0\nmodel: x\n") != "no error");
+  CHECK_THROWS_AS(parse(words, "modle: x\n"), stagecoach::PlanError);
+}
+
+TEST_CASE("a run file serves several commands") {
+  const std::string yaml =
+      "model: m\nprompts: p.txt\ngeneration: {temperature: 0.8, max_new_tokens: 5}\nbench: {batch: 4}\n";
+  CHECK(options_of({"bench", "--config", "r"}, yaml).batch == 4);
+  CHECK(options_of({"tokenize", "--config", "r"}, yaml).model == "m");
+  CHECK(error_of({"bench", "--config", "r"}, "model: m\ngeneration: {max_new_tokens: 0}\n") ==
+        "r:2:30: max-new-tokens: 0 is not a number from 1 to 1073741824");
+}
+
+TEST_CASE("explicit stages are followed unless --stages says otherwise") {
+  const std::string yaml =
+      "pipeline:\n  stages:\n    - {blocks: [0, 1], device: cpu}\n    - {blocks: [2, 11]}\n";
+  const Words words = {"generate", "--config", "r", "--model", "m", "--prompt", "p"};
+  const Options listed = options_of(words, yaml);
+  REQUIRE(listed.run_file.stages);
+  CHECK(listed.run_file.stages->size() == 2);
+  CHECK(listed.stages == 2);
+  Words three = words;
+  three.insert(three.end(), {"--stages", "3"});
+  const Options counted = options_of(three, yaml);
+  CHECK_FALSE(counted.run_file.stages);
+  CHECK(counted.run_file.stage_places.empty());
+  CHECK(counted.stages == 3);
+  CHECK(options_of(words, "pipeline: {stages: 5}").stages == 5);
+  CHECK(error_of(words, "pipeline: {stages: [{blocks: [0, 1], device: \"cuda:1\"}]}") ==
+        "r:1:21: device: cuda:1: not part of this version yet; leave it out");
+  CHECK(error_of(words, "pipeline: {stages: [{blocks: [0, 1], memory: 1GiB}]}") ==
+        "r:1:21: memory: not part of this version yet; leave it out");
+  CHECK(error_of(words, "pipeline: {stages: [{blocks: [0, 1], host: n1}]}") ==
+        "r:1:21: host: not part of this version yet; leave it out");
+}
+
+TEST_CASE("help and version win over mistakes and end nothing") {
+  const auto text = [](const Words& words) { return std::get<HelpText>(parse(words)).text; };
+  CHECK(text({"--version"}) == "stagecoach 0.1.0 (CPU: AVX2; CUDA: no)\n");
+  CHECK(text({"generate", "--version"}) == text({"--version"}));
+  CHECK(text({"--help"}).find("generate") != std::string::npos);
+  const std::string help = text({"generate", "--help", "--no-such"});
+  for (const char* part :
+       {"usage: stagecoach generate", "--max-new-tokens N", "[128]", "-v, --verbose", "--prompts FILE|-"}) {
+    CAPTURE(part);
+    CHECK(help.find(part) != std::string::npos);
+  }
+  CHECK(help.find("--repeat") == std::string::npos);
+  CHECK(text({"tokenize", "-h"}).find("--decode") != std::string::npos);
+  for (std::size_t begin = 0; begin < help.size();) {
+    const std::size_t end = help.find('\n', begin);
+    CHECK(end - begin <= 100);
+    begin = end + 1;
+  }
+}
+
+TEST_CASE("run-file keys and options are the same set") {
+  const Words keys = stagecoach::run_file_keys();
+  for (const std::string& key : keys) {
+    CAPTURE(key);
+    CHECK(stagecoach::find_option(key) != nullptr);
+  }
+  for (const stagecoach::OptionSpec& spec : stagecoach::option_table()) {
+    const std::string name(spec.name);
+    if (name == "config" || name == "help" || name == "version" || name == "decode") continue;
+    CAPTURE(name);
+    CHECK(std::count(keys.begin(), keys.end(), name) == 1);
+  }
+}
+
+}  // namespace
