@@ -50,8 +50,8 @@ struct TileOperands {
   float* acc;
   std::int64_t acc_stride;
   bool resume;                 // acc holds partial sums; otherwise it is not read and sums start from 0
-  const char* prefetch;        // fetched ahead, one cache line per k: what a later call reads
-  std::int64_t prefetch_step;  // 64, or 0 when there is nothing to fetch
+  const char* prefetch;        // what a later call reads is fetched ahead from here on,
+  std::int64_t prefetch_step;  // so many bytes per k: evenly, since a burst would fill the queue of misses
 };
 
 template <int kRows, int kUnits, class W>
@@ -70,6 +70,7 @@ HWY_NOINLINE void tile(const TileOperands& op, const W* HWY_RESTRICT w, std::int
   const std::int64_t k_count = op.k_count;
   const char* prefetch = op.prefetch;
   const std::int64_t prefetch_step = op.prefetch_step;
+  const std::int64_t acc_stride = op.acc_stride;
   for (std::int64_t k = 0; k < k_count; ++k) {
     FloatVec b[kVecs];
     for (int v = 0; v < kVecs; ++v) b[v] = load_wide(w + v * kLanes);
@@ -82,7 +83,7 @@ HWY_NOINLINE void tile(const TileOperands& op, const W* HWY_RESTRICT w, std::int
     prefetch += prefetch_step;
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVecs; ++v) hn::StoreU(acc[r][v], d, sums + r * op.acc_stride + v * kLanes);
+    for (int v = 0; v < kVecs; ++v) hn::StoreU(acc[r][v], d, sums + r * acc_stride + v * kLanes);
   }
 }
 
@@ -125,16 +126,20 @@ HWY_INLINE void tile_rows(std::int64_t rows, const TileOperands& op, const W* w,
   }
 }
 
-// All rows against `kUnits` units of columns, cut into tiles of nearly equal height. The first tile fetches
-// ahead.
+// Tiles that `rows` rows are cut into.
+HWY_INLINE std::int64_t tile_count(std::int64_t rows) {
+  return (rows + kTileRows - 1) / kTileRows;
+}
+
+// All rows against `kUnits` units of columns, cut into tiles of nearly equal height.
 template <int kUnits, class W>
 HWY_INLINE void accumulate_columns(std::int64_t rows, TileOperands op, const W* w, std::int64_t w_stride) {
-  for (std::int64_t tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
+  for (std::int64_t tiles = tile_count(rows); tiles > 0; --tiles) {
     const std::int64_t height = (rows + tiles - 1) / tiles;
     tile_rows<kUnits>(height, op, w, w_stride);
     op.x += height * op.x_stride;
     op.acc += height * op.acc_stride;
-    op.prefetch_step = 0;
+    op.prefetch += op.prefetch_step * op.k_count;
     rows -= height;
   }
 }
@@ -153,23 +158,34 @@ HWY_INLINE void accumulate(std::int64_t rows, std::int64_t units, TileOperands o
                            std::int64_t w_stride) {
   while (units > 0) {
     std::int64_t step = 1;
+    std::int64_t tiles = 1;
     if (rows == 1 && units >= 4) {
       step = 4;
       tile<1, 4>(op, w, w_stride);
     } else if (rows <= 3 && units >= 2 && kTileUnits < 2) {
       step = 2;
       tile_rows_wide(rows, op, w, w_stride);
-    } else if (kTileUnits > 1 && units >= kTileUnits) {
-      step = kTileUnits;
-      accumulate_columns<kTileUnits>(rows, op, w, w_stride);
     } else {
-      accumulate_columns<1>(rows, op, w, w_stride);
+      tiles = tile_count(rows);
+      if (units >= kTileUnits) {
+        step = kTileUnits;
+        accumulate_columns<kTileUnits>(rows, op, w, w_stride);
+      } else {
+        accumulate_columns<1>(rows, op, w, w_stride);
+      }
     }
     units -= step;
     w += step * kUnit;
     op.acc += step * kUnit;
-    op.prefetch += op.prefetch_step * op.k_count;
+    op.prefetch += tiles * op.prefetch_step * op.k_count;
   }
+}
+
+// Tiles that `accumulate` cuts rows and units of columns into.
+HWY_INLINE std::int64_t tile_total(std::int64_t rows, std::int64_t units) {
+  if (rows == 1) return (units + 3) / 4;
+  if (rows <= 3 && kTileUnits < 2) return (units + 1) / 2;
+  return tile_count(rows) * ((units + kTileUnits - 1) / kTileUnits);
 }
 
 }  // namespace stagecoach::cpu::HWY_NAMESPACE
