@@ -96,7 +96,7 @@ class TreeBuilder {
       error_ = fmt::format("duplicate key \"{}\"", printable(name));
       return false;
     }
-    frame.value.object()->emplace_back().first = std::move(name);
+    frame.value.object()->emplace_back(std::move(name), nullptr);
     return true;
   }
   bool end_object() { return close(); }

@@ -221,6 +221,7 @@ SyntheticModel parse_synthetic(std::string_view name) {
     rest.remove_prefix(std::min(comma + 1, rest.size()));
     return item;
   };
+  if (rest.ends_with(',')) fail(name, "ends with a comma; write key=value after it, or leave it out");
   SyntheticModel model;
   const Preset& preset = preset_of(name, next());
   Json::Object fields;
