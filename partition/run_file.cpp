@@ -201,7 +201,9 @@ StageSpec read_stage(const YamlNode& node) {
   static const std::vector<std::string> known = {"blocks", "device", "memory", "host"};
   StageSpec stage;
   bool has_blocks = false;
-  for (const auto& [key, value] : node.entries) {
+  for (std::size_t i = 0; i < node.keys.size(); ++i) {
+    const YamlNode& key = node.keys[i];
+    const YamlNode& value = node.items[i];
     if (key.scalar == "blocks") {
       stage.blocks = read_blocks(value);
       has_blocks = true;
@@ -288,7 +290,9 @@ void read_value(const Key& key, const YamlNode& value, RunFile& file) {
 }
 
 void read_group(const YamlNode& map, std::string_view group, RunFile& file) {
-  for (const auto& [key, value] : map.entries) {
+  for (std::size_t i = 0; i < map.keys.size(); ++i) {
+    const YamlNode& key = map.keys[i];
+    const YamlNode& value = map.items[i];
     const bool opens_group =
         group.empty() && std::count(std::begin(kGroups), std::end(kGroups), key.scalar) > 0;
     if (opens_group) {

@@ -14,6 +14,7 @@ namespace stagecoach {
 namespace {
 
 constexpr std::size_t kMaxDepth = 16;  // a run file needs four levels
+constexpr std::size_t kMaxKeys = 256;  // in one group
 
 std::string place(const std::string& path, const YAML::Mark& mark) {
   if (mark.is_null()) return path;
@@ -89,22 +90,25 @@ class TreeBuilder : public YAML::EventHandler {
     }
   }
   static void pair_up(YamlNode& map) {
-    for (std::size_t i = 0; i + 1 < map.items.size(); i += 2) {
-      YamlNode& key = map.items[i];
+    std::vector<YamlNode> alternating = std::move(map.items);
+    map.items.clear();
+    for (std::size_t i = 0; i + 1 < alternating.size(); i += 2) {
+      YamlNode& key = alternating[i];
+      YamlNode& value = alternating[i + 1];
       if (key.kind != YamlNode::Kind::kScalar) throw PlanError(key.where + ": a key must be a word");
-      for (const auto& [earlier, value] : map.entries) {
+      for (const YamlNode& earlier : map.keys) {
         if (earlier.scalar == key.scalar) {
           throw PlanError(
               fmt::format("{}: {}: given twice, first at {}", key.where, shown(key.scalar), earlier.where));
         }
       }
-      if (map.entries.size() >= 256) throw PlanError(key.where + ": more keys than a run file can have");
-      YamlNode& value = map.items[i + 1];
-      if (value.kind == YamlNode::Kind::kNull)
+      if (map.keys.size() >= kMaxKeys) throw PlanError(key.where + ": more keys than a run file can have");
+      if (value.kind == YamlNode::Kind::kNull) {
         value.where = key.where;  // the parser says where the next thing stands
-      map.entries.emplace_back(std::move(key), std::move(value));
+      }
+      map.keys.push_back(std::move(key));
+      map.items.push_back(std::move(value));
     }
-    map.items.clear();
   }
 
   const std::string& path_;

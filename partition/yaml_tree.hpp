@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace stagecoach {
@@ -15,9 +14,9 @@ struct YamlNode {
   Kind kind = Kind::kNull;
   std::string where;  // "run.yaml:3:7"
   std::string scalar;
-  bool quoted = false;                                 // a scalar in quotes is always text
-  std::vector<YamlNode> items;                         // of a list
-  std::vector<std::pair<YamlNode, YamlNode>> entries;  // of a map, in file order; keys are scalars
+  bool quoted = false;          // a scalar in quotes is always text
+  std::vector<YamlNode> items;  // of a list; of a map its values
+  std::vector<YamlNode> keys;   // of a map, one per item, in file order; scalars
 };
 
 // Throws PlanError "PATH:LINE:COLUMN: what". A text without a value is kNull.
