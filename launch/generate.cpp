@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <optional>
 
 #include "launch/commands.hpp"
@@ -52,6 +53,7 @@ PromptReader open_prompts(const Options& options, const Session& session) {
   prompts.vocab_size = session.model().config.vocab_size;
   prompts.shard = options.shard;
   prompts.shards = options.shards;
+  if (const char* folder = std::getenv("TMPDIR")) prompts.temporary_folder = folder;
   const std::optional<Tokenizer>& tokenizer = session.model().tokenizer;
   const Tokenizer* known = tokenizer ? &*tokenizer : nullptr;
   if (!options.prompts_path.empty()) return PromptReader::from_file(options.prompts_path, known, prompts);

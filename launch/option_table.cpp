@@ -192,7 +192,7 @@ const OptionSpec kTable[] = {
     {"prompts", "FILE|-", kForGenerate, kInOut,
      "prompts from a file: .jsonl with an object per line (\"prompt\" or "
      "\"tokens\", optionally \"id\" and \"max_new_tokens\"), anything else with a prompt per line; - is "
-     "standard input, a prompt per line",
+     "standard input, in either form",
      false, [](Options& o, const std::string& v) { o.prompts_path = path(v); }},
     {"output", "FILE", kForGenerate, kInOut,
      "write one JSON object per prompt to FILE.jsonl, complete or not at all "

@@ -9,6 +9,7 @@
 #include "partition/wording.hpp"
 #include "runtime/json.hpp"
 #include "runtime/line_reader.hpp"
+#include "runtime/results.hpp"
 
 namespace stagecoach {
 namespace {
@@ -98,6 +99,13 @@ std::int32_t new_token_count(const Json& value) {
   fail(shown(key), "unknown key" + suggestion(key, known));
 }
 
+// A string or a whole number, as JSON again: it goes into the results as it came.
+std::string id_text(const Json& value) {
+  if (const std::string* text = value.string()) return json_string(*text);
+  if (const std::int64_t* whole = value.integer()) return fmt::format("{}", *whole);
+  fail("id", fmt::format("is {}, not a string or a whole number", value.type_name()));
+}
+
 Line parse_object_line(const std::string& text, std::int32_t vocab_size) {
   Json json;
   try {
@@ -115,11 +123,13 @@ Line parse_object_line(const std::string& text, std::int32_t vocab_size) {
     if (key != "prompt" && key != "tokens" && key != "id" && key != "max_new_tokens" && !is_later(key))
       fail_unknown(key);
     if (value.is_null()) continue;
-    if (key == "prompt" || key == "id") {
+    if (key == "prompt") {
       const std::string* given = value.string();
       if (given == nullptr)
         fail(key, fmt::format("is {}, not a string; put it in quotes", value.type_name()));
-      (key == "prompt" ? line.text : line.id) = *given;
+      line.text = *given;
+    } else if (key == "id") {
+      line.id = id_text(value);
     } else if (key == "tokens") {
       line.tokens = token_list(value, vocab_size);
     } else if (key == "max_new_tokens") {
@@ -151,6 +161,16 @@ std::vector<std::int32_t> encode(const std::string& text, const Tokenizer* token
                     *outside, vocab_size));
   }
   return tokens;
+}
+
+// Standard input has no name to tell its form: JSON Lines when the first line begins like an object with a prompt.
+bool looks_like_json_lines(LineReader& lines) {
+  std::string first;
+  const bool any = lines.next(first);
+  lines.rewind();
+  const std::size_t start = first.find_first_not_of(" \t");
+  if (!any || start == std::string::npos || first[start] != '{') return false;
+  return first.find("\"prompt\"") != std::string::npos || first.find("\"tokens\"") != std::string::npos;
 }
 
 }  // namespace
@@ -236,7 +256,7 @@ PromptReader PromptReader::from_file(const std::string& path, const Tokenizer* t
   impl->tokenizer = tokenizer;
   impl->options = options;
   impl->lines = std::make_unique<LineReader>(path, options.temporary_folder);
-  impl->json_lines = path.ends_with(".jsonl");
+  impl->json_lines = path.ends_with(".jsonl") || (path == "-" && looks_like_json_lines(*impl->lines));
   return PromptReader(std::move(impl));
 }
 

@@ -1,7 +1,7 @@
 // Prompts from a file, standard input or the command line, one Request at a time.
 //
-// `.jsonl` has one object per line with "prompt" or "tokens", optionally "id" (a string) and "max_new_tokens".
-// Anything else, standard input too, is one prompt per line, ended by "\n" or "\r\n" (a final line without newline
+// `.jsonl` has one object per line with "prompt" or "tokens", optionally "id" (a string or number) and
+// "max_new_tokens"; standard input too when its first line begins like such an object. Anything else is one prompt per line, ended by "\n" or "\r\n" (a final line without newline
 // counts, an empty line is an error: an empty prompt), bytes as they are, valid UTF-8 or not. The whole input is
 // checked by `check` before anything runs, then `next` reads it again from the start, so it is never held whole.
 #pragma once

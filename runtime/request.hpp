@@ -10,7 +10,7 @@ namespace stagecoach {
 
 struct Request {
   std::int64_t index = 0;             // position in the input, from 0
-  std::optional<std::string> id;      // the user's own, if given
+  std::optional<std::string> id;      // the user's own, if given: JSON text of a string or whole number
   std::optional<std::string> prompt;  // text, absent for token prompts
   std::vector<std::int32_t> tokens;   // the prompt's ids, at least one
   std::int32_t max_new_tokens = 0;    // at least one

@@ -64,7 +64,7 @@ class JsonlSink : public ResultSink {
 
   void write(const Request& request, const Sample& sample) override {
     std::string line = fmt::format("{{\"index\":{},\"id\":{},\"sample\":{}", request.index,
-                                   request.id ? json_string(*request.id) : "null", sample.sample);
+                                   request.id.value_or("null"), sample.sample);
     line += fmt::format(",\"prompt\":{}", prompt(request));
     line += ",\"completion\":";
     line += tokenizer_ != nullptr ? json_string(bytes_of(*tokenizer_, text_tokens(sample, eos_))) : "null";
@@ -100,7 +100,7 @@ class TextSink : public ResultSink {
       : fd_(fd), tokenizer_(tokenizer), eos_(eos) {}
 
   void write(const Request& request, const Sample& sample) override {
-    std::string out = request.id ? fmt::format("==> {}: {} <==\n", request.index, to_valid_utf8(*request.id))
+    std::string out = request.id ? fmt::format("==> {}: {} <==\n", request.index, *request.id)
                                  : fmt::format("==> {} <==\n", request.index);
     if (tokenizer_ != nullptr) {
       out += to_valid_utf8(prompt_bytes(request, *tokenizer_) +

@@ -107,7 +107,7 @@ TEST_CASE("JSON lines") {
   CHECK(reader.check().longest_positions == 6);
   const std::vector<Request> requests = all(reader);
   REQUIRE(requests.size() == 3);
-  CHECK(requests[0].id == "x");
+  CHECK(requests[0].id == "\"x\"");
   CHECK(requests[0].tokens == Ids{'h', 0xc3, 0xa9});
   CHECK(requests[0].ignore_eos);
   CHECK(requests[0].logprobs);
@@ -236,8 +236,10 @@ TEST_CASE("a pipe is read once and kept") {
   CHECK(all(reader).size() == 2);
 }
 
-TEST_CASE("standard input is one prompt per line") {
-  const File file("", "hi\nho\n");
+namespace {
+
+PromptReader from_standard_input(const std::string& text) {
+  const File file("", text);
   const int saved = ::dup(STDIN_FILENO);
   const int fd = ::open(file.path().c_str(), O_RDONLY);
   ::dup2(fd, STDIN_FILENO);
@@ -245,8 +247,20 @@ TEST_CASE("standard input is one prompt per line") {
   PromptReader reader = PromptReader::from_file("-", &tokenizer(), small_model());
   ::dup2(saved, STDIN_FILENO);
   ::close(saved);
-  CHECK(reader.check().count == 2);
-  CHECK(all(reader).at(1).prompt == "ho");
+  return reader;
+}
+
+}  // namespace
+
+TEST_CASE("standard input is one prompt per line, or JSON lines when its first line is such an object") {
+  PromptReader text = from_standard_input("hi\n{\"prompt\": \"ho\"}\n");
+  CHECK(text.check().count == 2);
+  CHECK(all(text).at(1).prompt == "{\"prompt\": \"ho\"}");
+  PromptReader braces = from_standard_input("{braces} are text\n");
+  CHECK(all(braces).at(0).prompt == "{braces} are text");
+  PromptReader json = from_standard_input(" {\"id\": 7, \"prompt\": \"ho\"}\n{\"tokens\": [1]}\n");
+  CHECK(json.check().count == 2);
+  CHECK(all(json).at(0).id == "7");
 }
 
 TEST_CASE("files that cannot be read") {

@@ -80,7 +80,7 @@ TEST_CASE("JSON lines: the documented keys in the documented order") {
     CHECK(std::filesystem::exists(path + ".partial"));
     sink->write(request_of("a\"b"), sample_of({256, 'c'}));
     Request second = request_of("x", 1);
-    second.id = "n\n1";
+    second.id = json_string("n\n1");
     second.logprobs = true;
     Sample sample = sample_of({'y', kEos}, FinishReason::kEos);
     sample.logprobs = {-0.1F, -1.5e-7F};
