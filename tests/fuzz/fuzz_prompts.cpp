@@ -1,4 +1,5 @@
-// Any bytes as a file of prompts, text or (first byte odd) JSON lines: if the check passes, reading gives what it counted.
+// Any bytes as a file of prompts, text or (first byte odd) JSON lines: if the check passes, reading gives
+// what it counted.
 #include <unistd.h>
 
 #include <cstdint>
