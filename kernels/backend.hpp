@@ -100,7 +100,7 @@ class Backend {
   // qkv is (rows, 3 * n_head * head_dim): q, k, v side by side; out is (rows, n_head * head_dim).
   virtual void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) = 0;
 
-  // --- operations on any rows
+  // --- operations on any rows; layer_norm may work in place, other outputs must not overlap inputs
   // out = (x - mean) / sqrt(variance + epsilon) * gain + bias, per row; gain and bias are (1, cols) float32.
   virtual void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) = 0;
   // out (rows, w.out) = epilogue(x (rows, w.in) * w + bias); bias is (1, w.out) float32 or empty (data == nullptr).

@@ -70,12 +70,6 @@ namespace {
 
 using namespace stagecoach;
 
-double now(bool cpu_time) {
-  timespec t{};
-  clock_gettime(cpu_time ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
-  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
-}
-
 void on_threads(int threads, const std::function<void(int)>& body) {
   std::vector<std::thread> others;
   for (int t = 1; t < threads; ++t) others.emplace_back(body, t);
@@ -97,6 +91,18 @@ struct Options {
   bool cpu_time = false;
 };
 
+double now(bool cpu_time) {
+  timespec t{};
+  clock_gettime(cpu_time ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+}
+
+double seconds(const Options& options, const std::function<void()>& body) {
+  const double begin = now(options.cpu_time);
+  body();
+  return now(options.cpu_time) - begin;
+}
+
 struct Case {
   std::string name;
   double bytes = 0.0;  // read at least
@@ -107,6 +113,7 @@ struct Case {
 
 // The four matrices of some blocks, enough of them to exceed the caches, or the LM head.
 struct Weights {
+  std::string name;
   std::vector<Matrix> matrices;
   double bytes = 0.0;
   double elements = 0.0;
@@ -148,53 +155,104 @@ Options parse(int argc, char** argv) {
       }
     }
     if (key == "--dtypes") {
-      std::erase_if(options.dtypes, [&](DType d) {
-        return value.find(name_of(d)) == std::string::npos ||
-               (d == DType::kFloat16 && value.find("float16") == value.find("bfloat16") + 1);
-      });
+      const std::string list = "," + value + ",";
+      std::erase_if(options.dtypes,
+                    [&](DType d) { return list.find(fmt::format(",{},", name_of(d))) == std::string::npos; });
     }
   }
   return options;
 }
 
-void run(const Options& options) {
-  const auto seconds = [&](const std::function<void()>& body) {
-    const double begin = now(options.cpu_time);
-    body();
-    return now(options.cpu_time) - begin;
-  };
-  const auto backend = make_cpu_backend({options.threads, Simd::kBest});
-  fmt::print("{}\n", backend->name());
-  const std::int64_t most_rows =
-      std::max<std::int64_t>(*std::max_element(options.rows.begin(), options.rows.end()), 1);
-  const Buffer x = backend->allocate(most_rows * 6400 * 4);
-  const Buffer y = backend->allocate(most_rows * 50257 * 4);
-  for (std::int64_t i = 0; i < most_rows * 6400; ++i)
-    static_cast<float*>(x.data())[i] = static_cast<float>(i % 13) * 0.1F - 0.6F;
+// What the machine can do at this moment.
+class Ceilings {
+ public:
+  explicit Ceilings(Backend& backend, const Options& options)
+      : options_(options),
+        memory_(backend.allocate(kReadFloats * 4)),
+        sinks_(static_cast<std::size_t>(options.threads) * 64, 0.999F) {
+    std::fill_n(static_cast<float*>(memory_.data()), kReadFloats, 1.0F);
+  }
 
-  std::vector<std::pair<std::string, Weights>> sets;
+  // GB/s of reading 1 GiB.
+  double bandwidth(int threads) {
+    const std::int64_t part = kReadFloats / threads;
+    const double s = seconds(options_, [&] {
+      on_threads(threads, [&](int t) {
+        sink(t)[2] +=
+            HWY_DYNAMIC_DISPATCH(read_all)(static_cast<const float*>(memory_.data()) + t * part, part);
+      });
+    });
+    return static_cast<double>(kReadFloats) * 4e-9 / s;
+  }
+  // GFLOP/s between registers.
+  double peak(int threads) {
+    std::vector<double> flops(static_cast<std::size_t>(threads));
+    const double s = seconds(options_, [&] {
+      on_threads(threads, [&](int t) {
+        flops[static_cast<std::size_t>(t)] = HWY_DYNAMIC_DISPATCH(multiply_add)(6'000'000, sink(t));
+      });
+    });
+    return std::accumulate(flops.begin(), flops.end(), 0.0) * 1e-9 / s;
+  }
+
+ private:
+  static constexpr std::int64_t kReadFloats = std::int64_t{1} << 28;
+  float* sink(int thread) {
+    return &sinks_[static_cast<std::size_t>(thread) * 64];
+  }  // a cache line each, at least
+
+  const Options& options_;
+  Buffer memory_;
+  std::vector<float> sinks_;
+};
+
+std::vector<Weights> make_weights(Backend& backend, const Options& options) {
+  std::vector<Weights> sets;
   for (const DType dtype : options.dtypes) {
     Weights block;
+    block.name = fmt::format("block {}", name_of(dtype));
     for (int copy = 0; copy < (dtype == DType::kFloat32 ? 1 : 2); ++copy) {
-      block.add(*backend, 1600, 4800, dtype);
-      block.add(*backend, 1600, 1600, dtype);
-      block.add(*backend, 1600, 6400, dtype);
-      block.add(*backend, 6400, 1600, dtype);
+      block.add(backend, 1600, 4800, dtype);
+      block.add(backend, 1600, 1600, dtype);
+      block.add(backend, 1600, 6400, dtype);
+      block.add(backend, 6400, 1600, dtype);
     }
-    sets.emplace_back(fmt::format("block {}", name_of(dtype)), std::move(block));
+    sets.push_back(std::move(block));
     if (!options.head) continue;
     Weights head;
-    head.add(*backend, 1600, 50257, dtype);
-    sets.emplace_back(fmt::format("head {}", name_of(dtype)), std::move(head));
+    head.name = fmt::format("head {}", name_of(dtype));
+    head.add(backend, 1600, 50257, dtype);
+    sets.push_back(std::move(head));
   }
+  return sets;
+}
+
+void print_table(const std::vector<Case>& cases) {
+  fmt::print("{:<28}{:>10}{:>12}{:>12}{:>10}\n", "", "GB/s", "of read", "GFLOP/s", "of peak");
+  for (const Case& c : cases) {
+    fmt::print("{:<28}{:>10.1f}{:>12.2f}{:>12.0f}{:>10.2f}\n", c.name, median(c.gigabytes),
+               median(c.of_bandwidth), median(c.gigaflops), median(c.of_peak));
+  }
+}
+
+void run(const Options& options) {
+  const auto backend = make_cpu_backend({options.threads, Simd::kBest});
+  fmt::print("{}\n", backend->name());
+  const std::int64_t most_rows = *std::max_element(options.rows.begin(), options.rows.end());
+  const Buffer x = backend->allocate(most_rows * 6400 * 4);
+  const Buffer y = backend->allocate(most_rows * 50257 * 4);
+  for (std::int64_t i = 0; i < most_rows * 6400; ++i) {
+    static_cast<float*>(x.data())[i] = static_cast<float>(i % 13) * 0.1F - 0.6F;
+  }
+  const std::vector<Weights> sets = make_weights(*backend, options);
   std::vector<Case> cases;
-  for (auto& [name, weights] : sets) {
+  for (const Weights& weights : sets) {
     for (const std::int64_t rows : options.rows) {
-      if (name.starts_with("head") && rows > 32) continue;
-      cases.push_back({fmt::format("{} rows {}", name, rows),
+      if (weights.name.starts_with("head") && rows > 32) continue;
+      cases.push_back({fmt::format("{} rows {}", weights.name, rows),
                        weights.bytes,
                        2.0 * weights.elements * static_cast<double>(rows),
-                       [&, rows] {
+                       [&weights, &backend, &x, &y, rows] {
                          for (const Matrix& m : weights.matrices) {
                            backend->linear(make_tensor(x.data(), DType::kFloat32, rows, m.in), m, {}, {},
                                            make_tensor(y.data(), DType::kFloat32, rows, m.out));
@@ -206,40 +264,15 @@ void run(const Options& options) {
                        {}});
     }
   }
-
-  constexpr std::int64_t kReadFloats = std::int64_t{1} << 28;
-  const Buffer memory = backend->allocate(kReadFloats * 4);
-  std::vector<float> sinks(static_cast<std::size_t>(options.threads) * 64, 0.999F);
+  Ceilings ceilings(*backend, options);
   std::vector<double> bandwidths, peaks, single_bandwidths, single_peaks;
-  const auto bandwidth = [&](int threads) {
-    const std::int64_t part = kReadFloats / threads;
-    const double s = seconds([&] {
-      on_threads(threads, [&](int t) {
-        sinks[static_cast<std::size_t>(t) * 64 + 2] +=
-            HWY_DYNAMIC_DISPATCH(read_all)(static_cast<const float*>(memory.data()) + t * part, part);
-      });
-    });
-    return static_cast<double>(kReadFloats) * 4e-9 / s;
-  };
-  const auto peak = [&](int threads) {
-    std::vector<double> flops(static_cast<std::size_t>(threads));
-    const double s = seconds([&] {
-      on_threads(threads, [&](int t) {
-        flops[static_cast<std::size_t>(t)] =
-            HWY_DYNAMIC_DISPATCH(multiply_add)(6'000'000, &sinks[static_cast<std::size_t>(t) * 64]);
-      });
-    });
-    return std::accumulate(flops.begin(), flops.end(), 0.0) * 1e-9 / s;
-  };
-  std::fill_n(static_cast<float*>(memory.data()), kReadFloats, 1.0F);
-
   for (int repeat = 0; repeat < options.repeat; ++repeat) {
-    single_bandwidths.push_back(bandwidth(1));
-    single_peaks.push_back(peak(1));
-    bandwidths.push_back(bandwidth(options.threads));
-    peaks.push_back(peak(options.threads));
+    single_bandwidths.push_back(ceilings.bandwidth(1));
+    single_peaks.push_back(ceilings.peak(1));
+    bandwidths.push_back(ceilings.bandwidth(options.threads));
+    peaks.push_back(ceilings.peak(options.threads));
     for (Case& c : cases) {
-      const double s = seconds(c.body);
+      const double s = seconds(options, c.body);
       c.gigabytes.push_back(c.bytes * 1e-9 / s);
       c.gigaflops.push_back(c.flops * 1e-9 / s);
       c.of_bandwidth.push_back(c.gigabytes.back() / bandwidths.back());
@@ -248,11 +281,7 @@ void run(const Options& options) {
   }
   fmt::print("read {:.1f} GB/s (1 thread {:.1f}), fused multiply-add {:.0f} GFLOP/s (1 thread {:.0f})\n",
              median(bandwidths), median(single_bandwidths), median(peaks), median(single_peaks));
-  fmt::print("{:<28}{:>10}{:>12}{:>12}{:>10}\n", "", "GB/s", "of read", "GFLOP/s", "of peak");
-  for (const Case& c : cases) {
-    fmt::print("{:<28}{:>10.1f}{:>12.2f}{:>12.0f}{:>10.2f}\n", c.name, median(c.gigabytes),
-               median(c.of_bandwidth), median(c.gigaflops), median(c.of_peak));
-  }
+  print_table(cases);
 }
 
 }  // namespace
