@@ -8,74 +8,22 @@
 // them alike; the table shows medians over repetitions, ratios being taken within a repetition. The matrices
 // of a block exceed any L3 cache.
 #include <fmt/format.h>
-#include <time.h>
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
-#include <numeric>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include "kernels/backend.hpp"
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "tests/bench/bench_kernels.cpp"
-#include "hwy/foreach_target.h"
-#include "hwy/highway.h"
+#include "tests/bench/ceilings.hpp"
 
-HWY_BEFORE_NAMESPACE();
-namespace bench::HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
-
-// Floating-point operations of `rounds` rounds; 10 independent chains hide the latency of any fused
-// multiply-add.
-double multiply_add(std::int64_t rounds, float* sink) {
-  const hn::CappedTag<float, 16> d;
-  constexpr int kChains = 10;
-  hn::VFromD<decltype(d)> chain[kChains];
-  for (int i = 0; i < kChains; ++i) chain[i] = hn::Set(d, static_cast<float>(i));
-  const auto a = hn::Set(d, sink[0]);
-  const auto b = hn::Set(d, sink[1]);
-  for (std::int64_t r = 0; r < rounds; ++r) {
-    for (int i = 0; i < kChains; ++i) chain[i] = hn::MulAdd(chain[i], a, b);
-  }
-  auto sum = chain[0];
-  for (int i = 1; i < kChains; ++i) sum = hn::Add(sum, chain[i]);
-  sink[2] += hn::GetLane(sum);
-  return 2.0 * kChains * static_cast<double>(hn::Lanes(d)) * static_cast<double>(rounds);
-}
-
-float read_all(const float* data, std::int64_t n) {
-  const hn::CappedTag<float, 16> d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  hn::VFromD<decltype(d)> sum[8];
-  for (auto& s : sum) s = hn::Zero(d);
-  for (std::int64_t i = 0; i + 8 * lanes <= n; i += 8 * lanes) {
-    for (int v = 0; v < 8; ++v) sum[v] = hn::Add(sum[v], hn::LoadU(d, data + i + v * lanes));
-  }
-  for (int v = 1; v < 8; ++v) sum[0] = hn::Add(sum[0], sum[v]);
-  return hn::GetLane(sum[0]);
-}
-
-}  // namespace bench::HWY_NAMESPACE
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
 namespace bench {
-HWY_EXPORT(multiply_add);
-HWY_EXPORT(read_all);
 namespace {
 
 using namespace stagecoach;
-
-void on_threads(int threads, const std::function<void(int)>& body) {
-  std::vector<std::thread> others;
-  for (int t = 1; t < threads; ++t) others.emplace_back(body, t);
-  body(0);
-  for (std::thread& other : others) other.join();
-}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -88,19 +36,12 @@ struct Options {
   std::vector<std::int64_t> rows = {1, 2, 4, 8, 16, 32, 128, 512};
   std::vector<DType> dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
   bool head = true;
-  bool cpu_time = false;
 };
 
-double now(bool cpu_time) {
-  timespec t{};
-  clock_gettime(cpu_time ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
-  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
-}
-
-double seconds(const Options& options, const std::function<void()>& body) {
-  const double begin = now(options.cpu_time);
+double seconds(const std::function<void()>& body) {
+  const auto start = std::chrono::steady_clock::now();
   body();
-  return now(options.cpu_time) - begin;
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 struct Case {
@@ -135,11 +76,6 @@ Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
     const std::string_view key = argv[i];
-    if (key == "--cpu-time") {
-      options.cpu_time = true;
-      options.threads = 1;
-      continue;
-    }
     if (key == "--no-head") {
       options.head = false;
       continue;
@@ -162,49 +98,6 @@ Options parse(int argc, char** argv) {
   }
   return options;
 }
-
-// What the machine can do at this moment.
-class Ceilings {
- public:
-  explicit Ceilings(Backend& backend, const Options& options)
-      : options_(options),
-        memory_(backend.allocate(kReadFloats * 4)),
-        sinks_(static_cast<std::size_t>(options.threads) * 64, 0.999F) {
-    std::fill_n(static_cast<float*>(memory_.data()), kReadFloats, 1.0F);
-  }
-
-  // GB/s of reading 1 GiB.
-  double bandwidth(int threads) {
-    const std::int64_t part = kReadFloats / threads;
-    const double s = seconds(options_, [&] {
-      on_threads(threads, [&](int t) {
-        sink(t)[2] +=
-            HWY_DYNAMIC_DISPATCH(read_all)(static_cast<const float*>(memory_.data()) + t * part, part);
-      });
-    });
-    return static_cast<double>(kReadFloats) * 4e-9 / s;
-  }
-  // GFLOP/s between registers.
-  double peak(int threads) {
-    std::vector<double> flops(static_cast<std::size_t>(threads));
-    const double s = seconds(options_, [&] {
-      on_threads(threads, [&](int t) {
-        flops[static_cast<std::size_t>(t)] = HWY_DYNAMIC_DISPATCH(multiply_add)(6'000'000, sink(t));
-      });
-    });
-    return std::accumulate(flops.begin(), flops.end(), 0.0) * 1e-9 / s;
-  }
-
- private:
-  static constexpr std::int64_t kReadFloats = std::int64_t{1} << 28;
-  float* sink(int thread) {
-    return &sinks_[static_cast<std::size_t>(thread) * 64];
-  }  // a cache line each, at least
-
-  const Options& options_;
-  Buffer memory_;
-  std::vector<float> sinks_;
-};
 
 std::vector<Weights> make_weights(Backend& backend, const Options& options) {
   std::vector<Weights> sets;
@@ -264,15 +157,15 @@ void run(const Options& options) {
                        {}});
     }
   }
-  Ceilings ceilings(*backend, options);
+  stagecoach::bench::Ceilings ceilings(options.threads);
   std::vector<double> bandwidths, peaks, single_bandwidths, single_peaks;
   for (int repeat = 0; repeat < options.repeat; ++repeat) {
-    single_bandwidths.push_back(ceilings.bandwidth(1));
-    single_peaks.push_back(ceilings.peak(1));
-    bandwidths.push_back(ceilings.bandwidth(options.threads));
-    peaks.push_back(ceilings.peak(options.threads));
+    single_bandwidths.push_back(ceilings.read_bytes_per_s(1) * 1e-9);
+    single_peaks.push_back(ceilings.multiply_add_flops_per_s(1) * 1e-9);
+    bandwidths.push_back(ceilings.read_bytes_per_s() * 1e-9);
+    peaks.push_back(ceilings.multiply_add_flops_per_s() * 1e-9);
     for (Case& c : cases) {
-      const double s = seconds(options, c.body);
+      const double s = seconds(c.body);
       c.gigabytes.push_back(c.bytes * 1e-9 / s);
       c.gigaflops.push_back(c.flops * 1e-9 / s);
       c.of_bandwidth.push_back(c.gigabytes.back() / bandwidths.back());
@@ -291,4 +184,3 @@ int main(int argc, char** argv) {
   bench::run(bench::parse(argc, argv));
   return 0;
 }
-#endif

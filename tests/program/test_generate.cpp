@@ -10,12 +10,14 @@ using namespace stagecoach::test;
 
 namespace {
 
+unsigned below(std::mt19937& random, std::size_t bound) { return static_cast<unsigned>(random() % bound); }
+
 std::string random_prompts(std::mt19937& random, int count, int vocab, int positions) {
   std::string text;
   for (int i = 0; i < count; ++i) {
-    text += fmt::format("{{\"id\": \"p{}\", \"max_new_tokens\": {}, \"tokens\": [", i, 1 + random() % 20);
-    const unsigned length = 1 + random() % static_cast<unsigned>(positions);
-    for (unsigned t = 0; t < length; ++t) text += fmt::format("{}{}", t == 0 ? "" : ", ", random() % static_cast<unsigned>(vocab));
+    text += fmt::format("{{\"id\": \"p{}\", \"max_new_tokens\": {}, \"tokens\": [", i, 1 + below(random, 20));
+    const unsigned length = 1 + below(random, static_cast<unsigned>(positions));
+    for (unsigned t = 0; t < length; ++t) text += fmt::format("{}{}", t == 0 ? "" : ", ", below(random, static_cast<unsigned>(vocab)));
     text += "]}\n";
   }
   return text;

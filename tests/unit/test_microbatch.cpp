@@ -8,17 +8,19 @@ using namespace stagecoach;
 
 namespace {
 
+unsigned below(std::mt19937& random, std::size_t bound) { return static_cast<unsigned>(random() % bound); }
+
 Microbatch random_microbatch(std::mt19937& random) {
   const auto any = [&] { return static_cast<std::int32_t>(random()); };
   Microbatch m;
   m.id = (static_cast<std::uint64_t>(random()) << 32) | random();
-  m.stop = random() % 2 == 0;
-  for (unsigned i = random() % 4; i > 0; --i) {
-    SlotCommand command{random() % 2 == 0 ? SlotCommand::Kind::kAppendPages : SlotCommand::Kind::kDrop, any(), {}};
-    for (unsigned p = random() % 5; p > 0; --p) command.pages.push_back(any());
+  m.stop = below(random, 2) == 0;
+  for (unsigned i = below(random, 4); i > 0; --i) {
+    SlotCommand command{below(random, 2) == 0 ? SlotCommand::Kind::kAppendPages : SlotCommand::Kind::kDrop, any(), {}};
+    for (unsigned p = below(random, 5); p > 0; --p) command.pages.push_back(any());
     m.commands.push_back(command);
   }
-  for (unsigned i = random() % 9; i > 0; --i) m.rows.push_back({any(), any(), any(), static_cast<std::uint32_t>(any())});
+  for (unsigned i = below(random, 9); i > 0; --i) m.rows.push_back({any(), any(), any(), static_cast<std::uint32_t>(any())});
   return m;
 }
 
@@ -42,7 +44,7 @@ TEST_CASE("a damaged microbatch is refused or decodes to something that encodes 
   std::mt19937 random(std::random_device{}());
   for (int round = 0; round < 5000; ++round) {
     std::vector<std::byte> bytes = encode(random_microbatch(random));
-    bytes[random() % bytes.size()] = static_cast<std::byte>(random());
+    bytes[below(random, bytes.size())] = static_cast<std::byte>(random());
     try {
       CHECK(encode(decode_microbatch(bytes)) == bytes);
     } catch (const WireError&) {

@@ -11,6 +11,8 @@ using namespace stagecoach;
 
 namespace {
 
+unsigned below(std::mt19937& random, std::size_t bound) { return static_cast<unsigned>(random() % bound); }
+
 Request request_of(std::int64_t index, std::int32_t prompt, std::int32_t max_new) {
   Request r;
   r.index = index;
@@ -38,7 +40,7 @@ class Stages {
       REQUIRE(row.position == next_position_[row.slot]++);  // every position once, in order
       REQUIRE(row.position < static_cast<std::int32_t>(tables_[row.slot].size()) * kPagePositions);
       REQUIRE(row.position < limits_.n_positions);
-      if ((row.flags & kRowSample) != 0) answer.tokens.push_back({row.slot, static_cast<std::int32_t>(random_() % 7), 0.0F});
+      if ((row.flags & kRowSample) != 0) answer.tokens.push_back({row.slot, static_cast<std::int32_t>(below(random_, 7)), 0.0F});
     }
     queue_.push_back(std::move(answer));
     REQUIRE(static_cast<std::int32_t>(queue_.size()) <= limits_.in_flight);
@@ -82,29 +84,29 @@ TEST_CASE("random workloads: every request finishes once, nothing leaks, bounds 
   for (int round = 0; round < 2000; ++round) {
     INFO("seed " << seed << " round " << round);
     SchedulerLimits limits;
-    limits.n_positions = 1 + static_cast<std::int32_t>(random() % 300);
-    limits.eos = static_cast<std::int32_t>(random() % 9) - 1;
-    limits.pages = pages_for(limits.n_positions) + static_cast<std::int32_t>(random() % 10);
-    limits.slots = 1 + static_cast<std::int32_t>(random() % 6);
-    limits.chunk_tokens = 1 + static_cast<std::int32_t>(random() % 100);
-    limits.in_flight = 1 + static_cast<std::int32_t>(random() % 5);
-    limits.hold_decode = random() % 4 == 0;
+    limits.n_positions = 1 + static_cast<std::int32_t>(below(random, 300));
+    limits.eos = static_cast<std::int32_t>(below(random, 9)) - 1;
+    limits.pages = pages_for(limits.n_positions) + static_cast<std::int32_t>(below(random, 10));
+    limits.slots = 1 + static_cast<std::int32_t>(below(random, 6));
+    limits.chunk_tokens = 1 + static_cast<std::int32_t>(below(random, 100));
+    limits.in_flight = 1 + static_cast<std::int32_t>(below(random, 5));
+    limits.hold_decode = below(random, 4) == 0;
     Scheduler scheduler(limits);
     Stages stages(limits, random);
-    const std::int64_t count = 1 + random() % 20;
+    const std::int64_t count = 1 + below(random, 20);
     std::int64_t added = 0;
     std::map<std::int64_t, Sample> finished;
     int steps = 0;
     while (!(added == count && scheduler.idle())) {
       REQUIRE(++steps < 100000);
       while (added < count && scheduler.wants_requests()) {
-        scheduler.add(request_of(added++, 1 + static_cast<std::int32_t>(random() % static_cast<unsigned>(limits.n_positions)),
-                                 1 + static_cast<std::int32_t>(random() % 40)));
+        scheduler.add(request_of(added++, 1 + static_cast<std::int32_t>(below(random, static_cast<unsigned>(limits.n_positions))),
+                                 1 + static_cast<std::int32_t>(below(random, 40))));
       }
       std::optional<Microbatch> m;
-      if (random() % 3 != 0) m = scheduler.next();
+      if (below(random, 3) != 0) m = scheduler.next();
       if (m) stages.take(*m);
-      if (!stages.empty() && (!m || random() % 2 == 0)) {
+      if (!stages.empty() && (!m || below(random, 2) == 0)) {
         for (Scheduler::Finished& done : scheduler.complete(stages.answer()).finished) {
           REQUIRE(finished.emplace(done.sample.index, done.sample).second);
           const Sample& s = done.sample;
