@@ -6,6 +6,7 @@
 // roundoff times the sum of the absolute terms, growing with the square root of their number.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <stdexcept>

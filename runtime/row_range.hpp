@@ -17,8 +17,8 @@ namespace stagecoach {
 inline std::span<std::byte> row_bytes(const TensorSpec& tensor, DType dtype, std::int64_t first_row,
                                       std::int64_t rows, std::span<std::byte> out) {
   if (first_row < 0 || rows < 0 || first_row > tensor.rows || rows > tensor.rows - first_row) {
-    throw std::invalid_argument(fmt::format("tensor {}: rows {} to {} asked for, but it has {}", tensor.name,
-                                            first_row, first_row + rows, tensor.rows));
+    throw std::invalid_argument(fmt::format("tensor {}: {} rows from row {} on asked for, but it has {}",
+                                            tensor.name, rows, first_row, tensor.rows));
   }
   const auto bytes = static_cast<std::size_t>(rows * tensor.cols * size_of(dtype));
   if (out.size() < bytes) {

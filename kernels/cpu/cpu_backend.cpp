@@ -2,6 +2,7 @@
 // each row's arithmetic stands in the kernels and does not depend on the cut.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <vector>

@@ -20,11 +20,10 @@ inline constexpr std::int64_t kWideK = 256;
 // Rows of one sequence that attend together.
 inline constexpr std::int64_t kGroupRows = 24;
 
-// Working memory of one thread.
+// Working memory of one thread in linear(); attention takes attention_scratch_floats(head_dim) floats.
 struct Scratch {
-  float* partial = nullptr;    // (kRowBlock, kPanel)
-  float* wide = nullptr;       // (kWideK, kPanel)
-  float* attention = nullptr;  // attention_scratch_floats(head_dim)
+  float* partial = nullptr;  // (kRowBlock, kPanel)
+  float* wide = nullptr;     // (kWideK, kPanel)
 };
 constexpr std::int64_t attention_scratch_floats(std::int64_t head_dim) {
   return kGroupRows * (kPagePositions + 2 * round_up(head_dim, kUnit) + 2 * kUnit);

@@ -1,6 +1,7 @@
 // The written definition of every operation: naive loops, double accumulation, one row at a time.
 //
 // Layouts: a matrix is (in, out) row-major; a KV page is (kPagePositions, 2, n_head, head_dim), K before V.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tiny GPT-2 checkpoints with the logits and greedy tokens that Hugging Face transformers computes from them.
 
-Made with Python 3.11, torch 1.13.1, transformers 4.40.2, safetensors 0.4 and numpy 1.26 (any transformers 4.40 will do):
+Made with Python 3.11.2, torch 1.13, transformers 4.40.2, safetensors 0.8.0 and numpy 1.24.2:
     pip install 'transformers==4.40.*' safetensors 'numpy<2' torch
     python3 tests/golden/make_golden.py tests/golden/data
 The files are committed; nothing in the build or the tests runs this script.

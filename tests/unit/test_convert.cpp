@@ -41,9 +41,9 @@ void check_format(int exponent_bits, int fraction_bits, Widen widen, Narrow narr
     // Halfway to the next larger magnitude goes to the even one; a float nearer to either side goes there.
     // Beyond the largest finite value the next would be one step further on.
     if ((bits & 0x7fffU) >= infinity) continue;
-    const double step =
-        std::ldexp(1.0, std::max(std::ilogb(want == 0.0F ? 0x1p-149F : want), 2 - (1 << (exponent_bits - 1))) -
-                            fraction_bits);
+    const double step = std::ldexp(
+        1.0, std::max(std::ilogb(want == 0.0F ? 0x1p-149F : want), 2 - (1 << (exponent_bits - 1))) -
+                 fraction_bits);
     const double middle = std::abs(double{want}) + step / 2.0;
     if (middle > double{std::numeric_limits<float>::max()} ||
         static_cast<double>(static_cast<float>(middle)) != middle)
