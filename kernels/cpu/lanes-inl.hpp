@@ -6,7 +6,7 @@
 #define STAGECOACH_CPU_LANES_INL
 #endif
 
-#include "hwy/highway.h"
+#include <hwy/highway.h>
 #include "kernels/convert.hpp"
 #include "kernels/cpu/tile-inl.hpp"
 

@@ -8,7 +8,7 @@
 #define STAGECOACH_CPU_MATH_INL
 #endif
 
-#include "hwy/highway.h"
+#include <hwy/highway.h>
 #include "kernels/backend.hpp"
 
 #if HWY_TARGET & STAGECOACH_SIMD_TARGETS

@@ -3,7 +3,7 @@
 
 #include "kernels/cpu/targets.hpp"
 
-#include "hwy/targets.h"
+#include <hwy/targets.h>
 #include "kernels/cpu/kernels.hpp"
 
 namespace stagecoach {

@@ -15,8 +15,8 @@
 
 #include <algorithm>
 
-#include "hwy/cache_control.h"
-#include "hwy/highway.h"
+#include <hwy/cache_control.h>
+#include <hwy/highway.h>
 #include "kernels/cpu/layout.hpp"
 
 #if HWY_TARGET & STAGECOACH_SIMD_TARGETS

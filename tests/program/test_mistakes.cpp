@@ -41,7 +41,7 @@ void copy_model(const ScratchFolder& folder) {
 
 TEST_CASE("wrong usage") {
   const std::array mistakes{
-      Mistake{"", 2, "generate"},
+      Mistake{"", 2, "--help"},
       Mistake{"generat --model x", 2, "generate"},
       Mistake{"generate --model " + kTiny, 2, "--prompt"},
       Mistake{"generate --prompt x", 2, "--model"},
@@ -144,12 +144,10 @@ TEST_CASE("output that cannot be written") {
   write_file(folder / "p.jsonl", "{\"tokens\": [1, 2]}\n");
   const std::string arguments = "generate --model " + kTiny + " --prompts " + (folder / "p.jsonl");
   expect({arguments + " --output /does/not/exist/o.jsonl", 1, "/does/not/exist"});
-  for (const int ranks : {0, 3}) {
-    const Ended full = run_program(ranks, arguments + (ranks == 0 ? " >/dev/full" : " --output /dev/full.jsonl"));
-    INFO(full.err);
-    CHECK(full.status == 1);
-    CHECK(full.messages() == 1);
-  }
+  const Ended full = run_program(0, arguments + " >/dev/full");
+  INFO(full.err);
+  CHECK(full.status == 1);
+  CHECK(full.messages() == 1);
   const Ended closed = run_program(0, arguments + " >&-");
   INFO(closed.err);
   CHECK(closed.status == 1);

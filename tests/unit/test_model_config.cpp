@@ -2,7 +2,7 @@
 
 #include "runtime/model_config.hpp"
 #include "runtime/weight_source.hpp"
-#include "safetensors_builder.hpp"
+#include "tests/unit/safetensors_builder.hpp"
 
 using namespace stagecoach;
 using stagecoach::test::contains;

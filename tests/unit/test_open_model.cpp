@@ -2,7 +2,7 @@
 #include <sys/stat.h>
 
 #include "runtime/weight_source.hpp"
-#include "safetensors_builder.hpp"
+#include "tests/unit/safetensors_builder.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;

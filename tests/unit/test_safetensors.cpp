@@ -4,7 +4,7 @@
 #include <thread>
 
 #include "runtime/safetensors.hpp"
-#include "safetensors_builder.hpp"
+#include "tests/unit/safetensors_builder.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;

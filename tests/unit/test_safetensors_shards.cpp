@@ -1,7 +1,7 @@
 #include <doctest/doctest.h>
 
 #include "runtime/safetensors.hpp"
-#include "safetensors_builder.hpp"
+#include "tests/unit/safetensors_builder.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;

@@ -6,7 +6,7 @@
 
 #include "kernels/convert.hpp"
 #include "runtime/synthetic.hpp"
-#include "safetensors_builder.hpp"
+#include "tests/unit/safetensors_builder.hpp"
 
 using namespace stagecoach;
 using stagecoach::test::contains;
