@@ -15,34 +15,6 @@
 namespace stagecoach {
 namespace {
 
-// A line on the terminal that redraws itself a few times a second.
-class ProgressLine {
- public:
-  explicit ProgressLine(std::int64_t prompts) : prompts_(prompts) {}
-  ~ProgressLine() {
-    if (shown_) fmt::print(stderr, "\r\033[K");
-  }
-  ProgressLine(const ProgressLine&) = delete;
-  ProgressLine& operator=(const ProgressLine&) = delete;
-
-  void update(std::int64_t samples, std::int64_t tokens) {
-    const Clock::time_point now = Clock::now();
-    if (shown_ && now - last_ < std::chrono::milliseconds(200)) return;
-    last_ = now;
-    shown_ = true;
-    const double seconds = std::chrono::duration<double>(now - start_).count();
-    fmt::print(stderr, "\r\033[Kstagecoach: {} of {} prompts, {} tokens, {:.1f} tokens/s", samples, prompts_, tokens,
-               static_cast<double>(tokens) / seconds);
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  std::int64_t prompts_;
-  Clock::time_point start_ = Clock::now();
-  Clock::time_point last_{};
-  bool shown_ = false;
-};
-
 PromptReader open_prompts(const Options& options, const Session& session) {
   PromptOptions prompts;
   prompts.max_new_tokens = options.max_new_tokens;
@@ -98,11 +70,13 @@ int run_generate(const Options& options, const World& world) {
     return {summary.count, summary.longest_positions};
   });
   session.run([&](Leader& leader) {
-    std::optional<ProgressLine> line;
-    if (!options.output_path.empty() && !options.quiet && isatty(STDERR_FILENO) != 0) {
-      line.emplace(summary.count);
-      desk_hooks.on_progress = [&line](std::int64_t samples, std::int64_t tokens) { line->update(samples, tokens); };
-    }
+    StatusLine line(!options.output_path.empty() && !options.quiet);
+    const auto start = std::chrono::steady_clock::now();
+    desk_hooks.on_progress = [&](std::int64_t samples, std::int64_t tokens) {
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      line.update(fmt::format("{} of {} prompts, {} tokens, {:.1f} tokens/s", samples, summary.count, tokens,
+                              static_cast<double>(tokens) / seconds));
+    };
     FrontDesk desk(*reader, *sink, desk_hooks);
     LeaderHooks hooks;
     hooks.next_request = [&desk] { return desk.next_request(); };

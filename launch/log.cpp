@@ -2,6 +2,9 @@
 
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <cstdio>
 
 namespace stagecoach {
 namespace {
@@ -30,5 +33,20 @@ void log_error(const std::string& message) { spdlog::error("stagecoach: {}", one
 void log_warning(const std::string& message) { spdlog::warn("stagecoach warning: {}", one_line(message)); }
 void log_note(const std::string& message) { spdlog::info("stagecoach: {}", one_line(message)); }
 void log_verbose(const std::string& message) { spdlog::debug("stagecoach: {}", one_line(message)); }
+
+StatusLine::StatusLine(bool enabled) : enabled_(enabled && isatty(STDERR_FILENO) != 0) {}
+
+StatusLine::~StatusLine() {
+  if (shown_) std::fputs("\r\033[K", stderr);
+}
+
+void StatusLine::update(const std::string& text) {
+  if (!enabled_) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (shown_ && now - last_ < std::chrono::milliseconds(200)) return;
+  last_ = now;
+  shown_ = true;
+  std::fputs(("\r\033[Kstagecoach: " + text).c_str(), stderr);
+}
 
 }  // namespace stagecoach

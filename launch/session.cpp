@@ -158,7 +158,11 @@ void Session::prepare(const std::function<WorkSize()>& size) {
 
 void Session::load(Stage& stage) {
   const BlockRange blocks = plan_.stages[static_cast<std::size_t>(stage.index)].blocks;
-  StageWeights weights = load_stage(*stage.backend, *model_->weights, plan_.model, blocks, dtype_, {});
+  StatusLine line(stage.index == 0 && !options_.quiet);
+  StageWeights weights = load_stage(*stage.backend, *model_->weights, plan_.model, blocks, dtype_,
+                                    [&line](std::int64_t done, std::int64_t total) {
+                                      line.update(fmt::format("loading {} of {}", readable_bytes(done), readable_bytes(total)));
+                                    });
   const StageLimits limits{plan_.chunk_tokens + slots_, pages_, slots_, kv_dtype_};
   stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits);
   if (plan_.stage_count() == 1) return;

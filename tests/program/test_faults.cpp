@@ -1,0 +1,84 @@
+// A rank that dies or falls silent ends the job soon, with its name; a busy one is left alone.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <chrono>
+#include <csignal>
+#include <fstream>
+#include <future>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/program/run_program.hpp"
+
+using namespace stagecoach::test;
+
+namespace {
+
+// Runs for minutes if nothing ends it. `tag` in the arguments finds its processes again.
+std::string endless(const std::string& tag, int timeout_s) {
+  return fmt::format("bench --model synthetic:gpt2,n_layer=6,n_embd=96,n_head=3,vocab_size=500,seed={} --prompt-tokens 900 "
+                     "--new-tokens 100 --batch 16 --repeat 1000 --threads 1 --timeout {}", tag, timeout_s);
+}
+
+// Process ids of the ranks whose command line contains `tag`, by rank.
+std::vector<pid_t> ranks_with(const std::string& tag, int ranks) {
+  std::vector<pid_t> found(static_cast<std::size_t>(ranks), 0);
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string pid = entry.path().filename();
+    if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
+    const std::string command = read_file(entry.path() / "cmdline");
+    const std::string environment = read_file(entry.path() / "environ");
+    const std::size_t at = environment.find("OMPI_COMM_WORLD_RANK=");
+    if (!command.starts_with(STAGECOACH_PROGRAM) || command.find(tag) == std::string::npos || at == std::string::npos) continue;
+    found.at(static_cast<std::size_t>(std::stoi(environment.substr(at + 21)))) = std::stoi(pid);
+  }
+  return found;
+}
+
+struct Faulted {
+  Ended ended;
+  double seconds_after = 0.0;
+};
+
+// Sends `signal` to rank `victim` of three once all run, and waits for the end.
+Faulted run_with_signal(int signal, int victim, int timeout_s) {
+  const std::string tag = std::to_string(std::chrono::steady_clock::now().time_since_epoch().count() % 1000000007);
+  auto job = std::async(std::launch::async, [&] { return run_program(3, endless(tag, timeout_s), 90); });
+  std::vector<pid_t> pids;
+  for (int i = 0; i < 200; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    pids = ranks_with(tag, 3);
+    if (pids[0] != 0 && pids[1] != 0 && pids[2] != 0) break;
+  }
+  REQUIRE(pids[static_cast<std::size_t>(victim)] != 0);
+  std::this_thread::sleep_for(std::chrono::seconds(2));  // past start-up
+  kill(pids[static_cast<std::size_t>(victim)], signal);
+  const auto start = std::chrono::steady_clock::now();
+  Faulted faulted{job.get(), 0.0};
+  faulted.seconds_after = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (const pid_t pid : ranks_with(tag, 3)) CHECK(pid == 0);  // nothing stays behind
+  return faulted;
+}
+
+}  // namespace
+
+TEST_CASE("a killed rank ends the job") {
+  for (const int victim : {0, 1, 2}) {
+    const Faulted faulted = run_with_signal(SIGKILL, victim, 60);
+    INFO("rank " << victim << ": " << faulted.ended.err);
+    CHECK(faulted.ended.status == 137);  // mpirun's word for it
+    CHECK(faulted.seconds_after < 10.0);
+  }
+}
+
+TEST_CASE("a stopped rank is named within the silence deadline") {
+  for (const int victim : {0, 1, 2}) {
+    const Faulted faulted = run_with_signal(SIGSTOP, victim, 4);
+    INFO("rank " << victim << ": " << faulted.ended.err);
+    CHECK(faulted.ended.status == 1);
+    CHECK(faulted.ended.says(fmt::format("heard nothing from stage {} for 4 s", victim)));
+    CHECK(faulted.seconds_after < 15.0);
+  }
+}
