@@ -140,12 +140,12 @@ std::int64_t draw(Random& random, std::int64_t low, std::int64_t high) {
   return std::uniform_int_distribution<std::int64_t>(low, high)(random);
 }
 
-Job random_job(Random& random, std::int32_t min_blocks) {
+Job random_job(Random& random, std::int32_t min_blocks, bool small) {
   Job job;
-  const std::int64_t heads = draw(random, 1, 5);
-  const std::int64_t embed = heads * std::array<std::int64_t, 5>{1, 8, 13, 16, 64}[static_cast<std::size_t>(draw(random, 0, 4))];
+  const std::int64_t heads = draw(random, 1, small ? 3 : 5);
+  const std::int64_t embed = heads * std::array<std::int64_t, 5>{1, 8, 13, 16, 64}[static_cast<std::size_t>(draw(random, 0, small ? 2 : 4))];
   const std::int64_t vocab = draw(random, 10, 300);
-  const std::int64_t positions = draw(random, 20, 260);
+  const std::int64_t positions = draw(random, 20, small ? 140 : 260);
   job.model = fmt::format(
       "synthetic:gpt2,n_layer={},n_head={},n_embd={},n_inner={},n_positions={},vocab_size={},seed={},dtype=float32",
       draw(random, min_blocks, min_blocks + 3), heads, embed, draw(random, 1, 4 * embed), positions, vocab,
@@ -154,7 +154,7 @@ Job random_job(Random& random, std::int32_t min_blocks) {
   job.dtype = kTypes[static_cast<std::size_t>(draw(random, 0, 2))];
   job.kv_dtype = kTypes[static_cast<std::size_t>(draw(random, 0, 2))];
   job.eos = static_cast<std::int32_t>(draw(random, -1, vocab - 1));
-  const std::int64_t count = draw(random, 1, 10);
+  const std::int64_t count = draw(random, 1, small ? 4 : 10);
   for (std::int64_t i = 0; i < count; ++i) {
     Request request;
     request.index = i;

@@ -45,7 +45,8 @@ std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiPro
 
 using Random = std::mt19937_64;
 std::int64_t draw(Random& random, std::int64_t low, std::int64_t high);  // both inclusive
-Job random_job(Random& random, std::int32_t min_blocks);
+// `small`: for what runs the reference backend, which is slow, and slower still under sanitizers.
+Job random_job(Random& random, std::int32_t min_blocks, bool small = false);
 Layout random_layout(Random& random, const Job& job, std::int32_t stages);
 // One stage, everything at once: what the others are compared with.
 Layout plain_layout(const Job& job);

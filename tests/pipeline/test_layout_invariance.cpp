@@ -1,6 +1,7 @@
 // The contract of the mission: any layout gives the same tokens and log-probabilities as one stage, bit for bit.
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <random>
 
 #include "tests/pipeline/harness.hpp"
@@ -8,15 +9,36 @@
 using namespace stagecoach;
 using namespace stagecoach::test;
 
+namespace {
+
+// True for `at_least` rounds and then, up to `at_most`, while the test has run for less than ten seconds: slow builds
+// (sanitizers) draw fewer cases instead of taking minutes.
+class Rounds {
+ public:
+  Rounds(int at_least, int at_most) : at_least_(at_least), at_most_(at_most) {}
+  bool next() {
+    ++round_;
+    const auto elapsed = std::chrono::steady_clock::now() - start_;
+    return round_ <= at_least_ || (round_ <= at_most_ && elapsed < std::chrono::seconds(10));
+  }
+  int number() const { return round_; }
+
+ private:
+  int at_least_, at_most_, round_ = 0;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
 TEST_CASE("random layouts over loopback equal one stage bit for bit") {
   const std::uint64_t seed = std::random_device{}();
   Random random(seed);
-  for (int round = 0; round < 40; ++round) {
+  for (Rounds rounds(6, 60); rounds.next();) {
     const auto stages = static_cast<std::int32_t>(draw(random, 1, 8));
     const Job job = random_job(random, stages);
     const std::vector<Sample> expected = run_loopback(job, plain_layout(job));
     const Layout layout = random_layout(random, job, stages);
-    INFO("seed " << seed << " round " << round << " model " << job.model << " layout " << layout.describe());
+    INFO("seed " << seed << " round " << rounds.number() << " model " << job.model << " layout " << layout.describe());
     CHECK(difference(expected, run_loopback(job, layout)) == "");
   }
 }
@@ -24,11 +46,11 @@ TEST_CASE("random layouts over loopback equal one stage bit for bit") {
 TEST_CASE("every operation of a pipeline agrees with the reference") {
   const std::uint64_t seed = std::random_device{}();
   Random random(seed);
-  for (int round = 0; round < 6; ++round) {
-    const Job job = random_job(random, 2);
+  for (Rounds rounds(2, 8); rounds.next();) {
+    const Job job = random_job(random, 2, true);
     Layout layout = random_layout(random, job, 2);
     layout.checking = true;
-    INFO("seed " << seed << " round " << round << " model " << job.model << " layout " << layout.describe());
+    INFO("seed " << seed << " round " << rounds.number() << " model " << job.model << " layout " << layout.describe());
     CHECK_NOTHROW(run_loopback(job, layout));
   }
 }
@@ -36,13 +58,13 @@ TEST_CASE("every operation of a pipeline agrees with the reference") {
 TEST_CASE("the reference backend keeps the contract as well") {
   const std::uint64_t seed = std::random_device{}();
   Random random(seed);
-  for (int round = 0; round < 6; ++round) {
-    const Job job = random_job(random, 3);
+  for (Rounds rounds(2, 8); rounds.next();) {
+    const Job job = random_job(random, 3, true);
     Layout plain = plain_layout(job);
     plain.reference = true;
     Layout layout = random_layout(random, job, 3);
     layout.reference = true;
-    INFO("seed " << seed << " round " << round << " model " << job.model << " layout " << layout.describe());
+    INFO("seed " << seed << " round " << rounds.number() << " model " << job.model << " layout " << layout.describe());
     CHECK(difference(run_loopback(job, plain), run_loopback(job, layout)) == "");
   }
 }
