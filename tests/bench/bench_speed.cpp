@@ -39,7 +39,8 @@ struct Settings {
   bool single = true, pipeline = true;
 };
 
-constexpr int kPromptTokens = 512;
+constexpr int kPromptTokens = 512;         // one rank
+constexpr int kPipelinePromptTokens = 64;  // two ranks against one: decoding is compared, prompts only fill the cache
 constexpr int kNewTokens = 17;
 
 struct Rates {
@@ -58,10 +59,10 @@ double median_of(const Json& root, const char* field) {
   return value->real() != nullptr ? *value->real() : static_cast<double>(*value->integer());
 }
 
-Rates run(const std::string& launcher, const std::string& arguments) {
+Rates run(const std::string& launcher, const std::string& arguments, int prompt_tokens) {
   const std::string json = (std::filesystem::temp_directory_path() / "stagecoach-bench-speed.json").string();
   const std::string command = fmt::format("{}{} bench --quiet --repeat 1 --prompt-tokens {} --new-tokens {} --json {} {} >/dev/null",
-                                          launcher, STAGECOACH_PROGRAM, kPromptTokens, kNewTokens, json, arguments);
+                                          launcher, STAGECOACH_PROGRAM, prompt_tokens, kNewTokens, json, arguments);
   if (std::system(command.c_str()) != 0) throw std::runtime_error("failed: " + command);
   std::ifstream file(json);
   const Json root = stagecoach::parse_json(std::string{std::istreambuf_iterator<char>(file), {}});
@@ -97,7 +98,7 @@ void measure_single(const Settings& s, const ModelConfig& config, stagecoach::be
     for (int r = 0; r < s.repeat; ++r) {
       const double read = ceilings.read_bytes_per_s();
       const double fma = ceilings.multiply_add_flops_per_s();
-      const Rates rates = run("", model_of(s, dtype) + " --threads 2 --batch 1");
+      const Rates rates = run("", model_of(s, dtype) + " --threads 2 --batch 1", kPromptTokens);
       decode.push_back(rates.decode);
       prefill.push_back(rates.prefill);
       decode_ratio.push_back(rates.decode * bytes / std::max(read, ceilings.read_bytes_per_s()));
@@ -123,9 +124,10 @@ void measure_pipeline(const Settings& s, const ModelConfig& config) {
   for (const int b : s.batches) {
     std::vector<double> d1, d2, p1, p2, d, p;
     for (int r = 0; r < s.repeat; ++r) {
-      const Rates one = run("", fmt::format("{} --threads 2 --batch {}", model_of(s, "float16"), b));
+      const Rates one = run("", fmt::format("{} --threads 2 --batch {}", model_of(s, "float16"), b),
+                            kPipelinePromptTokens);
       const Rates two = run(launcher, fmt::format("{} --threads 1 --batch {} --config {}", model_of(s, "float16"), 2 * b,
-                                                  run_file.string()));
+                                                  run_file.string()), kPipelinePromptTokens);
       d1.push_back(one.decode);
       d2.push_back(two.decode);
       p1.push_back(one.prefill);

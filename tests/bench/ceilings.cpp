@@ -1,9 +1,12 @@
 // The loops are compiled for every instruction set that Highway knows and chosen at run time.
 #include "tests/bench/ceilings.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <functional>
+#include <new>
 #include <numeric>
 #include <thread>
 
@@ -56,6 +59,7 @@ HWY_EXPORT(read_all);
 namespace {
 
 constexpr std::int64_t kReadFloats = std::int64_t{1} << 28;
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::int64_t kRounds = 6'000'000;
 
 // Seconds that `body(thread)` takes on all threads together.
@@ -71,12 +75,18 @@ double timed(int threads, const std::function<void(int)>& body) {
 }  // namespace
 
 Ceilings::Ceilings(int threads)
-    : threads_(threads), memory_(kReadFloats, 1.0F), sinks_(static_cast<std::size_t>(threads) * 64, 0.999F) {}
+    : threads_(threads),
+      memory_(static_cast<float*>(std::aligned_alloc(kHugePage, kReadFloats * sizeof(float)))),
+      sinks_(static_cast<std::size_t>(threads) * 64, 0.999F) {
+  if (!memory_) throw std::bad_alloc();
+  madvise(memory_.get(), kReadFloats * sizeof(float), MADV_HUGEPAGE);
+  std::fill_n(memory_.get(), kReadFloats, 1.0F);
+}
 
 double Ceilings::read_bytes_per_s(int threads) {
   if (threads == 0) threads = threads_;
   const std::int64_t part = kReadFloats / threads;
-  const double s = timed(threads, [&](int t) { sink(t)[2] += HWY_DYNAMIC_DISPATCH(read_all)(memory_.data() + t * part, part); });
+  const double s = timed(threads, [&](int t) { sink(t)[2] += HWY_DYNAMIC_DISPATCH(read_all)(memory_.get() + t * part, part); });
   return static_cast<double>(kReadFloats) * 4.0 / s;
 }
 

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <vector>
 
 namespace stagecoach::bench {
@@ -19,7 +21,10 @@ class Ceilings {
   float* sink(int thread) { return &sinks_[static_cast<std::size_t>(thread) * 64]; }  // cache lines of their own
 
   int threads_;
-  std::vector<float> memory_;
+  struct Free {
+    void operator()(float* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<float[], Free> memory_;  // huge pages where the system allows, as the backend's weights have
   std::vector<float> sinks_;
 };
 
