@@ -1,9 +1,9 @@
 // The one device seam: memory and the operations that carry a GPT-2 stage.
 //
 // A backend is one in-order queue on one device: operations start in call order and each sees the results of those
-// before it; `synchronize` waits until all of them are done. It knows rows, pages and matrices; it does not know models,
-// blocks or ranks. All activations are float32; weights and KV pages have their own dtypes and are widened when read.
-// Preconditions (shapes, dtypes) are checked at this border and throw std::invalid_argument with the values.
+// before it; `synchronize` waits until all of them are done. It knows rows, pages and matrices; it does not know
+// models, blocks or ranks. All activations are float32; weights and KV pages have their own dtypes and are widened when
+// read. Preconditions (shapes, dtypes) are checked at this border and throw std::invalid_argument with the values.
 //
 // Layout invariance (reference and cpu): each output row is computed in an order of operations that does not depend on
 // how many rows share the call, on other rows, or on the number of threads.
@@ -45,7 +45,8 @@ struct Matrix {
   Buffer storage;
 };
 
-// Token positions of one page of the KV cache, and the tile of attention: keys are reduced tile by tile from position 0.
+// Token positions of one page of the KV cache, and the tile of attention: keys are reduced tile by tile from position
+// 0.
 inline constexpr std::int32_t kPagePositions = 64;
 
 // The KV pages of one block. A page holds, in the backend's own layout, K and V of kPagePositions positions for all
@@ -64,7 +65,8 @@ struct RowsView {
   std::span<const std::int32_t> tokens;     // (rows) vocabulary ids
   std::span<const std::int32_t> positions;  // (rows) zero-based position in the sequence
   std::span<const std::int32_t> sequences;  // (rows) index of the row's page table below
-  std::span<const std::int32_t> pages;      // (sequences, table_stride) page numbers; page i holds positions from i * kPagePositions
+  std::span<const std::int32_t>
+      pages;  // (sequences, table_stride) page numbers; page i holds positions from i * kPagePositions
   std::int64_t table_stride = 0;
 };
 
@@ -88,16 +90,17 @@ class Backend {
   Matrix make_matrix(std::int64_t in, std::int64_t out, DType dtype) {
     return {in, out, dtype, allocate(matrix_bytes(in, out, dtype))};
   }
-  // Packs rows [first_row, first_row + host.rows) of the host array into `matrix`, converting host.dtype to matrix.dtype
-  // (round to nearest even). kInOut: host is (in, out); kOutIn: host is (out, in). Host memory may be reused on return.
+  // Packs rows [first_row, first_row + host.rows) of the host array into `matrix`, converting host.dtype to
+  // matrix.dtype (round to nearest even). kInOut: host is (in, out); kOutIn: host is (out, in). Host memory may be
+  // reused on return.
   virtual void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) = 0;
 
   // --- operations on the rows of the last set_rows
   virtual void set_rows(const RowsView& rows) = 0;
   // out(r, :) = wte(:, tokens[r]) + wpe(positions[r], :).   wte is a Matrix (n_embd, vocab); wpe (n_positions, n_embd).
   virtual void embed(const Matrix& wte, Tensor wpe, Tensor out) = 0;
-  // Appends K and V of every row to its pages, then out(r, head) = softmax(scale * q k^T) v over positions 0..positions[r].
-  // qkv is (rows, 3 * n_head * head_dim): q, k, v side by side; out is (rows, n_head * head_dim).
+  // Appends K and V of every row to its pages, then out(r, head) = softmax(scale * q k^T) v over positions
+  // 0..positions[r]. qkv is (rows, 3 * n_head * head_dim): q, k, v side by side; out is (rows, n_head * head_dim).
   virtual void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) = 0;
 
   // --- operations on any rows; layer_norm may work in place, other outputs must not overlap inputs

@@ -52,8 +52,8 @@ class Comparison {
     const double excess = std::isfinite(error) ? error / std::max(tolerance, 1e-300) : 1e300;
     if (excess <= worst_) return;
     worst_ = excess;
-    message_ = fmt::format("{}: element ({}, {}) is {}, the reference has {}, tolerance {}", operation_, r, c,
-                           got, want, tolerance);
+    message_ = fmt::format("{}: element ({}, {}) is {}, the reference has {}, tolerance {}", operation_, r, c, got,
+                           want, tolerance);
   }
   void finish() const {
     if (worst_ > 1.0) throw std::logic_error(message_);
@@ -79,12 +79,8 @@ class CheckingBackend final : public Backend {
 
   std::string name() const override { return "checking " + inner_->name(); }
   Buffer allocate(std::int64_t bytes) override { return inner_->allocate(bytes); }
-  void upload(void* device, const void* host, std::int64_t bytes) override {
-    inner_->upload(device, host, bytes);
-  }
-  void download(void* host, const void* device, std::int64_t bytes) override {
-    inner_->download(host, device, bytes);
-  }
+  void upload(void* device, const void* host, std::int64_t bytes) override { inner_->upload(device, host, bytes); }
+  void download(void* host, const void* device, std::int64_t bytes) override { inner_->download(host, device, bytes); }
   std::int64_t bytes_allocated() const override { return inner_->bytes_allocated(); }
   std::int64_t peak_bytes() const override { return inner_->peak_bytes(); }
   std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
@@ -192,8 +188,7 @@ class CheckingBackend final : public Backend {
     if (shape.dtype != kv.dtype || shape.page_count != kv.page_count || shape.n_head != kv.n_head ||
         shape.head_dim != kv.head_dim) {
       copy = {};
-      copy.pages =
-          reference_->allocate(kv.page_count * reference_->kv_page_bytes(kv.n_head, kv.head_dim, kv.dtype));
+      copy.pages = reference_->allocate(kv.page_count * reference_->kv_page_bytes(kv.n_head, kv.head_dim, kv.dtype));
       copy.shape = kv;
       copy.shape.base = copy.pages.data();
     }
@@ -254,8 +249,8 @@ class CheckingBackend final : public Backend {
     comparison.finish();
   }
 
-  static void compare_linear(const std::string& operation, Tensor x, const Matrix& w, Tensor bias,
-                             Epilogue epilogue, const HostCopy& before, Tensor got, Tensor want) {
+  static void compare_linear(const std::string& operation, Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue,
+                             const HostCopy& before, Tensor got, Tensor want) {
     Comparison comparison(operation);
     std::vector<double> terms(static_cast<std::size_t>(w.out));
     for (std::int64_t r = 0; r < x.rows; ++r) {
@@ -273,8 +268,7 @@ class CheckingBackend final : public Backend {
       for (std::int64_t n = 0; n < w.out; ++n) {
         // Activations change no faster than 1.13 times their argument, and are good to some units of it.
         const double magnitude = terms[static_cast<std::size_t>(n)];
-        double tolerance =
-            1.2 * roundoff_of_sum(w.in) * magnitude + 2.0 * kRoundoff * double{std::abs(want.f32(r)[n])};
+        double tolerance = 1.2 * roundoff_of_sum(w.in) * magnitude + 2.0 * kRoundoff * double{std::abs(want.f32(r)[n])};
         if (epilogue.activation != Activation::kNone) tolerance += 8.0 * kRoundoff * magnitude;
         if (epilogue.add_to_output) tolerance += 2.0 * kRoundoff * double{std::abs(old[n])};
         comparison.add(r, n, got.f32(r)[n], want.f32(r)[n], tolerance);

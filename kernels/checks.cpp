@@ -24,11 +24,9 @@ bool is_activation(Tensor t, std::int64_t rows, std::int64_t cols) {
   return is_view(t) && t.dtype == DType::kFloat32 && t.rows == rows && t.cols == cols;
 }
 
-void require_activation(Tensor t, std::int64_t rows, std::int64_t cols, const char* operation,
-                        const char* name) {
+void require_activation(Tensor t, std::int64_t rows, std::int64_t cols, const char* operation, const char* name) {
   if (is_activation(t, rows, cols)) return;
-  require(false, operation,
-          fmt::format("{} is {}, expected float32 ({}, {})", name, describe(t), rows, cols));
+  require(false, operation, fmt::format("{} is {}, expected float32 ({}, {})", name, describe(t), rows, cols));
 }
 
 void require_matrix(const Matrix& m, const char* operation) {
@@ -47,8 +45,7 @@ void check_load_rows(const Matrix& matrix, WeightLayout layout, std::int64_t fir
   const bool in_out = layout == WeightLayout::kInOut;
   const std::int64_t rows = in_out ? matrix.in : matrix.out;
   const std::int64_t cols = in_out ? matrix.out : matrix.in;
-  if (is_view(host) && host.cols == cols && first_row >= 0 && first_row <= rows &&
-      host.rows <= rows - first_row)
+  if (is_view(host) && host.cols == cols && first_row >= 0 && first_row <= rows && host.rows <= rows - first_row)
     return;
   require(false, "load_rows",
           fmt::format("host array {} at row {} of a ({}, {}) array", describe(host), first_row, rows, cols));
@@ -65,15 +62,13 @@ void check_embed(const RowSet& rows, const Matrix& wte, Tensor wpe, Tensor out) 
     const std::int32_t position = rows.positions()[r];
     if (token >= 0 && token < wte.out && position < wpe.rows) continue;
     require(false, "embed",
-            fmt::format("row {} has token {} of {} and position {} of {}", r, token, wte.out, position,
-                        wpe.rows));
+            fmt::format("row {} has token {} of {} and position {} of {}", r, token, wte.out, position, wpe.rows));
   }
 }
 
 void check_attention(const RowSet& rows, Tensor qkv, const KvPages& kv, Tensor out) {
   require(kv.n_head >= 1 && kv.head_dim >= 1 && kv.base != nullptr, "attention",
-          fmt::format("{} heads of {}, pages {}", kv.n_head, kv.head_dim,
-                      kv.base == nullptr ? "missing" : "given"));
+          fmt::format("{} heads of {}, pages {}", kv.n_head, kv.head_dim, kv.base == nullptr ? "missing" : "given"));
   const std::int64_t width = std::int64_t{kv.n_head} * kv.head_dim;
   require_activation(qkv, rows.rows(), 3 * width, "attention", "qkv");
   require_activation(out, rows.rows(), width, "attention", "out");

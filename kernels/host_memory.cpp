@@ -48,8 +48,8 @@ Buffer HostMemory::allocate(std::int64_t bytes) {
     if (data != nullptr) std::memset(data, 0, rounded);
   }
   if (data == nullptr) {
-    throw DeviceError(fmt::format("out of host memory: {} bytes wanted, {} bytes in use by this backend",
-                                  bytes, bytes_allocated()));
+    throw DeviceError(
+        fmt::format("out of host memory: {} bytes wanted, {} bytes in use by this backend", bytes, bytes_allocated()));
   }
   const std::int64_t now = bytes_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
   std::int64_t peak = peak_.load(std::memory_order_relaxed);
@@ -64,8 +64,7 @@ void HostMemory::release(void* context, void* data, std::size_t bytes) noexcept 
   } else {
     std::free(data);
   }
-  static_cast<HostMemory*>(context)->bytes_.fetch_sub(static_cast<std::int64_t>(bytes),
-                                                      std::memory_order_relaxed);
+  static_cast<HostMemory*>(context)->bytes_.fetch_sub(static_cast<std::int64_t>(bytes), std::memory_order_relaxed);
 }
 
 }  // namespace stagecoach

@@ -11,13 +11,13 @@ namespace {
 void check_view(const RowsView& view) {
   const std::size_t rows = view.positions.size();
   if ((!view.tokens.empty() && view.tokens.size() != rows) || view.sequences.size() != rows) {
-    throw std::invalid_argument(fmt::format("set_rows: {} tokens, {} positions, {} sequences",
-                                            view.tokens.size(), rows, view.sequences.size()));
+    throw std::invalid_argument(fmt::format("set_rows: {} tokens, {} positions, {} sequences", view.tokens.size(), rows,
+                                            view.sequences.size()));
   }
   if (view.table_stride < 0 || (view.table_stride == 0 && !view.pages.empty()) ||
       (view.table_stride > 0 && view.pages.size() % static_cast<std::size_t>(view.table_stride) != 0)) {
-    throw std::invalid_argument(fmt::format("set_rows: {} page numbers do not fill tables of {}",
-                                            view.pages.size(), view.table_stride));
+    throw std::invalid_argument(
+        fmt::format("set_rows: {} page numbers do not fill tables of {}", view.pages.size(), view.table_stride));
   }
 }
 
@@ -32,8 +32,7 @@ void RowSet::assign(const RowsView& view) {
     const std::int32_t s = view.sequences[r];
     const std::int32_t position = view.positions[r];
     if (s < 0 || s >= tables) {
-      throw std::invalid_argument(
-          fmt::format("set_rows: row {} has sequence {} of {} page tables", r, s, tables));
+      throw std::invalid_argument(fmt::format("set_rows: row {} has sequence {} of {} page tables", r, s, tables));
     }
     if (position <= last[static_cast<std::size_t>(s)] || position / kPagePositions >= view.table_stride) {
       throw std::invalid_argument(

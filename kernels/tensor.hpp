@@ -18,9 +18,12 @@ constexpr std::int64_t size_of(DType dtype) {
 }
 constexpr std::string_view name_of(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32: return "float32";
-    case DType::kFloat16: return "float16";
-    case DType::kBFloat16: return "bfloat16";
+    case DType::kFloat32:
+      return "float32";
+    case DType::kFloat16:
+      return "float16";
+    case DType::kBFloat16:
+      return "bfloat16";
   }
   return "?";
 }
@@ -34,13 +37,9 @@ struct Tensor {
   std::int64_t stride = 0;  // elements from one row to the next, >= cols
 
   float* f32(std::int64_t r) const { return static_cast<float*>(data) + r * stride; }
-  std::byte* row(std::int64_t r) const {
-    return static_cast<std::byte*>(data) + r * stride * size_of(dtype);
-  }
+  std::byte* row(std::int64_t r) const { return static_cast<std::byte*>(data) + r * stride * size_of(dtype); }
   // Rows [first, first + count) of the same array.
-  Tensor slice(std::int64_t first, std::int64_t count) const {
-    return {row(first), dtype, count, cols, stride};
-  }
+  Tensor slice(std::int64_t first, std::int64_t count) const { return {row(first), dtype, count, cols, stride}; }
   std::int64_t bytes() const { return rows * cols * size_of(dtype); }
 };
 

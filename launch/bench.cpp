@@ -36,7 +36,8 @@ class Repeat {
       request.ignore_eos = true;
       for (std::int32_t t = 0; t < options.prompt_tokens; ++t) {
         state = state * 6364136223846793005U + 1442695040888963407U;
-        request.tokens.push_back(static_cast<std::int32_t>((state >> 33) % static_cast<std::uint64_t>(config.vocab_size)));
+        request.tokens.push_back(
+            static_cast<std::int32_t>((state >> 33) % static_cast<std::uint64_t>(config.vocab_size)));
       }
       requests_.push_back(std::move(request));
     }
@@ -72,7 +73,9 @@ class Repeat {
     const Clock::time_point start = Clock::now();
     leader.run(scheduler, hooks);
     const Clock::time_point end = Clock::now();
-    const auto seconds = [](Clock::time_point a, Clock::time_point b) { return std::chrono::duration<double>(b - a).count(); };
+    const auto seconds = [](Clock::time_point a, Clock::time_point b) {
+      return std::chrono::duration<double>(b - a).count();
+    };
     Timing timing;
     timing.ttft_s = seconds(start, first);
     timing.prefill_tokens_per_s =
@@ -91,7 +94,7 @@ struct Spread {
   double min, median, max;
 };
 
-Spread spread_of(const std::vector<Timing>& timings, double Timing::* field) {
+Spread spread_of(const std::vector<Timing>& timings, double Timing::*field) {
   std::vector<double> values;
   for (const Timing& timing : timings) values.push_back(timing.*field);
   std::ranges::sort(values);
@@ -112,7 +115,8 @@ struct Figures {
 void write_json(const Options& options, const Session& session, const Figures& f) {
   const std::string text = fmt::format(
       "{{\"model\": {}, \"dtype\": \"{}\", \"device\": \"cpu\", \"stages\": {}, \"threads\": {}, \"batch\": {}, "
-      "\"prompt_tokens\": {}, \"new_tokens\": {}, \"prefill_tokens_per_s\": {}, \"decode_tokens_per_s\": {}, \"ttft_s\": {}, "
+      "\"prompt_tokens\": {}, \"new_tokens\": {}, \"prefill_tokens_per_s\": {}, \"decode_tokens_per_s\": {}, "
+      "\"ttft_s\": {}, "
       "\"weight_bytes\": {}, \"kv_bytes\": {}, \"peak_bytes\": {}}}\n",
       json_string(session.model().name), name_of(session.dtype()), session.plan().stage_count(), session.threads(),
       options.batch, options.prompt_tokens, options.new_tokens, json_of(f.prefill), json_of(f.decode), json_of(f.ttft),
@@ -126,9 +130,9 @@ void print_table(const Options& options, const Session& session, const Figures& 
   const auto row = [](const char* name, const Spread& s, const char* unit) {
     fmt::print("  {:<22} {:>10.4g} {:>10.4g} {:>10.4g}  {}\n", name, s.min, s.median, s.max, unit);
   };
-  fmt::print("{} {}, {} stages x {} threads, batch {}, {} prompt tokens, {} new tokens, {} repeats\n", session.model().name,
-             name_of(session.dtype()), session.plan().stage_count(), session.threads(), options.batch,
-             options.prompt_tokens, options.new_tokens, options.repeat);
+  fmt::print("{} {}, {} stages x {} threads, batch {}, {} prompt tokens, {} new tokens, {} repeats\n",
+             session.model().name, name_of(session.dtype()), session.plan().stage_count(), session.threads(),
+             options.batch, options.prompt_tokens, options.new_tokens, options.repeat);
   fmt::print("  {:<22} {:>10} {:>10} {:>10}\n", "", "min", "median", "max");
   row("prefill", f.prefill, "tokens/s");
   if (options.new_tokens > 1) row("decode", f.decode, "tokens/s");
@@ -154,12 +158,14 @@ int run_bench(const Options& options, const World& world) {
   SchedulerLimits limits = session.scheduler_limits();
   limits.hold_decode = true;
   if (world.rank() == 0 && limits.slots < options.batch) {
-    log_warning(fmt::format("only {} of {} sequences run at once; raise --in-flight to run more", limits.slots, options.batch));
+    log_warning(
+        fmt::format("only {} of {} sequences run at once; raise --in-flight to run more", limits.slots, options.batch));
   }
   std::vector<Timing> timings;
   const std::vector<StageReport> reports = session.run([&](Leader& leader) {
     Repeat(options, config, 0).run(leader, limits);  // not counted: first touch of pages, caches, threads
-    for (std::int32_t r = 1; r <= options.repeat; ++r) timings.push_back(Repeat(options, config, r).run(leader, limits));
+    for (std::int32_t r = 1; r <= options.repeat; ++r)
+      timings.push_back(Repeat(options, config, r).run(leader, limits));
   });
   if (world.rank() != 0) return 0;
   Figures figures{spread_of(timings, &Timing::prefill_tokens_per_s), spread_of(timings, &Timing::decode_tokens_per_s),

@@ -41,8 +41,7 @@ struct Split {
 };
 
 std::string with_dashes(const OptionSpec& spec) {
-  return spec.letter != '\0' ? fmt::format("-{}, --{}", spec.letter, spec.name)
-                             : fmt::format("--{}", spec.name);
+  return spec.letter != '\0' ? fmt::format("-{}, --{}", spec.letter, spec.name) : fmt::format("--{}", spec.name);
 }
 
 // ---- help ----
@@ -81,8 +80,8 @@ void append_option(std::string& out, const OptionSpec& spec) {
 }
 
 std::string command_help(const CommandSpec& command) {
-  std::string out = fmt::format("stagecoach {}: {}\n\nusage: stagecoach {} {}\n", command.name,
-                                command.summary, command.name, command.usage);
+  std::string out = fmt::format("stagecoach {}: {}\n\nusage: stagecoach {} {}\n", command.name, command.summary,
+                                command.name, command.usage);
   std::string_view group;
   std::vector<std::string> later;
   for (const OptionSpec& spec : option_table()) {
@@ -109,8 +108,7 @@ std::string general_help() {
   std::string out =
       "stagecoach: GPT-2 over a pipeline of MPI ranks\n\nusage: stagecoach COMMAND [options]\n"
       "       mpirun -n N stagecoach COMMAND [options]     N ranks are N stages\n\nCommands:\n";
-  for (const CommandSpec& command : kCommands)
-    out += fmt::format("  {:<10}{}\n", command.name, command.summary);
+  for (const CommandSpec& command : kCommands) out += fmt::format("  {:<10}{}\n", command.name, command.summary);
   out += "\nstagecoach COMMAND --help lists a command's options; stagecoach --version names this build.\n";
   return out;
 }
@@ -233,8 +231,7 @@ void apply_run_file(const Values& values, Options& options) {
     try {
       apply(*spec, setting.value, fmt::format("{}: {}", setting.where, setting.key), options);
     } catch (const NotYet&) {
-      if ((spec->commands & bit_of(options.command)) != 0)
-        throw;  // other commands' options only have to be right
+      if ((spec->commands & bit_of(options.command)) != 0) throw;  // other commands' options only have to be right
     }
   }
 }
@@ -264,8 +261,7 @@ void settle_stages(const Values& values, Options& options) {
   for (std::size_t s = 0; s < file.stages->size(); ++s) {
     const StageSpec& stage = (*file.stages)[s];
     const auto refuse = [&](std::string_view what) {
-      throw NotYet(
-          fmt::format("{}: {}: not part of this version yet; leave it out", file.stage_places.at(s), what));
+      throw NotYet(fmt::format("{}: {}: not part of this version yet; leave it out", file.stage_places.at(s), what));
     };
     if (stage.device != "auto" && stage.device != "cpu") refuse("device: " + stage.device);
     if (stage.memory_bytes) refuse("memory");
@@ -277,8 +273,7 @@ void require_consistent(const Options& options) {
   if (options.model.empty()) {
     throw UsageError("--model: missing; give a model directory, or synthetic:gpt2 for random weights");
   }
-  if (options.quiet && options.verbose)
-    throw UsageError("--quiet and --verbose exclude each other; give one");
+  if (options.quiet && options.verbose) throw UsageError("--quiet and --verbose exclude each other; give one");
   if (options.command != Command::kGenerate) return;
   if (!options.prompt_texts.empty() && !options.prompts_path.empty()) {
     throw UsageError("--prompt and --prompts exclude each other; give one of them");
@@ -297,8 +292,7 @@ void take_operands(std::vector<std::string> rest, Options& options) {
     return;
   }
   if (rest.empty()) return;
-  const char* hint =
-      options.command == Command::kGenerate ? "; a prompt is given with --prompt TEXT, in quotes" : "";
+  const char* hint = options.command == Command::kGenerate ? "; a prompt is given with --prompt TEXT, in quotes" : "";
   throw UsageError(fmt::format("{}: unexpected argument{}", shown(rest.front()), hint));
 }
 

@@ -81,7 +81,9 @@ int run_generate(const Options& options, const World& world) {
     LeaderHooks hooks;
     hooks.next_request = [&desk] { return desk.next_request(); };
     hooks.exhausted = [&desk] { return desk.exhausted(); };
-    hooks.on_finished = [&desk](Request&& request, Sample&& sample) { desk.deliver(std::move(request), std::move(sample)); };
+    hooks.on_finished = [&desk](Request&& request, Sample&& sample) {
+      desk.deliver(std::move(request), std::move(sample));
+    };
     if (desk_hooks.on_token) hooks.on_token = [&desk](const Scheduler::TokenEvent& event) { desk.token(event.token); };
     Scheduler scheduler(session.scheduler_limits());
     leader.run(scheduler, hooks);

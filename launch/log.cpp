@@ -20,19 +20,34 @@ std::string one_line(std::string text) {
 }  // namespace
 
 void set_up_log(LogLevel level) {
-  spdlog::set_default_logger(std::make_shared<spdlog::logger>("stagecoach", std::make_shared<spdlog::sinks::stderr_sink_mt>()));
+  spdlog::set_default_logger(
+      std::make_shared<spdlog::logger>("stagecoach", std::make_shared<spdlog::sinks::stderr_sink_mt>()));
   spdlog::set_pattern("%v");
   switch (level) {
-    case LogLevel::kQuiet: spdlog::set_level(spdlog::level::err); break;
-    case LogLevel::kNormal: spdlog::set_level(spdlog::level::info); break;
-    case LogLevel::kVerbose: spdlog::set_level(spdlog::level::debug); break;
+    case LogLevel::kQuiet:
+      spdlog::set_level(spdlog::level::err);
+      break;
+    case LogLevel::kNormal:
+      spdlog::set_level(spdlog::level::info);
+      break;
+    case LogLevel::kVerbose:
+      spdlog::set_level(spdlog::level::debug);
+      break;
   }
 }
 
-void log_error(const std::string& message) { spdlog::error("stagecoach: {}", one_line(message)); }
-void log_warning(const std::string& message) { spdlog::warn("stagecoach warning: {}", one_line(message)); }
-void log_note(const std::string& message) { spdlog::info("stagecoach: {}", one_line(message)); }
-void log_verbose(const std::string& message) { spdlog::debug("stagecoach: {}", one_line(message)); }
+void log_error(const std::string& message) {
+  spdlog::error("stagecoach: {}", one_line(message));
+}
+void log_warning(const std::string& message) {
+  spdlog::warn("stagecoach warning: {}", one_line(message));
+}
+void log_note(const std::string& message) {
+  spdlog::info("stagecoach: {}", one_line(message));
+}
+void log_verbose(const std::string& message) {
+  spdlog::debug("stagecoach: {}", one_line(message));
+}
 
 StatusLine::StatusLine(bool enabled) : enabled_(enabled && isatty(STDERR_FILENO) != 0) {}
 

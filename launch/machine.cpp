@@ -48,8 +48,9 @@ std::int64_t cgroup_room_bytes() {
     const char *controller, *mount, *limit, *usage;
   };
   std::int64_t room = std::numeric_limits<std::int64_t>::max();
-  for (const Version v : {Version{"", "/sys/fs/cgroup", "memory.max", "memory.current"},
-                          Version{"memory", "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"}}) {
+  for (const Version v :
+       {Version{"", "/sys/fs/cgroup", "memory.max", "memory.current"},
+        Version{"memory", "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"}}) {
     std::string path = cgroup_path(v.controller);
     while (true) {
       const std::string folder = std::string(v.mount) + (path == "/" ? "" : path) + "/";
@@ -77,7 +78,9 @@ std::int32_t default_threads(std::int32_t local_ranks) {
   return static_cast<std::int32_t>(threads);
 }
 
-std::int64_t available_memory_bytes() { return std::min(free_memory_bytes(), cgroup_room_bytes()); }
+std::int64_t available_memory_bytes() {
+  return std::min(free_memory_bytes(), cgroup_room_bytes());
+}
 
 std::string readable_bytes(std::int64_t bytes) {
   if (bytes < 1024) return fmt::format("{} bytes", bytes);

@@ -21,9 +21,12 @@ std::vector<std::string> features() {
 
 int run_command(const Options& options, const World& world) {
   switch (options.command) {
-    case Command::kGenerate: return run_generate(options, world);
-    case Command::kTokenize: return run_tokenize(options, world);
-    case Command::kBench: return run_bench(options, world);
+    case Command::kGenerate:
+      return run_generate(options, world);
+    case Command::kTokenize:
+      return run_tokenize(options, world);
+    case Command::kBench:
+      return run_bench(options, world);
   }
   return 2;
 }

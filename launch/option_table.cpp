@@ -67,8 +67,7 @@ std::size_t choice(const std::string& text, const std::array<std::string_view, N
     if (text == names[i]) return i;
     known.emplace_back(names[i]);
   }
-  throw UsageError(
-      fmt::format("{} is not one of {}{}", shown(text), fmt::join(names, ", "), suggestion(text, known)));
+  throw UsageError(fmt::format("{} is not one of {}{}", shown(text), fmt::join(names, ", "), suggestion(text, known)));
 }
 
 [[noreturn]] void not_yet(const std::string& text, std::string_view instead = {}) {
@@ -97,8 +96,7 @@ void set_transport(Options& o, const std::string& v) {
 constexpr std::array<DType, 3> kDTypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
 
 void set_dtype(Options& o, const std::string& v) {
-  const std::size_t which =
-      choice(v, std::array<std::string_view, 4>{"float32", "float16", "bfloat16", "int8"});
+  const std::size_t which = choice(v, std::array<std::string_view, 4>{"float32", "float16", "bfloat16", "int8"});
   if (which == 3) not_yet(v, "use float32, float16 or bfloat16");
   o.dtype = kDTypes.at(which);
 }
@@ -141,8 +139,7 @@ void set_output(Options& o, const std::string& v) {
 // Options of later versions: their values are checked, and refused unless they change nothing.
 template <int kLow, int kHigh, int kNeutral>
 void only_neutral(Options&, const std::string& v) {
-  if (number(v, kLow, kHigh) != static_cast<double>(kNeutral))
-    not_yet(v, fmt::format("only {} is", kNeutral));
+  if (number(v, kLow, kHigh) != static_cast<double>(kNeutral)) not_yet(v, fmt::format("only {} is", kNeutral));
 }
 template <std::int64_t kLow, std::int64_t kHigh, std::int64_t kNeutral>
 void only_neutral_whole(Options&, const std::string& v) {
@@ -205,8 +202,8 @@ const OptionSpec kTable[] = {
      [](Options& o, const std::string& v) {
        o.truncate_long = choice(v, std::array<std::string_view, 2>{"error", "truncate"}) == 1;
      }},
-    {"shard", "I/N", kForGenerate, kInOut,
-     "take every N-th prompt, from the I-th, counted from 0 (job arrays) [0/1]", false, set_shard},
+    {"shard", "I/N", kForGenerate, kInOut, "take every N-th prompt, from the I-th, counted from 0 (job arrays) [0/1]",
+     false, set_shard},
     {"fresh", "", kForGenerate, kInOut, "start over; this version always does", false,
      [](Options& o, const std::string& v) { o.fresh = flag(v); }},
 
@@ -214,20 +211,18 @@ const OptionSpec kTable[] = {
      [](Options& o, const std::string& v) { o.max_new_tokens = count(v, 1, kMaxTokens); }},
     {"ignore-eos", "", kForGenerate, kGeneration, "go on after the end-of-text token", false,
      [](Options& o, const std::string& v) { o.ignore_eos = flag(v); }},
-    {"logprobs", "", kForGenerate, kGeneration,
-     "give the log-probability of every generated token (in --output)", false,
-     [](Options& o, const std::string& v) { o.logprobs = flag(v); }},
+    {"logprobs", "", kForGenerate, kGeneration, "give the log-probability of every generated token (in --output)",
+     false, [](Options& o, const std::string& v) { o.logprobs = flag(v); }},
     {"temperature", "T", kForGenerate, kLater, "", false, only_neutral<0, 1000, 0>},
     {"top-k", "K", kForGenerate, kLater, "", false, only_neutral_whole<0, kMaxTokens, 0>},
     {"top-p", "P", kForGenerate, kLater, "", false, only_neutral<0, 1, 1>},
     {"repetition-penalty", "R", kForGenerate, kLater, "", false, only_neutral<0, 1000, 1>},
-    {"seed", "S", kForGenerate, kLater, "", false,
-     only_neutral_whole<0, std::numeric_limits<std::int64_t>::max(), 0>},
+    {"seed", "S", kForGenerate, kLater, "", false, only_neutral_whole<0, std::numeric_limits<std::int64_t>::max(), 0>},
     {"stop", "STR", kForGenerate, kLater, "", true, refuse},
     {"num-samples", "N", kForGenerate, kLater, "", false, only_neutral_whole<1, kMaxTokens, 1>},
 
-    {"decode", "", kForTokenize, kInOut, "the other way: token ids, separated by white space, to bytes",
-     false, [](Options& o, const std::string& v) { o.decode = flag(v); }},
+    {"decode", "", kForTokenize, kInOut, "the other way: token ids, separated by white space, to bytes", false,
+     [](Options& o, const std::string& v) { o.decode = flag(v); }},
 
     {"prompt-tokens", "N", kForBench, kMeasure, "tokens in each prompt [512]", false,
      [](Options& o, const std::string& v) { o.prompt_tokens = count(v, 1, kMaxTokens); }},
@@ -249,14 +244,12 @@ const OptionSpec kTable[] = {
      [](Options& o, const std::string& v) { o.threads = count_or_auto(v, 1, 4096); }},
     {"chunk-tokens", "N|auto", kForRuns, kPipeline, "most prompt tokens that travel together [auto]", false,
      [](Options& o, const std::string& v) { o.chunk_tokens = count_or_auto(v, 1, 1 << 20); }},
-    {"in-flight", "N|auto", kForRuns, kPipeline,
-     "microbatches in the pipeline at once [auto: at least one per stage]", false,
-     [](Options& o, const std::string& v) { o.in_flight = count_or_auto(v, 1, 4096); }},
+    {"in-flight", "N|auto", kForRuns, kPipeline, "microbatches in the pipeline at once [auto: at least one per stage]",
+     false, [](Options& o, const std::string& v) { o.in_flight = count_or_auto(v, 1, 4096); }},
     {"device", "auto|cpu", kForRuns, kPipeline, "where to compute [auto]", false, set_device},
-    {"transport", "auto|mpi", kForRuns, kPipeline, "how ranks exchange activations [auto]", false,
-     set_transport},
-    {"timeout", "SECONDS", kForRuns, kPipeline, "longest silence of another rank before giving up [60]",
-     false, [](Options& o, const std::string& v) { o.timeout_s = number(v, 0.1, kMaxTimeout); }},
+    {"transport", "auto|mpi", kForRuns, kPipeline, "how ranks exchange activations [auto]", false, set_transport},
+    {"timeout", "SECONDS", kForRuns, kPipeline, "longest silence of another rank before giving up [60]", false,
+     [](Options& o, const std::string& v) { o.timeout_s = number(v, 0.1, kMaxTimeout); }},
     {"deterministic", "", kForRuns, kPipeline, "same results for every layout; on CPU they always are", false,
      [](Options&, const std::string& v) { flag(v); }},
     {"replicas", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
@@ -270,13 +263,11 @@ const OptionSpec kTable[] = {
     {"verbose", "", kForAll, kTalk, "say more about what happens", false,
      [](Options& o, const std::string& v) { o.verbose = flag(v); }, 'v'},
     {"help", "", kForAll, kTalk, "this text", false, [](Options&, const std::string&) {}, 'h'},
-    {"version", "", kForAll, kTalk, "version and features of this build", false,
-     [](Options&, const std::string&) {}},
+    {"version", "", kForAll, kTalk, "version and features of this build", false, [](Options&, const std::string&) {}},
 
-    {"simd", "NAME", kForRuns, kTests, "instructions to use: best, avx2, avx512 or neon [best]", false,
-     set_simd},
-    {"check", "", kForRuns, kTests, "run every operation against the slow reference as well and compare",
-     false, [](Options& o, const std::string& v) { o.check = flag(v); }},
+    {"simd", "NAME", kForRuns, kTests, "instructions to use: best, avx2, avx512 or neon [best]", false, set_simd},
+    {"check", "", kForRuns, kTests, "run every operation against the slow reference as well and compare", false,
+     [](Options& o, const std::string& v) { o.check = flag(v); }},
 };
 
 }  // namespace

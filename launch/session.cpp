@@ -24,10 +24,14 @@ constexpr std::int64_t kReserveBytes = 64 << 20;
 
 Simd simd_of(SimdChoice choice) {
   switch (choice) {
-    case SimdChoice::kBest: return Simd::kBest;
-    case SimdChoice::kAvx2: return Simd::kAvx2;
-    case SimdChoice::kAvx512: return Simd::kAvx512;
-    case SimdChoice::kNeon: return Simd::kNeon;
+    case SimdChoice::kBest:
+      return Simd::kBest;
+    case SimdChoice::kAvx2:
+      return Simd::kAvx2;
+    case SimdChoice::kAvx512:
+      return Simd::kAvx512;
+    case SimdChoice::kNeon:
+      return Simd::kNeon;
   }
   return Simd::kBest;
 }
@@ -66,8 +70,10 @@ void Session::make_plan() {
     plan_.stages = even_split(model_->config, options_.stages.value_or(ranks));
   }
   if (ranks > 1 && plan_.stage_count() != ranks) {
-    throw UsageError(fmt::format("{} ranks but {} stages; start as many ranks as there are stages (mpirun -n {}), or leave "
-                                 "the stages out", ranks, plan_.stage_count(), plan_.stage_count()));
+    throw UsageError(
+        fmt::format("{} ranks but {} stages; start as many ranks as there are stages (mpirun -n {}), or leave "
+                    "the stages out",
+                    ranks, plan_.stage_count(), plan_.stage_count()));
   }
   plan_.chunk_tokens = options_.chunk_tokens.value_or(kDefaultChunkTokens);
   plan_.in_flight = options_.in_flight.value_or(plan_.stage_count());
@@ -116,16 +122,16 @@ std::int64_t Session::pages_that_fit(const WorkSize& work) const {
   for (const auto& stage : stages_) {
     const StageSpec& spec = plan_.stages[static_cast<std::size_t>(stage->index)];
     fixed += fixed_bytes(*stage->backend, spec);
-    page += spec.blocks.count() *
-            stage->backend->kv_page_bytes(plan_.model.n_head, plan_.model.head_dim(), kv_dtype_);
+    page += spec.blocks.count() * stage->backend->kv_page_bytes(plan_.model.n_head, plan_.model.head_dim(), kv_dtype_);
   }
   const std::int64_t one = pages_for(work.longest_positions);
   if (fixed + one * page > available) {
-    throw FitError(fmt::format(
-        "{}does not fit in memory: weights and workspace {}, KV cache of one sequence of {} positions {}, available {}; use "
-        "fewer tokens, --kv-dtype float16, a 16-bit --dtype, or more ranks on more hosts",
-        threads_are_stages() ? "" : prefix(stages_.front()->index), readable_bytes(fixed),
-        work.longest_positions, readable_bytes(one * page), readable_bytes(available)));
+    throw FitError(
+        fmt::format("{}does not fit in memory: weights and workspace {}, KV cache of one sequence of {} positions {}, "
+                    "available {}; use "
+                    "fewer tokens, --kv-dtype float16, a 16-bit --dtype, or more ranks on more hosts",
+                    threads_are_stages() ? "" : prefix(stages_.front()->index), readable_bytes(fixed),
+                    work.longest_positions, readable_bytes(one * page), readable_bytes(available)));
   }
   return std::min<std::int64_t>(one * slots_, (available - fixed) / page);
 }
@@ -159,10 +165,10 @@ void Session::prepare(const std::function<WorkSize()>& size) {
 void Session::load(Stage& stage) {
   const BlockRange blocks = plan_.stages[static_cast<std::size_t>(stage.index)].blocks;
   StatusLine line(stage.index == 0 && !options_.quiet);
-  StageWeights weights = load_stage(*stage.backend, *model_->weights, plan_.model, blocks, dtype_,
-                                    [&line](std::int64_t done, std::int64_t total) {
-                                      line.update(fmt::format("loading {} of {}", readable_bytes(done), readable_bytes(total)));
-                                    });
+  StageWeights weights = load_stage(
+      *stage.backend, *model_->weights, plan_.model, blocks, dtype_, [&line](std::int64_t done, std::int64_t total) {
+        line.update(fmt::format("loading {} of {}", readable_bytes(done), readable_bytes(total)));
+      });
   const StageLimits limits{plan_.chunk_tokens + slots_, pages_, slots_, kv_dtype_};
   stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits);
   if (plan_.stage_count() == 1) return;
@@ -196,9 +202,10 @@ void Session::load_all() {
   }
   for (const auto& stage : stages_) {
     const BlockRange blocks = plan_.stages[static_cast<std::size_t>(stage->index)].blocks;
-    log_verbose(fmt::format("{}blocks {} to {}, {} of weights ({}), {} KV pages ({}), {} threads, {}", prefix(stage->index),
-                            blocks.first, blocks.last, readable_bytes(stage->executor->weight_bytes()), name_of(dtype_),
-                            pages_, readable_bytes(stage->executor->kv_bytes()), threads_, stage->backend->name()));
+    log_verbose(fmt::format("{}blocks {} to {}, {} of weights ({}), {} KV pages ({}), {} threads, {}",
+                            prefix(stage->index), blocks.first, blocks.last,
+                            readable_bytes(stage->executor->weight_bytes()), name_of(dtype_), pages_,
+                            readable_bytes(stage->executor->kv_bytes()), threads_, stage->backend->name()));
   }
 }
 

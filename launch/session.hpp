@@ -43,8 +43,8 @@ class Session {
   DType dtype() const { return dtype_; }
   std::int32_t threads() const { return threads_; }
 
-  // Runs the pipeline: `lead` on rank 0, the other stages follow until it returns. Reports by stage on rank 0, otherwise
-  // none. Throws RunFailed.
+  // Runs the pipeline: `lead` on rank 0, the other stages follow until it returns. Reports by stage on rank 0,
+  // otherwise none. Throws RunFailed.
   std::vector<StageReport> run(const std::function<void(Leader&)>& lead);
 
  private:

@@ -1,7 +1,7 @@
 // The ranks of this job: one process alone, or all ranks of an MPI job, behind one face.
 //
-// Start-up is a few steps that each rank takes by itself, with an agreement of all ranks after each: when any failed, all
-// ranks end with the same status and one of them says why. After start-up a failing rank ends the job with `fail`.
+// Start-up is a few steps that each rank takes by itself, with an agreement of all ranks after each: when any failed,
+// all ranks end with the same status and one of them says why. After start-up a failing rank ends the job with `fail`.
 #pragma once
 
 #include <cstdint>

@@ -75,7 +75,8 @@ void validate(const ModelConfig& c) {
 
 std::vector<TensorSpec> tensor_table(const ModelConfig& c) {
   std::vector<TensorSpec> table;
-  table.push_back(matrix_of("wte.weight", TensorRole::kTokenEmbedding, TensorPlace::kEmbedding, c.vocab_size, c.n_embd));
+  table.push_back(
+      matrix_of("wte.weight", TensorRole::kTokenEmbedding, TensorPlace::kEmbedding, c.vocab_size, c.n_embd));
   table.push_back(
       matrix_of("wpe.weight", TensorRole::kPositionEmbedding, TensorPlace::kEmbedding, c.n_positions, c.n_embd));
   for (std::int32_t block = 0; block < c.n_layer; ++block) append_block(c, block, table);

@@ -39,17 +39,31 @@ struct ModelConfig {
   float attention_scale(std::int32_t block) const;
 };
 
-// Throws PlanError that names the field when dimensions are impossible (n_embd not divisible by n_head, zero, too large).
+// Throws PlanError that names the field when dimensions are impossible (n_embd not divisible by n_head, zero, too
+// large).
 void validate(const ModelConfig& config);
 
 enum class TensorPlace : std::uint8_t { kEmbedding, kBlock, kFinal };  // wte and wpe, one block's, ln_f and lm_head
 
 // Which tensor of its place; the loader switches on it.
 enum class TensorRole : std::uint8_t {
-  kTokenEmbedding, kPositionEmbedding,
-  kLn1Gain, kLn1Bias, kQkvWeight, kQkvBias, kProjWeight, kProjBias,
-  kLn2Gain, kLn2Bias, kFcWeight, kFcBias, kOutWeight, kOutBias,
-  kFinalGain, kFinalBias, kHeadWeight,
+  kTokenEmbedding,
+  kPositionEmbedding,
+  kLn1Gain,
+  kLn1Bias,
+  kQkvWeight,
+  kQkvBias,
+  kProjWeight,
+  kProjBias,
+  kLn2Gain,
+  kLn2Bias,
+  kFcWeight,
+  kFcBias,
+  kOutWeight,
+  kOutBias,
+  kFinalGain,
+  kFinalBias,
+  kHeadWeight,
 };
 
 struct TensorSpec {
@@ -59,7 +73,7 @@ struct TensorSpec {
   std::int32_t block = -1;  // for kBlock
   std::int64_t rows = 1;    // vectors are (1, cols)
   std::int64_t cols = 0;
-  bool is_vector = false;   // stored with one dimension
+  bool is_vector = false;  // stored with one dimension
   std::int64_t elements() const { return rows * cols; }
 };
 

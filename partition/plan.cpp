@@ -45,10 +45,11 @@ void validate(const Plan& plan) {
     next = blocks.last + 1;
   }
   if (next != plan.model.n_layer) {
-    throw PlanError(fmt::format("the stages end with block {} but the model's last block is {}", next - 1,
-                                plan.model.n_layer - 1));
+    throw PlanError(
+        fmt::format("the stages end with block {} but the model's last block is {}", next - 1, plan.model.n_layer - 1));
   }
-  if (plan.chunk_tokens < 1) throw PlanError(fmt::format("chunk_tokens is {}, it must be 1 or more", plan.chunk_tokens));
+  if (plan.chunk_tokens < 1)
+    throw PlanError(fmt::format("chunk_tokens is {}, it must be 1 or more", plan.chunk_tokens));
   if (plan.in_flight < 1) throw PlanError(fmt::format("in_flight is {}, it must be 1 or more", plan.in_flight));
 }
 

@@ -15,9 +15,9 @@ namespace stagecoach {
 
 struct StageSpec {
   BlockRange blocks;
-  std::string device = "auto";                 // "auto", "cpu", "cuda", "cuda:N"
-  std::optional<std::int64_t> memory_bytes;    // budget of this stage's rank
-  std::string host;                            // empty: any
+  std::string device = "auto";               // "auto", "cpu", "cuda", "cuda:N"
+  std::optional<std::int64_t> memory_bytes;  // budget of this stage's rank
+  std::string host;                          // empty: any
 };
 
 struct Plan {

@@ -209,8 +209,7 @@ StageSpec read_stage(const YamlNode& node) {
       has_blocks = true;
     } else if (key.scalar == "device") {
       stage.device = text_of(value, key.scalar);
-      if (!is_device(stage.device))
-        fail(value, key.scalar, kind_of(value) + " is not auto, cpu, cuda or cuda:N");
+      if (!is_device(stage.device)) fail(value, key.scalar, kind_of(value) + " is not auto, cpu, cuda or cuda:N");
     } else if (key.scalar == "memory") {
       require_type(value, key.scalar, Type::kSize);
       stage.memory_bytes = parse_size(value.scalar);
@@ -234,19 +233,17 @@ void read_stages(const YamlNode& node, RunFile& file) {
     file.settings.push_back({"stages", node.scalar, node.where});
     return;
   }
-  if (node.items.empty())
-    fail(node, "stages", "the list is empty; leave stages out for as many as there are ranks");
+  if (node.items.empty()) fail(node, "stages", "the list is empty; leave stages out for as many as there are ranks");
   if (node.items.size() > kMaxStages) fail(node, "stages", "more stages than a model can have blocks");
   file.stages.emplace();
   std::int32_t next = 0;
   for (const YamlNode& item : node.items) {
     StageSpec stage = read_stage(item);
     if (stage.blocks.first != next) {
-      const char* what =
-          stage.blocks.first > next ? "leaves out blocks" : "repeats blocks or is out of order";
+      const char* what = stage.blocks.first > next ? "leaves out blocks" : "repeats blocks or is out of order";
       fail(item, "blocks",
-           fmt::format("stage {} [{}, {}] {}; it must begin with block {}", file.stages->size(),
-                       stage.blocks.first, stage.blocks.last, what, next));
+           fmt::format("stage {} [{}, {}] {}; it must begin with block {}", file.stages->size(), stage.blocks.first,
+                       stage.blocks.last, what, next));
     }
     next = stage.blocks.last + 1;
     file.stages->push_back(std::move(stage));
@@ -269,9 +266,7 @@ void read_value(const Key& key, const YamlNode& value, RunFile& file) {
 [[noreturn]] void fail_unknown(const YamlNode& key, std::string_view group) {
   const auto home =
       std::find_if(std::begin(kKeys), std::end(kKeys), [&](const Key& k) { return k.name == key.scalar; });
-  const auto in = [](std::string_view g) {
-    return g.empty() ? std::string("top level") : fmt::format("group {}", g);
-  };
+  const auto in = [](std::string_view g) { return g.empty() ? std::string("top level") : fmt::format("group {}", g); };
   if (home != std::end(kKeys)) {
     fail(key, key.scalar, fmt::format("stands in the {} but belongs in the {}", in(group), in(home->group)));
   }
@@ -293,8 +288,7 @@ void read_group(const YamlNode& map, std::string_view group, RunFile& file) {
   for (std::size_t i = 0; i < map.keys.size(); ++i) {
     const YamlNode& key = map.keys[i];
     const YamlNode& value = map.items[i];
-    const bool opens_group =
-        group.empty() && std::count(std::begin(kGroups), std::end(kGroups), key.scalar) > 0;
+    const bool opens_group = group.empty() && std::count(std::begin(kGroups), std::end(kGroups), key.scalar) > 0;
     if (opens_group) {
       if (value.kind == YamlNode::Kind::kMap) {
         read_group(value, key.scalar, file);
@@ -315,13 +309,11 @@ void read_group(const YamlNode& map, std::string_view group, RunFile& file) {
 RunFile parse_run_file(const std::string& text, const std::string& path) {
   RunFile file;
   file.path = path;
-  if (text.size() > kMaxBytes)
-    throw PlanError(fmt::format("{}: larger than a run file can be (1 MiB)", path));
+  if (text.size() > kMaxBytes) throw PlanError(fmt::format("{}: larger than a run file can be (1 MiB)", path));
   const YamlNode root = parse_yaml(text, path);
   if (root.kind == YamlNode::Kind::kNull) return file;
   if (root.kind != YamlNode::Kind::kMap) {
-    throw PlanError(
-        fmt::format("{}: {} where keys were expected; write key: value", root.where, kind_of(root)));
+    throw PlanError(fmt::format("{}: {} where keys were expected; write key: value", root.where, kind_of(root)));
   }
   read_group(root, "", file);
   return file;
@@ -330,8 +322,7 @@ RunFile parse_run_file(const std::string& text, const std::string& path) {
 RunFile read_run_file(const std::string& path) {
   errno = 0;
   std::ifstream stream(path, std::ios::binary);
-  if (!stream)
-    throw PlanError(fmt::format("{}: cannot open the run file: {}", shown(path), std::strerror(errno)));
+  if (!stream) throw PlanError(fmt::format("{}: cannot open the run file: {}", shown(path), std::strerror(errno)));
   std::string text(kMaxBytes + 1, '\0');
   stream.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (stream.bad() || (stream.fail() && !stream.eof())) {
@@ -351,9 +342,8 @@ void check_stage_blocks(const RunFile& file, const ModelConfig& model) {
                                   blocks.first, blocks.last, model.n_layer - 1));
     }
     if (s + 1 == file.stages->size() && blocks.last != model.n_layer - 1) {
-      throw PlanError(
-          fmt::format("{}: blocks: the last stage ends with block {} but the model's last block is {}", where,
-                      blocks.last, model.n_layer - 1));
+      throw PlanError(fmt::format("{}: blocks: the last stage ends with block {} but the model's last block is {}",
+                                  where, blocks.last, model.n_layer - 1));
     }
   }
 }
@@ -374,10 +364,9 @@ std::int64_t parse_size(const std::string& text) {
   if (unit == "KiB") factor = std::int64_t{1} << 10;
   if (unit == "MiB") factor = std::int64_t{1} << 20;
   if (unit == "GiB") factor = std::int64_t{1} << 30;
-  if (error != std::errc() || factor == 0 || number < 1 ||
-      number > std::numeric_limits<std::int64_t>::max() / factor) {
-    throw PlanError(fmt::format(
-        "{} is not a size; write bytes or a whole number with KiB, MiB or GiB, as in 8GiB", shown(text)));
+  if (error != std::errc() || factor == 0 || number < 1 || number > std::numeric_limits<std::int64_t>::max() / factor) {
+    throw PlanError(
+        fmt::format("{} is not a size; write bytes or a whole number with KiB, MiB or GiB, as in 8GiB", shown(text)));
   }
   return number * factor;
 }

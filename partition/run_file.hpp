@@ -1,8 +1,8 @@
 // The YAML run file: what the command line can say, in a file, and which blocks go where.
 //
 // Reading checks everything that can be known without the model: keys, types, values, order. Every error is a PlanError
-// "FILE:LINE:COLUMN: key: what is wrong; what would work" (unknown keys suggest the nearest known one). Knows no defaults:
-// a field that the file does not set stays empty, so that the command line can win.
+// "FILE:LINE:COLUMN: key: what is wrong; what would work" (unknown keys suggest the nearest known one). Knows no
+// defaults: a field that the file does not set stays empty, so that the command line can win.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct Setting {
 
 struct RunFile {
   std::string path;
-  std::vector<Setting> settings;         // scalars, in file order; nested groups (pipeline, generation) are flattened
+  std::vector<Setting> settings;  // scalars, in file order; nested groups (pipeline, generation) are flattened
   std::optional<std::vector<StageSpec>> stages;  // explicit `pipeline: stages:` list
   std::vector<std::string> stage_places;         // "run.yaml:5:7" per stage
 };

@@ -58,8 +58,7 @@ class TreeBuilder : public YAML::EventHandler {
   void OnMapEnd() override { end(); }
 
  private:
-  YamlNode make(YamlNode::Kind kind, const YAML::Mark& mark, const std::string& tag,
-                YAML::anchor_t anchor) const {
+  YamlNode make(YamlNode::Kind kind, const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor) const {
     YamlNode node;
     node.kind = kind;
     node.where = place(path_, mark);
@@ -67,8 +66,7 @@ class TreeBuilder : public YAML::EventHandler {
       throw PlanError(node.where + ": an anchor, which run files cannot have; leave out the '&' word");
     }
     if (!tag.empty() && tag != "?" && tag != "!") {  // "?" plain, "!" quoted
-      throw PlanError(
-          fmt::format("{}: a tag ({}), which run files cannot have; leave it out", node.where, shown(tag)));
+      throw PlanError(fmt::format("{}: a tag ({}), which run files cannot have; leave it out", node.where, shown(tag)));
     }
     return node;
   }
@@ -98,8 +96,7 @@ class TreeBuilder : public YAML::EventHandler {
       if (key.kind != YamlNode::Kind::kScalar) throw PlanError(key.where + ": a key must be a word");
       for (const YamlNode& earlier : map.keys) {
         if (earlier.scalar == key.scalar) {
-          throw PlanError(
-              fmt::format("{}: {}: given twice, first at {}", key.where, shown(key.scalar), earlier.where));
+          throw PlanError(fmt::format("{}: {}: given twice, first at {}", key.where, shown(key.scalar), earlier.where));
         }
       }
       if (map.keys.size() >= kMaxKeys) throw PlanError(key.where + ": more keys than a run file can have");
@@ -125,11 +122,9 @@ void require_text(const std::string& text, const std::string& path) {
     if (byte == '\n') {
       ++line;
       line_start = i + 1;
-    } else if ((byte < 0x20 && byte != '\t' && byte != '\r') || byte == 0x7f || byte == 0xfe ||
-               byte == 0xff) {
-      throw PlanError(
-          fmt::format("{}:{}:{}: byte 0x{:02x}, which no text file has; a run file is YAML in UTF-8", path,
-                      line, i - line_start + 1, byte));
+    } else if ((byte < 0x20 && byte != '\t' && byte != '\r') || byte == 0x7f || byte == 0xfe || byte == 0xff) {
+      throw PlanError(fmt::format("{}:{}:{}: byte 0x{:02x}, which no text file has; a run file is YAML in UTF-8", path,
+                                  line, i - line_start + 1, byte));
     }
   }
 }

@@ -11,8 +11,7 @@
 namespace stagecoach {
 namespace {
 
-constexpr std::uint64_t kEmptyKey =
-    std::numeric_limits<std::uint64_t>::max();  // no pair: ids are not negative
+constexpr std::uint64_t kEmptyKey = std::numeric_limits<std::uint64_t>::max();  // no pair: ids are not negative
 constexpr std::uint32_t kNoRank = std::numeric_limits<std::uint32_t>::max();
 constexpr std::uint32_t kNobody = std::numeric_limits<std::uint32_t>::max();
 constexpr Merge kNoMerge = {kNoRank, -1};
@@ -24,8 +23,7 @@ constexpr std::size_t kShortWord = 48;
 using Symbol = BpeWorkspace::Symbol;
 
 std::uint64_t key_of(std::int32_t left, std::int32_t right) {
-  return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 |
-         static_cast<std::uint32_t>(right);
+  return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
 }
 
 Merge merge_of(const MergeTable& table, std::int32_t left, std::int32_t right) {
@@ -33,8 +31,7 @@ Merge merge_of(const MergeTable& table, std::int32_t left, std::int32_t right) {
   return merge == nullptr ? kNoMerge : *merge;
 }
 
-void fill_symbols(const MergeTable& table, const std::vector<std::int32_t>& ids,
-                  std::vector<Symbol>& symbols) {
+void fill_symbols(const MergeTable& table, const std::vector<std::int32_t>& ids, std::vector<Symbol>& symbols) {
   const std::size_t count = ids.size();
   symbols.resize(count);
   for (std::size_t i = 0; i < count; ++i) {
@@ -66,8 +63,7 @@ void merge_long(const MergeTable& table, std::vector<Symbol>& symbols, std::vect
   };
   queue.clear();
   for (std::size_t i = 0; i < symbols.size(); ++i) {
-    if (symbols[i].merge.rank != kNoRank)
-      queue.push_back(entry_of(symbols[i].merge, static_cast<std::uint32_t>(i)));
+    if (symbols[i].merge.rank != kNoRank) queue.push_back(entry_of(symbols[i].merge, static_cast<std::uint32_t>(i)));
   }
   std::make_heap(queue.begin(), queue.end(), std::greater<>());
   const auto update = [&](std::uint32_t position) {
@@ -123,8 +119,8 @@ const Merge* MergeTable::find(std::int32_t left, std::int32_t right) const {
 
 void merge_pairs(const MergeTable& table, std::vector<std::int32_t>& ids, BpeWorkspace& workspace) {
   if (ids.size() >= kNobody) {
-    throw std::length_error("a single word of " + std::to_string(ids.size()) +
-                            " bytes cannot be tokenized, at most " + std::to_string(kNobody - 1));
+    throw std::length_error("a single word of " + std::to_string(ids.size()) + " bytes cannot be tokenized, at most " +
+                            std::to_string(kNobody - 1));
   }
   std::vector<Symbol>& symbols = workspace.symbols;
   fill_symbols(table, ids, symbols);

@@ -45,8 +45,7 @@ struct BpeWorkspace {
     Merge merge;  // with the next symbol; rank kNoRank when they do not join
   };
   std::vector<Symbol> symbols;
-  std::vector<std::uint64_t>
-      queue;  // rank << 32 | position: a heap of these yields lowest rank, then leftmost
+  std::vector<std::uint64_t> queue;  // rank << 32 | position: a heap of these yields lowest rank, then leftmost
 };
 
 // Replaces `ids` by the merged ids. O(n log n) for any content; at most 2^32 - 2 ids (throws

@@ -1,7 +1,9 @@
-// The second thread of stage 0's process: reads and tokenizes prompts ahead, and writes finished samples in input order.
+// The second thread of stage 0's process: reads and tokenizes prompts ahead, and writes finished samples in input
+// order.
 //
 // The pipeline's loop talks to it without ever blocking. Bounded: it reads at most `window` prompts ahead of the oldest
-// one that is not written yet. A failure of the thread (a full disk, a prompts file that changed) is rethrown in the loop.
+// one that is not written yet. A failure of the thread (a full disk, a prompts file that changed) is rethrown in the
+// loop.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +19,8 @@ namespace stagecoach {
 
 struct FrontDeskHooks {
   // Both run on the front desk's thread and may be empty.
-  std::function<void(const Request&)> on_read;               // a prompt was taken from the input
-  std::function<void(std::int32_t token)> on_token;          // tokens as they come, of all requests
+  std::function<void(const Request&)> on_read;                                 // a prompt was taken from the input
+  std::function<void(std::int32_t token)> on_token;                            // tokens as they come, of all requests
   std::function<void(std::int64_t samples, std::int64_t tokens)> on_progress;  // written so far; after every change
 };
 

@@ -44,9 +44,7 @@ InputFile::~InputFile() {
 }
 
 InputFile::InputFile(InputFile&& other) noexcept
-    : path_(std::move(other.path_)),
-      descriptor_(std::exchange(other.descriptor_, -1)),
-      bytes_(other.bytes_) {}
+    : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)), bytes_(other.bytes_) {}
 
 InputFile& InputFile::operator=(InputFile&& other) noexcept {
   std::swap(path_, other.path_);
@@ -65,9 +63,8 @@ void InputFile::read(std::int64_t offset, std::span<std::byte> out, std::string_
       throw WeightError(fmt::format("{}: {}: cannot read: {}", path_.string(), what, std::strerror(errno)));
     }
     if (got == 0) {
-      throw WeightError(fmt::format("{}: {}: the file ends at byte {}, expected {} bytes from {}",
-                                    path_.string(), what, offset + static_cast<std::int64_t>(done),
-                                    out.size(), offset));
+      throw WeightError(fmt::format("{}: {}: the file ends at byte {}, expected {} bytes from {}", path_.string(), what,
+                                    offset + static_cast<std::int64_t>(done), out.size(), offset));
     }
     done += static_cast<std::size_t>(got);
   }
@@ -76,8 +73,8 @@ void InputFile::read(std::int64_t offset, std::span<std::byte> out, std::string_
 std::string read_text_file(const std::filesystem::path& path, std::int64_t max_bytes) {
   const InputFile file(path);
   if (file.bytes() > max_bytes) {
-    throw WeightError(fmt::format("{}: is {} bytes long, more than the {} that such a file may have",
-                                  path.string(), file.bytes(), max_bytes));
+    throw WeightError(fmt::format("{}: is {} bytes long, more than the {} that such a file may have", path.string(),
+                                  file.bytes(), max_bytes));
   }
   std::string text(static_cast<std::size_t>(file.bytes()), '\0');
   file.read(0, std::as_writable_bytes(std::span(text)), "the file");

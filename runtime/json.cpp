@@ -13,8 +13,7 @@
 namespace stagecoach {
 namespace {
 
-constexpr std::size_t kMaxDepth =
-    64;  // the tree is destroyed by recursion, and no format of ours nests deeply
+constexpr std::size_t kMaxDepth = 64;       // the tree is destroyed by recursion, and no format of ours nests deeply
 constexpr std::size_t kLinearMembers = 16;  // below this a scan for duplicates beats hashing
 
 // Reads bytes and reports how far the parser has got, which its events do not tell.
@@ -64,8 +63,7 @@ class CountingIterator {
 std::string without_prefix(std::string_view what) {
   if (const std::size_t end = what.find("] "); end != std::string_view::npos) what.remove_prefix(end + 2);
   if (what.starts_with("parse error")) {
-    if (const std::size_t colon = what.find(": "); colon != std::string_view::npos)
-      what.remove_prefix(colon + 2);
+    if (const std::size_t colon = what.find(": "); colon != std::string_view::npos) what.remove_prefix(colon + 2);
   }
   return printable(what, 300);
 }
@@ -166,21 +164,18 @@ const Json* Json::find(std::string_view key) const {
 }
 
 const char* Json::type_name() const {
-  constexpr const char* kNames[] = {"null",     "a boolean", "a number", "a number",
-                                    "a string", "a list",    "an object"};
+  constexpr const char* kNames[] = {"null", "a boolean", "a number", "a number", "a string", "a list", "an object"};
   static_assert(std::size(kNames) == std::variant_size_v<decltype(value_)>);
   return kNames[value_.index()];
 }
 
 Json parse_json(std::string_view text) {
   // The library takes a zero byte for the end of its input, so what follows one would pass unseen.
-  if (const std::size_t zero = text.find('\0'); zero != std::string_view::npos)
-    fail_at(text, zero, "a zero byte");
+  if (const std::size_t zero = text.find('\0'); zero != std::string_view::npos) fail_at(text, zero, "a zero byte");
   const char* progress = text.data();
   TreeBuilder builder;
-  const bool good =
-      nlohmann::json::sax_parse(CountingIterator(text.data(), &progress),
-                                CountingIterator(text.data() + text.size(), &progress), &builder);
+  const bool good = nlohmann::json::sax_parse(CountingIterator(text.data(), &progress),
+                                              CountingIterator(text.data() + text.size(), &progress), &builder);
   if (!good) fail_at(text, static_cast<std::size_t>(progress - text.data()), builder.error());
   return builder.take();
 }

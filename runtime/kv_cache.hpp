@@ -39,7 +39,7 @@ class KvCache {
 
  private:
   KvShape shape_;
-  std::vector<Buffer> pools_;                       // one per block
+  std::vector<Buffer> pools_;                      // one per block
   std::vector<std::vector<std::int32_t>> tables_;  // [slot]
 };
 

@@ -14,7 +14,8 @@ namespace {
 
 void require_contiguous(const Tensor& tensor) {
   if (tensor.stride != tensor.cols) {
-    throw std::invalid_argument(fmt::format("a tensor of stride {} and {} columns cannot be sent", tensor.stride, tensor.cols));
+    throw std::invalid_argument(
+        fmt::format("a tensor of stride {} and {} columns cannot be sent", tensor.stride, tensor.cols));
   }
 }
 
@@ -43,7 +44,7 @@ struct LoopbackHub::State {
   int stages = 0;
   std::string failure;
   std::map<std::tuple<int, int, Channel>, std::deque<std::vector<std::byte>>> mail;  // (from, to, channel)
-  std::vector<Link> links;  // [receiving stage]
+  std::vector<Link> links;                                                           // [receiving stage]
   std::unordered_set<std::uint64_t> finished;
   std::uint64_t next_ticket = 1;
 
@@ -145,7 +146,9 @@ LoopbackHub::LoopbackHub(int stages, LoopbackMode mode) : state_(std::make_uniqu
 }
 LoopbackHub::~LoopbackHub() = default;
 
-std::unique_ptr<Mailbox> LoopbackHub::mailbox(int stage) { return std::make_unique<LoopbackMailbox>(*state_, stage); }
+std::unique_ptr<Mailbox> LoopbackHub::mailbox(int stage) {
+  return std::make_unique<LoopbackMailbox>(*state_, stage);
+}
 std::unique_ptr<Transport> LoopbackHub::transport(int stage) {
   return std::make_unique<LoopbackTransport>(*state_, stage);
 }

@@ -1,8 +1,8 @@
 // Stages as threads of one process: a Mailbox and a Transport per stage over shared memory.
 //
 // The hub outlives its stages' endpoints. In rendezvous mode a send is done only when its receive has been posted, as a
-// large message over MPI or NCCL behaves, which exposes deadlocks that buffering would hide. When a stage fails it calls
-// `fail`; from then on every call of the others throws TransportError, so that no thread waits for ever.
+// large message over MPI or NCCL behaves, which exposes deadlocks that buffering would hide. When a stage fails it
+// calls `fail`; from then on every call of the others throws TransportError, so that no thread waits for ever.
 #pragma once
 
 #include <memory>

@@ -16,7 +16,7 @@ constexpr std::uint32_t kVersion = 1;
 class Writer {
  public:
   template <typename T>
-    requires std::is_unsigned_v<T>
+  requires std::is_unsigned_v<T>
   void put(T value) {
     for (std::size_t i = 0; i < sizeof(T); ++i) bytes_.push_back(static_cast<std::byte>(value >> (8 * i)));
   }
@@ -39,7 +39,8 @@ class Reader {
   std::size_t count(std::size_t item_bytes) {
     const std::size_t n = u32();
     if (n > rest_.size() / item_bytes) {
-      throw WireError(fmt::format("message announces {} items of {} bytes, {} bytes are left", n, item_bytes, rest_.size()));
+      throw WireError(
+          fmt::format("message announces {} items of {} bytes, {} bytes are left", n, item_bytes, rest_.size()));
     }
     return n;
   }

@@ -41,8 +41,7 @@ class Fields {
     const Json* value = json_.find(name);
     const Json* other = alias.empty() ? nullptr : json_.find(alias);
     if (value != nullptr && other != nullptr && shown(*value) != shown(*other)) {
-      fail(name, fmt::format("is {}, but its alias {} is {}; keep one of them", shown(*value), alias,
-                             shown(*other)));
+      fail(name, fmt::format("is {}, but its alias {} is {}; keep one of them", shown(*value), alias, shown(*other)));
     }
     return value != nullptr ? value : other;
   }
@@ -84,8 +83,7 @@ std::string supported_activations() {
 void refuse_unsupported(const Fields& fields) {
   if (const Json* type = fields.find("model_type")) {
     if (type->string() == nullptr || *type->string() != "gpt2") {
-      fields.fail("model_type",
-                  fmt::format("is {}; this program runs models of type \"gpt2\" only", shown(*type)));
+      fields.fail("model_type", fmt::format("is {}; this program runs models of type \"gpt2\" only", shown(*type)));
     }
   }
   bool cross_attention = false;
@@ -93,13 +91,11 @@ void refuse_unsupported(const Fields& fields) {
   if (cross_attention) fields.fail("add_cross_attention", "is true; this program runs decoder-only models");
   if (const Json* quantization = fields.find("quantization_config");
       quantization != nullptr && !quantization->is_null()) {
-    fields.fail("quantization_config",
-                "is there; this program reads float32, float16 and bfloat16 checkpoints");
+    fields.fail("quantization_config", "is there; this program reads float32, float16 and bfloat16 checkpoints");
   }
   if (const Json* pruned = fields.find("pruned_heads"); pruned != nullptr && !pruned->is_null()) {
     const Json::Object* heads = pruned->object();
-    if (heads == nullptr || !heads->empty())
-      fields.fail("pruned_heads", "is not empty; this program runs all heads");
+    if (heads == nullptr || !heads->empty()) fields.fail("pruned_heads", "is not empty; this program runs all heads");
   }
 }
 
@@ -109,8 +105,7 @@ void read_activation(const Fields& fields, ModelConfig& config) {
   const std::string* name = value->string();
   const auto activation = name != nullptr ? activation_of(*name) : std::nullopt;
   if (!activation) {
-    fields.fail("activation_function",
-                fmt::format("is {}; supported are {}", shown(*value), supported_activations()));
+    fields.fail("activation_function", fmt::format("is {}; supported are {}", shown(*value), supported_activations()));
   }
   config.activation = *activation;
 }
@@ -121,9 +116,7 @@ void read_epsilon(const Fields& fields, ModelConfig& config) {
   if (value == nullptr) return;
   const double* real = value->real();
   const std::int64_t* integer = value->integer();
-  const double epsilon = real != nullptr      ? *real
-                         : integer != nullptr ? static_cast<double>(*integer)
-                                              : std::nan("");
+  const double epsilon = real != nullptr ? *real : integer != nullptr ? static_cast<double>(*integer) : std::nan("");
   // Also what float32 cannot hold: 1e-60 would be a division by zero in a constant row.
   if (!(epsilon >= std::numeric_limits<float>::min() && epsilon <= 1e6)) {
     fields.fail(kField, fmt::format("is {}, expected a small positive number such as 1e-5", shown(*value)));
@@ -137,8 +130,7 @@ std::int32_t eos_id(const Fields& fields, const Json& value, std::int32_t vocab_
   if (const Json::Array* ids = value.array()) {
     if (ids->empty()) return -1;
     if (ids->size() > 1) {
-      fields.fail(kField,
-                  fmt::format("is a list of {} ids, but generation ends at one; keep one id", ids->size()));
+      fields.fail(kField, fmt::format("is a list of {} ids, but generation ends at one; keep one id", ids->size()));
     }
     if (ids->front().integer() == nullptr) {
       fields.fail(kField, fmt::format("holds {}, expected a token id", shown(ids->front())));

@@ -21,8 +21,8 @@ void check(int code, const std::source_location& where = std::source_location::c
   char text[MPI_MAX_ERROR_STRING] = {};
   int length = 0;
   MPI_Error_string(code, text, &length);
-  throw TransportError(fmt::format("MPI: {} (in {})", std::string_view(text, static_cast<std::size_t>(length)),
-                                   where.function_name()));
+  throw TransportError(
+      fmt::format("MPI: {} (in {})", std::string_view(text, static_cast<std::size_t>(length)), where.function_name()));
 }
 
 int int_count(std::int64_t count) {

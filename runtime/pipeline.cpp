@@ -13,7 +13,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 // Waiting without a wake-up call: spin first (a message is often microseconds away), then let others have the core,
 // then sleep, so that ranks that share a core do not starve each other.
@@ -129,8 +131,10 @@ class Pipeline {
     const Clock::time_point now = Clock::now();
     const Clock::time_point last = std::max(heard_[static_cast<std::size_t>(peer)], waiting_since_);
     if (std::chrono::duration<double>(now - last).count() > c_.timeout_s) {
-      throw TransportError(fmt::format("heard nothing from stage {} for {:.0f} s while waiting for {}; is its host alive? "
-                                       "(--timeout sets the limit)", peer, c_.timeout_s, what));
+      throw TransportError(
+          fmt::format("heard nothing from stage {} for {:.0f} s while waiting for {}; is its host alive? "
+                      "(--timeout sets the limit)",
+                      peer, c_.timeout_s, what));
     }
     const Clock::time_point before = now;
     idle_.wait();
@@ -279,7 +283,8 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
     if (hooks.on_token) {
       for (const Scheduler::TokenEvent& event : progress.tokens) hooks.on_token(event);
     }
-    for (Scheduler::Finished& done : progress.finished) hooks.on_finished(std::move(done.request), std::move(done.sample));
+    for (Scheduler::Finished& done : progress.finished)
+      hooks.on_finished(std::move(done.request), std::move(done.sample));
   };
   const std::int32_t last = p.context().stages - 1;
   while (true) {
@@ -330,7 +335,8 @@ std::vector<StageReport> Leader::stop() {
       p.wait_for(stage, "its last report");
     }
     StageReport report;
-    if (bytes->size() != sizeof report) throw WireError(fmt::format("report of stage {} has {} bytes", stage, bytes->size()));
+    if (bytes->size() != sizeof report)
+      throw WireError(fmt::format("report of stage {} has {} bytes", stage, bytes->size()));
     std::memcpy(&report, bytes->data(), sizeof report);
     reports.push_back(report);
   }
@@ -338,6 +344,8 @@ std::vector<StageReport> Leader::stop() {
   return reports;
 }
 
-void run_follower(const StageContext& context) { Follower(context).run(); }
+void run_follower(const StageContext& context) {
+  Follower(context).run();
+}
 
 }  // namespace stagecoach

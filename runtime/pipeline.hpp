@@ -2,9 +2,9 @@
 //
 // There is no distributed schedule. The leader makes microbatches and posts their headers; a follower takes a header,
 // passes it on at once, receives the rows, runs them and sends them on; the last stage posts the picked tokens to the
-// leader. Why this cannot deadlock: headers and tokens never wait for tensors; a receive is posted only after its header
-// has arrived; no loop ever blocks in a send or receive, it polls all of them; each stage owns in_flight + 1 residual
-// buffers and the leader never has more than in_flight microbatches out, so that a buffer always comes free.
+// leader. Why this cannot deadlock: headers and tokens never wait for tensors; a receive is posted only after its
+// header has arrived; no loop ever blocks in a send or receive, it polls all of them; each stage owns in_flight + 1
+// residual buffers and the leader never has more than in_flight microbatches out, so that a buffer always comes free.
 //
 // Silence: while a stage waits it tells its neighbours that it lives, and it gives up with TransportError when the peer
 // that it waits for has been silent for `timeout_s`; a busy peer reports between operations, so it is not accused.
@@ -26,7 +26,8 @@
 
 namespace stagecoach {
 
-// One rank's parts; all referents must outlive the loops. `mailbox` and `transport` may be null when there is one stage.
+// One rank's parts; all referents must outlive the loops. `mailbox` and `transport` may be null when there is one
+// stage.
 struct StageContext {
   std::int32_t stage = 0;
   std::int32_t stages = 1;
@@ -52,9 +53,9 @@ struct StageReport {
 
 // What the leader needs from its surroundings; none of these may block.
 struct LeaderHooks {
-  std::function<std::optional<Request>()> next_request;  // nothing now is not the end: see `exhausted`
-  std::function<bool()> exhausted;                        // no request will come any more
-  std::function<void(const Scheduler::TokenEvent&)> on_token;       // may be empty
+  std::function<std::optional<Request>()> next_request;        // nothing now is not the end: see `exhausted`
+  std::function<bool()> exhausted;                             // no request will come any more
+  std::function<void(const Scheduler::TokenEvent&)> on_token;  // may be empty
   std::function<void(Request&&, Sample&&)> on_finished;
 };
 

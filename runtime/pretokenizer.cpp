@@ -22,8 +22,8 @@ constexpr std::string_view kWhiteSpace =
 // has to give back exactly one character: white space before a word leaves its last character to the word.
 std::string published_pattern() {
   const std::string space(kWhiteSpace);
-  return R"('(?:s|t|re|ve|m|ll|d)| ?+\p{L}++| ?+\p{N}++| ?+[^\p{L}\p{N})" + space + "]++|[" + space +
-         "]+(?![^" + space + "])|[" + space + "]++";
+  return R"('(?:s|t|re|ve|m|ll|d)| ?+\p{L}++| ?+\p{N}++| ?+[^\p{L}\p{N})" + space + "]++|[" + space + "]+(?![^" +
+         space + "])|[" + space + "]++";
 }
 
 std::string message_of(int error) {
@@ -72,16 +72,14 @@ PreTokenizer::PreTokenizer(UseJit use_jit) {
   auto pattern = std::make_unique<Pattern>();
   int error = 0;
   PCRE2_SIZE offset = 0;
-  pattern->code.reset(
-      pcre2_compile(units(text), text.size(), PCRE2_UTF | PCRE2_ANCHORED, &error, &offset, nullptr));
+  pattern->code.reset(pcre2_compile(units(text), text.size(), PCRE2_UTF | PCRE2_ANCHORED, &error, &offset, nullptr));
   if (!pattern->code) {
-    throw TokenizerError("this PCRE2 library cannot compile GPT-2's pattern (" + message_of(error) +
-                         " at offset " + std::to_string(offset) + "); it must be built with Unicode support");
+    throw TokenizerError("this PCRE2 library cannot compile GPT-2's pattern (" + message_of(error) + " at offset " +
+                         std::to_string(offset) + "); it must be built with Unicode support");
   }
   // JIT can be missing from the library, or refused by a system that forbids executable memory: only speed is
   // lost.
-  pattern->jit =
-      use_jit == UseJit::kWhenAvailable && pcre2_jit_compile(pattern->code.get(), PCRE2_JIT_COMPLETE) == 0;
+  pattern->jit = use_jit == UseJit::kWhenAvailable && pcre2_jit_compile(pattern->code.get(), PCRE2_JIT_COMPLETE) == 0;
   pattern_ = std::move(pattern);
 }
 
@@ -122,11 +120,9 @@ std::size_t PieceCursor::match_end() const {
   if (pattern_->jit) result = pcre2_jit_match(code, units(text_), text_.size(), position_, 0, data, nullptr);
   // Without the UTF check, which would read the whole text again for every piece.
   constexpr std::uint32_t kInterpret = PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT;
-  if (result < 0)
-    result = pcre2_match(code, units(text_), text_.size(), position_, kInterpret, data, nullptr);
+  if (result < 0) result = pcre2_match(code, units(text_), text_.size(), position_, kInterpret, data, nullptr);
   if (result < 0) {
-    throw TokenizerError("PCRE2 failed at byte " + std::to_string(position_) +
-                         " of the text: " + message_of(result));
+    throw TokenizerError("PCRE2 failed at byte " + std::to_string(position_) + " of the text: " + message_of(result));
   }
   const std::size_t end = pcre2_get_ovector_pointer(data)[1];
   assert(end > position_ && end <= text_.size());  // the alternatives cover every character

@@ -52,11 +52,10 @@ std::vector<std::int32_t> token_list(const Json& value, std::int32_t vocab_size)
   tokens.reserve(list->size());
   for (const Json& item : *list) {
     const std::int64_t* id = item.integer();
-    if (id == nullptr)
-      fail("tokens", fmt::format("{} in the list, which holds token ids only", item.type_name()));
+    if (id == nullptr) fail("tokens", fmt::format("{} in the list, which holds token ids only", item.type_name()));
     if (*id < 0 || *id >= vocab_size) {
-      fail("tokens", fmt::format("id {} is outside the model's vocabulary of {} (0 to {})", *id, vocab_size,
-                                 vocab_size - 1));
+      fail("tokens",
+           fmt::format("id {} is outside the model's vocabulary of {} (0 to {})", *id, vocab_size, vocab_size - 1));
     }
     tokens.push_back(static_cast<std::int32_t>(*id));
   }
@@ -70,8 +69,8 @@ void require_neutral(std::string_view key, const Json& value) {
     if (list == nullptr || !list->empty()) fail(key, "not part of this version yet; leave it out");
     return;
   }
-  const auto later = std::find_if(std::begin(kLaterKeys), std::end(kLaterKeys),
-                                  [&](const LaterKey& k) { return k.name == key; });
+  const auto later =
+      std::find_if(std::begin(kLaterKeys), std::end(kLaterKeys), [&](const LaterKey& k) { return k.name == key; });
   const std::optional<double> given = number(value);
   if (!given) fail(key, fmt::format("is {}, not a number", value.type_name()));
   if (*given != later->neutral) {
@@ -80,8 +79,8 @@ void require_neutral(std::string_view key, const Json& value) {
 }
 
 bool is_later(std::string_view key) {
-  return key == "stop" || std::any_of(std::begin(kLaterKeys), std::end(kLaterKeys),
-                                      [&](const LaterKey& k) { return k.name == key; });
+  return key == "stop" ||
+         std::any_of(std::begin(kLaterKeys), std::end(kLaterKeys), [&](const LaterKey& k) { return k.name == key; });
 }
 
 std::int32_t new_token_count(const Json& value) {
@@ -115,8 +114,7 @@ Line parse_object_line(const std::string& text, std::int32_t vocab_size) {
   }
   const Json::Object* object = json.object();
   if (object == nullptr) {
-    throw PromptError(
-        fmt::format("{}, not an object; write {{\"prompt\": \"...\"}} on each line", json.type_name()));
+    throw PromptError(fmt::format("{}, not an object; write {{\"prompt\": \"...\"}} on each line", json.type_name()));
   }
   Line line;
   for (const auto& [key, value] : *object) {
@@ -125,8 +123,7 @@ Line parse_object_line(const std::string& text, std::int32_t vocab_size) {
     if (value.is_null()) continue;
     if (key == "prompt") {
       const std::string* given = value.string();
-      if (given == nullptr)
-        fail(key, fmt::format("is {}, not a string; put it in quotes", value.type_name()));
+      if (given == nullptr) fail(key, fmt::format("is {}, not a string; put it in quotes", value.type_name()));
       line.text = *given;
     } else if (key == "id") {
       line.id = id_text(value);
@@ -143,8 +140,7 @@ Line parse_object_line(const std::string& text, std::int32_t vocab_size) {
   return line;
 }
 
-std::vector<std::int32_t> encode(const std::string& text, const Tokenizer* tokenizer,
-                                 std::int32_t vocab_size) {
+std::vector<std::int32_t> encode(const std::string& text, const Tokenizer* tokenizer, std::int32_t vocab_size) {
   if (text.empty()) throw PromptError("an empty prompt; a prompt has at least one token");
   if (tokenizer == nullptr) {
     throw PromptError(
@@ -152,8 +148,7 @@ std::vector<std::int32_t> encode(const std::string& text, const Tokenizer* token
         ".jsonl file");
   }
   std::vector<std::int32_t> tokens = tokenizer->encode(text);
-  const auto outside =
-      std::find_if(tokens.begin(), tokens.end(), [&](std::int32_t id) { return id >= vocab_size; });
+  const auto outside = std::find_if(tokens.begin(), tokens.end(), [&](std::int32_t id) { return id >= vocab_size; });
   if (outside != tokens.end()) {
     throw PromptError(
         fmt::format("its token {} is outside the model's vocabulary of {}; the model's vocabulary files "
@@ -281,8 +276,7 @@ PromptSummary PromptReader::check() {
     summary.longest_positions = std::max(summary.longest_positions, static_cast<std::int32_t>(possible));
   }
   if (impl_->taken == 0) {
-    throw PromptError(
-        fmt::format("{}: no prompts in it", impl_->lines != nullptr ? impl_->lines->name() : "--prompt"));
+    throw PromptError(fmt::format("{}: no prompts in it", impl_->lines != nullptr ? impl_->lines->name() : "--prompt"));
   }
   impl_->rewind();
   return summary;

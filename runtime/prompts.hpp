@@ -1,9 +1,10 @@
 // Prompts from a file, standard input or the command line, one Request at a time.
 //
 // `.jsonl` has one object per line with "prompt" or "tokens", optionally "id" (a string or number) and
-// "max_new_tokens"; standard input too when its first line begins like such an object. Anything else is one prompt per line, ended by "\n" or "\r\n" (a final line without newline
-// counts, an empty line is an error: an empty prompt), bytes as they are, valid UTF-8 or not. The whole input is
-// checked by `check` before anything runs, then `next` reads it again from the start, so it is never held whole.
+// "max_new_tokens"; standard input too when its first line begins like such an object. Anything else is one prompt per
+// line, ended by "\n" or "\r\n" (a final line without newline counts, an empty line is an error: an empty prompt),
+// bytes as they are, valid UTF-8 or not. The whole input is checked by `check` before anything runs, then `next` reads
+// it again from the start, so it is never held whole.
 #pragma once
 
 #include <cstdint>
@@ -34,14 +35,15 @@ struct PromptOptions {
   bool truncate_long = false;  // --long-prompt truncate: keep the last tokens
   std::int32_t n_positions = 0;
   std::int32_t vocab_size = 0;
-  std::int32_t shard = 0;      // --shard I/N: every shards-th prompt from `shard`; indices stay those of the whole input
+  std::int32_t shard = 0;  // --shard I/N: every shards-th prompt from `shard`; indices stay those of the whole input
   std::int32_t shards = 1;
   std::string temporary_folder = "/tmp";  // for a copy of standard input; launch passes TMPDIR
 };
 
 struct PromptSummary {
-  std::int64_t count = 0;               // prompts of this shard
-  std::int32_t longest_positions = 0;   // most positions that any of them may need: prompt + new tokens, at most n_positions
+  std::int64_t count = 0;  // prompts of this shard
+  std::int32_t longest_positions =
+      0;  // most positions that any of them may need: prompt + new tokens, at most n_positions
 };
 
 class PromptReader {
@@ -55,8 +57,8 @@ class PromptReader {
   PromptReader& operator=(PromptReader&&) noexcept;
   ~PromptReader();
 
-  PromptSummary check();             // reads all of it; throws PromptError at the first bad line; rewinds
-  std::optional<Request> next();     // in input order
+  PromptSummary check();          // reads all of it; throws PromptError at the first bad line; rewinds
+  std::optional<Request> next();  // in input order
 
  private:
   struct Impl;

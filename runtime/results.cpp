@@ -63,13 +63,12 @@ class JsonlSink : public ResultSink {
       : file_(path), tokenizer_(tokenizer), eos_(eos) {}
 
   void write(const Request& request, const Sample& sample) override {
-    std::string line = fmt::format("{{\"index\":{},\"id\":{},\"sample\":{}", request.index,
-                                   request.id.value_or("null"), sample.sample);
+    std::string line = fmt::format("{{\"index\":{},\"id\":{},\"sample\":{}", request.index, request.id.value_or("null"),
+                                   sample.sample);
     line += fmt::format(",\"prompt\":{}", prompt(request));
     line += ",\"completion\":";
     line += tokenizer_ != nullptr ? json_string(bytes_of(*tokenizer_, text_tokens(sample, eos_))) : "null";
-    line += fmt::format(",\"prompt_tokens\":{},\"tokens\":[{}]", sample.prompt_tokens,
-                        fmt::join(sample.tokens, ","));
+    line += fmt::format(",\"prompt_tokens\":{},\"tokens\":[{}]", sample.prompt_tokens, fmt::join(sample.tokens, ","));
     if (request.logprobs) {
       line += ",\"logprobs\":[";
       for (std::size_t i = 0; i < sample.logprobs.size(); ++i) {
@@ -96,15 +95,13 @@ class JsonlSink : public ResultSink {
 
 class TextSink : public ResultSink {
  public:
-  TextSink(int fd, const Tokenizer* tokenizer, std::int32_t eos)
-      : fd_(fd), tokenizer_(tokenizer), eos_(eos) {}
+  TextSink(int fd, const Tokenizer* tokenizer, std::int32_t eos) : fd_(fd), tokenizer_(tokenizer), eos_(eos) {}
 
   void write(const Request& request, const Sample& sample) override {
     std::string out = request.id ? fmt::format("==> {}: {} <==\n", request.index, *request.id)
                                  : fmt::format("==> {} <==\n", request.index);
     if (tokenizer_ != nullptr) {
-      out += to_valid_utf8(prompt_bytes(request, *tokenizer_) +
-                           bytes_of(*tokenizer_, text_tokens(sample, eos_)));
+      out += to_valid_utf8(prompt_bytes(request, *tokenizer_) + bytes_of(*tokenizer_, text_tokens(sample, eos_)));
     } else {
       out += fmt::format("{} {}", fmt::join(request.tokens, " "), fmt::join(sample.tokens, " "));
     }
@@ -121,8 +118,7 @@ class TextSink : public ResultSink {
 
 }  // namespace
 
-std::unique_ptr<ResultSink> make_jsonl_sink(const std::string& path, const Tokenizer* tokenizer,
-                                            std::int32_t eos) {
+std::unique_ptr<ResultSink> make_jsonl_sink(const std::string& path, const Tokenizer* tokenizer, std::int32_t eos) {
   return std::make_unique<JsonlSink>(path, tokenizer, eos);
 }
 

@@ -27,8 +27,9 @@ class ResultSink {
   virtual void finish() = 0;
 };
 
-// One object per line: {"index","id","sample","prompt","completion","prompt_tokens","tokens","logprobs"?,"finish_reason"}.
-// `tokenizer` null: text fields are null. `eos` is left out of completion. Fails at once when the file cannot be made.
+// One object per line:
+// {"index","id","sample","prompt","completion","prompt_tokens","tokens","logprobs"?,"finish_reason"}. `tokenizer` null:
+// text fields are null. `eos` is left out of completion. Fails at once when the file cannot be made.
 std::unique_ptr<ResultSink> make_jsonl_sink(const std::string& path, const Tokenizer* tokenizer, std::int32_t eos);
 
 // For people and several prompts, each as "==> INDEX <==" ("==> INDEX: ID <==" when it has an id) on a line, prompt and
@@ -36,8 +37,8 @@ std::unique_ptr<ResultSink> make_jsonl_sink(const std::string& path, const Token
 // EPIPE (for whoever ignores SIGPIPE) and full devices throw OutputError.
 std::unique_ptr<ResultSink> make_text_sink(int fd, const Tokenizer* tokenizer, std::int32_t eos);
 
-// For people and one prompt: prompt and completion as they come, characters only when complete. `begin`, `push` per token,
-// `end`. Throws OutputError like the text sink.
+// For people and one prompt: prompt and completion as they come, characters only when complete. `begin`, `push` per
+// token, `end`. Throws OutputError like the text sink.
 class TextStream {
  public:
   TextStream(int fd, const Tokenizer* tokenizer, std::int32_t eos) : fd_(fd), tokenizer_(tokenizer), eos_(eos) {}

@@ -67,10 +67,9 @@ class Catalogue {
       const auto [place, is_new] = stored_.try_emplace(name, Stored{index, std::move(entry)});
       if (!is_new) {
         const Stored& other = place->second;
-        throw WeightError(
-            fmt::format("{}: tensor {}: is there twice, as {} in {} and as {} here; keep one of them",
-                        path.string(), printable(name), printable(other.entry.name),
-                        files_[other.file].path().filename().string(), printable(entry.name)));
+        throw WeightError(fmt::format("{}: tensor {}: is there twice, as {} in {} and as {} here; keep one of them",
+                                      path.string(), printable(name), printable(other.entry.name),
+                                      files_[other.file].path().filename().string(), printable(entry.name)));
       }
     }
   }
@@ -99,8 +98,7 @@ std::vector<std::pair<std::string, std::string>> read_weight_map(const std::file
   }
   const Json* map = index.find("weight_map");
   if (map == nullptr || map->object() == nullptr) {
-    throw WeightError(
-        fmt::format("{}: weight_map: is missing or no object from tensor names to files", file));
+    throw WeightError(fmt::format("{}: weight_map: is missing or no object from tensor names to files", file));
   }
   std::vector<std::pair<std::string, std::string>> result;
   for (const auto& [tensor, value] : *map->object()) {
@@ -108,9 +106,8 @@ std::vector<std::pair<std::string, std::string>> read_weight_map(const std::file
     const bool plain = shard != nullptr && !shard->empty() && *shard != "." && *shard != ".." &&
                        shard->find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
     if (!plain) {
-      throw WeightError(
-          fmt::format("{}: weight_map: tensor {}: {} is not a plain file name in the same directory", file,
-                      printable(tensor), shard != nullptr ? printable(*shard) : value.type_name()));
+      throw WeightError(fmt::format("{}: weight_map: tensor {}: {} is not a plain file name in the same directory",
+                                    file, printable(tensor), shard != nullptr ? printable(*shard) : value.type_name()));
     }
     result.emplace_back(tensor, *shard);
   }
@@ -127,8 +124,8 @@ Catalogue open_shards(const std::filesystem::path& directory) {
   Catalogue catalogue(index_path);
   for (const std::string& shard : shards) {
     if (!std::filesystem::exists(directory / shard)) {
-      throw WeightError(fmt::format("{}: the shard {} is missing from the directory", index_path.string(),
-                                    printable(shard)));
+      throw WeightError(
+          fmt::format("{}: the shard {} is missing from the directory", index_path.string(), printable(shard)));
     }
     catalogue.add_file(directory / shard);
   }
@@ -139,10 +136,9 @@ Catalogue open_shards(const std::filesystem::path& directory) {
     const std::string name(without_prefix(tensor));
     if (is_mask_buffer(name)) continue;
     const Stored* stored = catalogue.find(name);
-    if (stored == nullptr || stored->entry.name != tensor ||
-        catalogue.file_of(*stored).path().filename() != shard) {
-      throw WeightError(fmt::format("{}: tensor {}: is not in {}, where the index says it is",
-                                    index_path.string(), printable(tensor), printable(shard)));
+    if (stored == nullptr || stored->entry.name != tensor || catalogue.file_of(*stored).path().filename() != shard) {
+      throw WeightError(fmt::format("{}: tensor {}: is not in {}, where the index says it is", index_path.string(),
+                                    printable(tensor), printable(shard)));
     }
   }
   for (const auto& [name, stored] : catalogue.all()) {
@@ -162,8 +158,7 @@ Catalogue open_catalogue(const std::filesystem::path& directory) {
     return catalogue;
   }
   if (std::filesystem::exists(directory / kIndexFile)) return open_shards(directory);
-  for (const char* other :
-       {"pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"}) {
+  for (const char* other : {"pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"}) {
     if (std::filesystem::exists(directory / other)) {
       throw WeightError(
           fmt::format("{}: has {} but no {}; this version reads safetensors: load the model with Hugging "
@@ -171,8 +166,7 @@ Catalogue open_catalogue(const std::filesystem::path& directory) {
                       directory.string(), other, kSingleFile));
     }
   }
-  throw WeightError(
-      fmt::format("{}: has no weights; expected {} or {}", directory.string(), kSingleFile, kIndexFile));
+  throw WeightError(fmt::format("{}: has no weights; expected {} or {}", directory.string(), kSingleFile, kIndexFile));
 }
 
 class SafetensorsSource final : public WeightSource {
@@ -182,9 +176,7 @@ class SafetensorsSource final : public WeightSource {
     check_tensors(config);
   }
 
-  DType dtype_of(const TensorSpec& tensor) const override {
-    return *dtype_of_stored(stored_of(tensor).entry.dtype);
-  }
+  DType dtype_of(const TensorSpec& tensor) const override { return *dtype_of_stored(stored_of(tensor).entry.dtype); }
 
   void read_rows(const TensorSpec& tensor, std::int64_t first_row, std::int64_t rows,
                  std::span<std::byte> out) const override {
@@ -209,8 +201,7 @@ class SafetensorsSource final : public WeightSource {
   }
 
   void read_at(const Stored& stored, std::int64_t offset, std::span<std::byte> out) const {
-    catalogue_.file_of(stored).read(stored.entry.offset + offset, out,
-                                    fmt::format("tensor {}", stored.entry.name));
+    catalogue_.file_of(stored).read(stored.entry.offset + offset, out, fmt::format("tensor {}", stored.entry.name));
     bytes_read_.fetch_add(static_cast<std::int64_t>(out.size()), std::memory_order_relaxed);
   }
 
@@ -219,8 +210,7 @@ class SafetensorsSource final : public WeightSource {
     for (std::size_t done = 0; done < embedding.size(); done += piece.size()) {
       piece.resize(std::min(piece.size(), embedding.size() - done));
       read_at(head, offset + static_cast<std::int64_t>(done), piece);
-      if (std::memcmp(piece.data(), embedding.data() + done, piece.size()) != 0)
-        fail_untied(head, "its values differ");
+      if (std::memcmp(piece.data(), embedding.data() + done, piece.size()) != 0) fail_untied(head, "its values differ");
     }
   }
 
@@ -247,26 +237,24 @@ class SafetensorsSource final : public WeightSource {
       const Stored* embedding = catalogue_.find("wte.weight");
       if (embedding != nullptr &&
           (embedding->entry.dtype != head->entry.dtype || embedding->entry.shape != head->entry.shape)) {
-        fail_untied(*head, fmt::format("it is {} {} and wte.weight {} {}", head->entry.dtype,
-                                       shape_text(head->entry.shape), embedding->entry.dtype,
-                                       shape_text(embedding->entry.shape)));
+        fail_untied(*head,
+                    fmt::format("it is {} {} and wte.weight {} {}", head->entry.dtype, shape_text(head->entry.shape),
+                                embedding->entry.dtype, shape_text(embedding->entry.shape)));
       }
     }
     if (known < catalogue_.all().size()) fail_unknown(table, head != nullptr);
     for (const TensorSpec& spec : table) {
-      if (catalogue_.find(spec.name) == nullptr)
-        fail_missing(spec, table.size() - known + (head != nullptr ? 1 : 0));
+      if (catalogue_.find(spec.name) == nullptr) fail_missing(spec, table.size() - known + (head != nullptr ? 1 : 0));
     }
   }
 
   void check_one(const TensorSpec& spec, const Stored& stored) const {
     const auto fail = [&](std::string_view what) {
-      throw WeightError(fmt::format("{}: tensor {}: {}", catalogue_.file_of(stored).path().string(),
-                                    stored.entry.name, what));
+      throw WeightError(
+          fmt::format("{}: tensor {}: {}", catalogue_.file_of(stored).path().string(), stored.entry.name, what));
     };
-    const std::vector<std::int64_t> expected = spec.is_vector
-                                                   ? std::vector<std::int64_t>{spec.cols}
-                                                   : std::vector<std::int64_t>{spec.rows, spec.cols};
+    const std::vector<std::int64_t> expected =
+        spec.is_vector ? std::vector<std::int64_t>{spec.cols} : std::vector<std::int64_t>{spec.rows, spec.cols};
     if (stored.entry.shape != expected) {
       fail(fmt::format("shape {}, expected {}", shape_text(stored.entry.shape), shape_text(expected)));
     }
@@ -285,17 +273,15 @@ class SafetensorsSource final : public WeightSource {
       ++count;
       if (first == nullptr || stored.entry.name < first->entry.name) first = &stored;
     }
-    throw WeightError(
-        fmt::format("{}: tensor {}: is no tensor of the GPT-2 model that config.json describes{}",
-                    catalogue_.file_of(*first).path().string(), printable(first->entry.name),
-                    count > 1 ? fmt::format(" (and {} more)", count - 1) : ""));
+    throw WeightError(fmt::format("{}: tensor {}: is no tensor of the GPT-2 model that config.json describes{}",
+                                  catalogue_.file_of(*first).path().string(), printable(first->entry.name),
+                                  count > 1 ? fmt::format(" (and {} more)", count - 1) : ""));
   }
 
   [[noreturn]] void fail_missing(const TensorSpec& spec, std::size_t count) const {
-    const char* why =
-        spec.role == TensorRole::kHeadWeight
-            ? "; config.json has tie_word_embeddings false, so the model needs a head of its own"
-            : "";
+    const char* why = spec.role == TensorRole::kHeadWeight
+                          ? "; config.json has tie_word_embeddings false, so the model needs a head of its own"
+                          : "";
     throw WeightError(fmt::format("{}: tensor {}: is missing{}{}", catalogue_.origin().string(), spec.name,
                                   count > 1 ? fmt::format(" (and {} more)", count - 1) : "", why));
   }
@@ -307,8 +293,7 @@ class SafetensorsSource final : public WeightSource {
 
 }  // namespace
 
-std::unique_ptr<WeightSource> open_safetensors(const std::filesystem::path& directory,
-                                               const ModelConfig& config) {
+std::unique_ptr<WeightSource> open_safetensors(const std::filesystem::path& directory, const ModelConfig& config) {
   return std::make_unique<SafetensorsSource>(open_catalogue(directory), config);
 }
 

@@ -43,7 +43,6 @@ std::vector<SafetensorsEntry> read_safetensors_header(const InputFile& file);
 // its shape. A tied model may also store lm_head.weight: whoever reads rows of wte.weight has the same rows
 // of lm_head.weight compared with them, so opening stays cheap and a head that differs is an error rather
 // than ignored.
-std::unique_ptr<WeightSource> open_safetensors(const std::filesystem::path& directory,
-                                               const ModelConfig& config);
+std::unique_ptr<WeightSource> open_safetensors(const std::filesystem::path& directory, const ModelConfig& config);
 
 }  // namespace stagecoach

@@ -38,8 +38,7 @@ std::int64_t item_bytes(std::string_view dtype) {
   throw WeightError(fmt::format("{}: tensor {}: {}", file, printable(tensor), what));
 }
 
-const Json& member(const std::string& file, std::string_view tensor, const Json& entry,
-                   std::string_view key) {
+const Json& member(const std::string& file, std::string_view tensor, const Json& entry, std::string_view key) {
   const Json* value = entry.find(key);
   if (value == nullptr) fail_tensor(file, tensor, fmt::format("the header has no {} for it", key));
   return *value;
@@ -49,8 +48,7 @@ const Json& member(const std::string& file, std::string_view tensor, const Json&
 std::vector<std::int64_t> numbers(const std::string& file, std::string_view tensor, std::string_view key,
                                   const Json& value) {
   const Json::Array* list = value.array();
-  if (list == nullptr)
-    fail_tensor(file, tensor, fmt::format("{} is {}, expected a list", key, value.type_name()));
+  if (list == nullptr) fail_tensor(file, tensor, fmt::format("{} is {}, expected a list", key, value.type_name()));
   std::vector<std::int64_t> result;
   for (const Json& item : *list) {
     const std::int64_t* number = item.integer();
@@ -73,8 +71,7 @@ std::int64_t product_bytes(const std::vector<std::int64_t>& shape, std::int64_t 
 
 void check_metadata(const std::string& file, const Json& metadata) {
   const Json::Object* members = metadata.object();
-  if (members == nullptr)
-    fail(file, fmt::format("__metadata__ is {}, expected an object", metadata.type_name()));
+  if (members == nullptr) fail(file, fmt::format("__metadata__ is {}, expected an object", metadata.type_name()));
   for (const auto& [key, value] : *members) {
     if (value.string() == nullptr) {
       fail(file, fmt::format("__metadata__: {} is {}, expected a string", printable(key), value.type_name()));
@@ -99,10 +96,9 @@ SafetensorsEntry parse_entry(const std::string& file, const std::string& name, c
     fail_tensor(file, name, "data_offsets are not a begin and an end after it");
   }
   if (offsets[1] > data_bytes) {
-    fail_tensor(
-        file, name,
-        fmt::format("ends at byte {} of the data, but the file holds only {}; is the download complete?",
-                    offsets[1], data_bytes));
+    fail_tensor(file, name,
+                fmt::format("ends at byte {} of the data, but the file holds only {}; is the download complete?",
+                            offsets[1], data_bytes));
   }
   entry.offset = offsets[0];
   entry.bytes = offsets[1] - offsets[0];
@@ -110,17 +106,16 @@ SafetensorsEntry parse_entry(const std::string& file, const std::string& name, c
   if (item == 0) fail_tensor(file, name, fmt::format("unknown dtype {}", printable(entry.dtype)));
   if (const std::int64_t expected = product_bytes(entry.shape, item); expected != entry.bytes) {
     fail_tensor(file, name,
-                expected < 0 ? std::string("its shape is too large")
-                             : fmt::format("has {} bytes of data, but its shape and dtype make {}",
-                                           entry.bytes, expected));
+                expected < 0
+                    ? std::string("its shape is too large")
+                    : fmt::format("has {} bytes of data, but its shape and dtype make {}", entry.bytes, expected));
   }
   return entry;
 }
 
 // The format allows neither holes, in which anything could hide, nor overlaps, nor bytes after the last
 // tensor.
-void check_cover(const std::string& file, const std::vector<SafetensorsEntry>& entries,
-                 std::int64_t data_bytes) {
+void check_cover(const std::string& file, const std::vector<SafetensorsEntry>& entries, std::int64_t data_bytes) {
   std::vector<const SafetensorsEntry*> sorted;
   for (const SafetensorsEntry& entry : entries) sorted.push_back(&entry);
   std::sort(sorted.begin(), sorted.end(), [](const SafetensorsEntry* a, const SafetensorsEntry* b) {
@@ -129,9 +124,9 @@ void check_cover(const std::string& file, const std::vector<SafetensorsEntry>& e
   std::int64_t end = 0;
   for (const SafetensorsEntry* entry : sorted) {
     if (entry->offset != end) {
-      fail_tensor(file, entry->name,
-                  fmt::format("begins at byte {} of the data, but the tensor before it ends at {}",
-                              entry->offset, end));
+      fail_tensor(
+          file, entry->name,
+          fmt::format("begins at byte {} of the data, but the tensor before it ends at {}", entry->offset, end));
     }
     end += entry->bytes;
   }
@@ -176,9 +171,8 @@ std::vector<SafetensorsEntry> read_safetensors_header(const InputFile& file) {
   std::uint64_t length = 0;
   std::memcpy(&length, raw.data(), sizeof length);
   if (length > static_cast<std::uint64_t>(kMaxSafetensorsHeaderBytes)) {
-    fail(path,
-         fmt::format("says that its header has {} bytes, more than the {} allowed; is it a safetensors file?",
-                     length, kMaxSafetensorsHeaderBytes));
+    fail(path, fmt::format("says that its header has {} bytes, more than the {} allowed; is it a safetensors file?",
+                           length, kMaxSafetensorsHeaderBytes));
   }
   const auto header_bytes = static_cast<std::int64_t>(length);
   if (header_bytes > file.bytes() - kLengthBytes) {

@@ -12,13 +12,14 @@ std::int32_t pick_greedy(std::span<const float> logits) {
   std::size_t best = 0;
   for (std::size_t i = 0; i < logits.size(); ++i) {
     if (std::isnan(logits[i])) {
-      throw std::runtime_error(fmt::format("the logit of token {} is not a number: the weights overflow or are damaged", i));
+      throw std::runtime_error(
+          fmt::format("the logit of token {} is not a number: the weights overflow or are damaged", i));
     }
     if (logits[i] > logits[best]) best = i;
   }
   if (!std::isfinite(logits[best])) {
-    throw std::runtime_error(fmt::format("the largest logit, of token {}, is {}: the weights overflow or are damaged",
-                                         best, logits[best]));
+    throw std::runtime_error(
+        fmt::format("the largest logit, of token {}, is {}: the weights overflow or are damaged", best, logits[best]));
   }
   return static_cast<std::int32_t>(best);
 }

@@ -6,7 +6,8 @@
 
 namespace stagecoach {
 
-// Index of the largest logit; ties go to the lowest id. Throws std::runtime_error when a logit is NaN or none is finite.
+// Index of the largest logit; ties go to the lowest id. Throws std::runtime_error when a logit is NaN or none is
+// finite.
 std::int32_t pick_greedy(std::span<const float> logits);
 
 // Natural log-softmax of `logits` at `token`, summed in float64 in order of ids.

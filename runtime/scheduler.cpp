@@ -131,17 +131,20 @@ void Scheduler::add_prefill_rows(Microbatch& microbatch) {
 
 Scheduler::Progress Scheduler::complete(const TokenBatch& batch) {
   const auto found = in_flight_.find(batch.id);
-  if (found == in_flight_.end()) throw WireError(fmt::format("tokens for microbatch {}, which is not in flight", batch.id));
+  if (found == in_flight_.end())
+    throw WireError(fmt::format("tokens for microbatch {}, which is not in flight", batch.id));
   const std::vector<std::int32_t> slots = std::move(found->second);
   in_flight_.erase(found);
   if (batch.tokens.size() != slots.size()) {
-    throw WireError(fmt::format("microbatch {} asked for {} tokens, {} came", batch.id, slots.size(), batch.tokens.size()));
+    throw WireError(
+        fmt::format("microbatch {} asked for {} tokens, {} came", batch.id, slots.size(), batch.tokens.size()));
   }
   Progress progress;
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const PickedToken& picked = batch.tokens[i];
     if (picked.slot != slots[i]) {
-      throw WireError(fmt::format("microbatch {}: token {} is of slot {}, expected {}", batch.id, i, picked.slot, slots[i]));
+      throw WireError(
+          fmt::format("microbatch {}: token {} is of slot {}, expected {}", batch.id, i, picked.slot, slots[i]));
     }
     Sequence& sequence = at(picked.slot);
     Sample& sample = sequence.sample;

@@ -88,12 +88,12 @@ class Scheduler {
   std::vector<Sequence> sequences_;  // [slot]
   std::vector<std::int32_t> free_slots_;
   std::vector<std::int32_t> free_pages_;
-  std::int32_t unpromised_pages_ = 0;      // pages that no admitted sequence may still ask for
-  std::int32_t active_ = 0;                // admitted, not finished
-  std::int32_t decoding_ = 0;              // past their prompt, not finished
-  std::deque<std::int32_t> prefilling_;    // slots with prompt rows left, in order of admission
-  std::deque<std::int32_t> ready_;         // slots whose next decode row may go
-  std::vector<SlotCommand> drops_;         // for the next microbatch
+  std::int32_t unpromised_pages_ = 0;    // pages that no admitted sequence may still ask for
+  std::int32_t active_ = 0;              // admitted, not finished
+  std::int32_t decoding_ = 0;            // past their prompt, not finished
+  std::deque<std::int32_t> prefilling_;  // slots with prompt rows left, in order of admission
+  std::deque<std::int32_t> ready_;       // slots whose next decode row may go
+  std::vector<SlotCommand> drops_;       // for the next microbatch
   std::unordered_map<std::uint64_t, std::vector<std::int32_t>> in_flight_;  // id -> slots that get a token
 };
 

@@ -15,15 +15,21 @@ constexpr std::int32_t kHeadRows = 64;
 Activation activation_of(ActivationName name) {
   switch (name) {
     case ActivationName::kGeluNew:
-    case ActivationName::kGeluPytorchTanh: return Activation::kGeluTanh;
-    case ActivationName::kGelu: return Activation::kGeluErf;
-    case ActivationName::kRelu: return Activation::kRelu;
-    case ActivationName::kSilu: return Activation::kSilu;
+    case ActivationName::kGeluPytorchTanh:
+      return Activation::kGeluTanh;
+    case ActivationName::kGelu:
+      return Activation::kGeluErf;
+    case ActivationName::kRelu:
+      return Activation::kRelu;
+    case ActivationName::kSilu:
+      return Activation::kSilu;
   }
   throw std::invalid_argument("unknown activation");
 }
 
-std::int64_t aligned(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+std::int64_t aligned(std::int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
 
 // Rows and columns of the workspace's arrays, in order: one place for their sizes.
 struct WorkspaceShape {
@@ -76,8 +82,8 @@ TokenBatch StageExecutor::run(const Microbatch& microbatch, Tensor residual, con
   picked.id = microbatch.id;
   if (microbatch.rows.empty()) return picked;
   if (residual.rows != static_cast<std::int64_t>(microbatch.rows.size()) || residual.rows > limits_.max_rows) {
-    throw std::invalid_argument(fmt::format("microbatch {} has {} rows, its residual {}, the limit is {}", microbatch.id,
-                                            microbatch.rows.size(), residual.rows, limits_.max_rows));
+    throw std::invalid_argument(fmt::format("microbatch {} has {} rows, its residual {}, the limit is {}",
+                                            microbatch.id, microbatch.rows.size(), residual.rows, limits_.max_rows));
   }
   set_rows(microbatch);
   if (is_first()) backend_.embed(weights_.token_embedding, weights_.position_embedding, residual);

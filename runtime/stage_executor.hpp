@@ -1,5 +1,5 @@
-// One stage's arithmetic: applies a microbatch's slot commands, runs its rows through the stage's blocks, and on the last
-// stage picks tokens.
+// One stage's arithmetic: applies a microbatch's slot commands, runs its rows through the stage's blocks, and on the
+// last stage picks tokens.
 //
 // Owns the stage's weights, KV cache and workspace on one backend. Does not know where input comes from or where output
 // goes. The residual stream (rows, n_embd) is updated in place: it is what stages hand on.
@@ -19,9 +19,9 @@
 namespace stagecoach {
 
 struct StageLimits {
-  std::int32_t max_rows = 0;   // of one microbatch
-  std::int32_t pages = 0;      // of the KV pool
-  std::int32_t slots = 0;      // sequences at once
+  std::int32_t max_rows = 0;  // of one microbatch
+  std::int32_t pages = 0;     // of the KV pool
+  std::int32_t slots = 0;     // sequences at once
   DType kv_dtype = DType::kFloat32;
 };
 
@@ -33,8 +33,9 @@ class StageExecutor {
   StageExecutor(Backend& backend, const ModelConfig& config, BlockRange blocks, StageWeights weights,
                 const StageLimits& limits);
 
-  // `residual` is (microbatch.rows.size(), n_embd) float32 on the backend. The first stage overwrites it with embeddings,
-  // the others expect the previous stage's. Returns the picked tokens on the last stage, otherwise an empty batch.
+  // `residual` is (microbatch.rows.size(), n_embd) float32 on the backend. The first stage overwrites it with
+  // embeddings, the others expect the previous stage's. Returns the picked tokens on the last stage, otherwise an empty
+  // batch.
   TokenBatch run(const Microbatch& microbatch, Tensor residual, const Progress& progress);
 
   // Logits (rows, vocab) of the last rows that the latest `run` picked tokens for, at most 64: for comparisons.

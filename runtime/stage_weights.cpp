@@ -11,7 +11,9 @@ namespace {
 // Host staging: large enough for sequential reads at full speed, small beside any device.
 constexpr std::int64_t kPieceBytes = 8 << 20;
 
-std::int64_t aligned(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+std::int64_t aligned(std::int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
 
 class Loader {
  public:
@@ -82,23 +84,40 @@ void load_tensor(Loader& loader, const TensorSpec& spec, BlockRange range, Stage
   BlockWeights* block =
       spec.place == TensorPlace::kBlock ? &w.blocks[static_cast<std::size_t>(spec.block - range.first)] : nullptr;
   switch (spec.role) {
-    case TensorRole::kTokenEmbedding: return loader.matrix(spec, WeightLayout::kOutIn, w.token_embedding);
-    case TensorRole::kPositionEmbedding: return loader.table(spec, w.position_storage, w.position_embedding);
-    case TensorRole::kLn1Gain: return loader.vector(spec, block->ln1_gain);
-    case TensorRole::kLn1Bias: return loader.vector(spec, block->ln1_bias);
-    case TensorRole::kQkvWeight: return loader.matrix(spec, WeightLayout::kInOut, block->qkv);
-    case TensorRole::kQkvBias: return loader.vector(spec, block->qkv_bias);
-    case TensorRole::kProjWeight: return loader.matrix(spec, WeightLayout::kInOut, block->proj);
-    case TensorRole::kProjBias: return loader.vector(spec, block->proj_bias);
-    case TensorRole::kLn2Gain: return loader.vector(spec, block->ln2_gain);
-    case TensorRole::kLn2Bias: return loader.vector(spec, block->ln2_bias);
-    case TensorRole::kFcWeight: return loader.matrix(spec, WeightLayout::kInOut, block->fc);
-    case TensorRole::kFcBias: return loader.vector(spec, block->fc_bias);
-    case TensorRole::kOutWeight: return loader.matrix(spec, WeightLayout::kInOut, block->out);
-    case TensorRole::kOutBias: return loader.vector(spec, block->out_bias);
-    case TensorRole::kFinalGain: return loader.vector(spec, w.final_gain);
-    case TensorRole::kFinalBias: return loader.vector(spec, w.final_bias);
-    case TensorRole::kHeadWeight: return loader.matrix(spec, WeightLayout::kOutIn, w.separate_head);
+    case TensorRole::kTokenEmbedding:
+      return loader.matrix(spec, WeightLayout::kOutIn, w.token_embedding);
+    case TensorRole::kPositionEmbedding:
+      return loader.table(spec, w.position_storage, w.position_embedding);
+    case TensorRole::kLn1Gain:
+      return loader.vector(spec, block->ln1_gain);
+    case TensorRole::kLn1Bias:
+      return loader.vector(spec, block->ln1_bias);
+    case TensorRole::kQkvWeight:
+      return loader.matrix(spec, WeightLayout::kInOut, block->qkv);
+    case TensorRole::kQkvBias:
+      return loader.vector(spec, block->qkv_bias);
+    case TensorRole::kProjWeight:
+      return loader.matrix(spec, WeightLayout::kInOut, block->proj);
+    case TensorRole::kProjBias:
+      return loader.vector(spec, block->proj_bias);
+    case TensorRole::kLn2Gain:
+      return loader.vector(spec, block->ln2_gain);
+    case TensorRole::kLn2Bias:
+      return loader.vector(spec, block->ln2_bias);
+    case TensorRole::kFcWeight:
+      return loader.matrix(spec, WeightLayout::kInOut, block->fc);
+    case TensorRole::kFcBias:
+      return loader.vector(spec, block->fc_bias);
+    case TensorRole::kOutWeight:
+      return loader.matrix(spec, WeightLayout::kInOut, block->out);
+    case TensorRole::kOutBias:
+      return loader.vector(spec, block->out_bias);
+    case TensorRole::kFinalGain:
+      return loader.vector(spec, w.final_gain);
+    case TensorRole::kFinalBias:
+      return loader.vector(spec, w.final_bias);
+    case TensorRole::kHeadWeight:
+      return loader.matrix(spec, WeightLayout::kOutIn, w.separate_head);
   }
 }
 

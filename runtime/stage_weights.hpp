@@ -1,7 +1,8 @@
 // The weights of one stage on its backend, read from a WeightSource and packed piece by piece.
 //
-// Matrices take the dtype asked for; vectors (biases, gains) are float32. The token embedding is kept once, packed as the
-// LM head needs it, also where a stage both embeds and has the head. Needs a few MiB of host memory beside the weights.
+// Matrices take the dtype asked for; vectors (biases, gains) are float32. The token embedding is kept once, packed as
+// the LM head needs it, also where a stage both embeds and has the head. Needs a few MiB of host memory beside the
+// weights.
 #pragma once
 
 #include <cstdint>

@@ -23,10 +23,8 @@ struct Preset {
   std::string_view name;
   std::int32_t n_layer, n_head, n_embd;
 };
-constexpr Preset kPresets[] = {{"gpt2", 12, 12, 768},
-                               {"gpt2-medium", 24, 16, 1024},
-                               {"gpt2-large", 36, 20, 1280},
-                               {"gpt2-xl", 48, 25, 1600}};
+constexpr Preset kPresets[] = {
+    {"gpt2", 12, 12, 768}, {"gpt2-medium", 24, 16, 1024}, {"gpt2-large", 36, 20, 1280}, {"gpt2-xl", 48, 25, 1600}};
 constexpr std::string_view kConfigKeys[] = {"n_layer",
                                             "n_head",
                                             "n_embd",
@@ -94,14 +92,11 @@ class Levels {
 // Elements [first, first + count). One hash serves four elements: 4j + c takes bits 16c to 16c + 15 of hash
 // j.
 template <typename T>
-void fill(std::uint64_t key, const Levels<T>& levels, std::int64_t first, std::int64_t count,
-          std::byte* out) {
+void fill(std::uint64_t key, const Levels<T>& levels, std::int64_t first, std::int64_t count, std::byte* out) {
   const auto pick = [&](std::uint64_t hash, std::int64_t c) {
     return levels.pick(static_cast<std::uint32_t>(hash >> (16 * c)) & 0xffffU);
   };
-  const auto hash_of = [&](std::int64_t group) {
-    return mix(key + static_cast<std::uint64_t>(group + 1) * kStep);
-  };
+  const auto hash_of = [&](std::int64_t group) { return mix(key + static_cast<std::uint64_t>(group + 1) * kStep); };
   const std::int64_t end = first + count;
   std::int64_t i = first;
   const auto put_one = [&] {
@@ -233,14 +228,12 @@ SyntheticModel parse_synthetic(std::string_view name) {
     if (std::find(seen.begin(), seen.end(), key) != seen.end())
       fail(name, fmt::format("{}: is given twice", printable(key)));
     seen.push_back(key);
-    const bool is_config_key =
-        std::find(std::begin(kConfigKeys), std::end(kConfigKeys), key) != std::end(kConfigKeys);
+    const bool is_config_key = std::find(std::begin(kConfigKeys), std::end(kConfigKeys), key) != std::end(kConfigKeys);
     if (!is_config_key && key != "seed" && key != "dtype") {
-      fail(name, fmt::format("unknown key \"{}\"; known are seed, dtype, {}", printable(key),
-                             fmt::join(kConfigKeys, ", ")));
+      fail(name,
+           fmt::format("unknown key \"{}\"; known are seed, dtype, {}", printable(key), fmt::join(kConfigKeys, ", ")));
     }
-    if (equals == std::string_view::npos)
-      fail(name, fmt::format("{}: has no value; write {}=VALUE", key, key));
+    if (equals == std::string_view::npos) fail(name, fmt::format("{}: has no value; write {}=VALUE", key, key));
     const std::string_view value = item.substr(equals + 1);
     if (key == "seed") {
       model.seed = parse_seed(name, value);

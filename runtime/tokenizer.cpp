@@ -94,15 +94,15 @@ Tokenizer::Tokenizer(Vocabulary vocabulary, UseJit use_jit)
   }
 }
 
-Tokenizer Tokenizer::from_files(const std::filesystem::path& vocab_json,
-                                const std::filesystem::path& merges_txt, UseJit use_jit) {
+Tokenizer Tokenizer::from_files(const std::filesystem::path& vocab_json, const std::filesystem::path& merges_txt,
+                                UseJit use_jit) {
   const std::string vocab = read_file(vocab_json);
   const std::string merges = read_file(merges_txt);
   return {Vocabulary({vocab, vocab_json.string()}, {merges, merges_txt.string()}), use_jit};
 }
 
-Tokenizer Tokenizer::from_text(std::string_view vocab_json, std::string_view merges_txt,
-                               const std::string& name, UseJit use_jit) {
+Tokenizer Tokenizer::from_text(std::string_view vocab_json, std::string_view merges_txt, const std::string& name,
+                               UseJit use_jit) {
   return {Vocabulary({vocab_json, name + ": vocab.json"}, {merges_txt, name + ": merges.txt"}), use_jit};
 }
 
@@ -130,10 +130,9 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {
 std::string_view Tokenizer::token_bytes(std::int32_t id) const {
   if (const auto bytes = vocabulary_.bytes_of(id)) return *bytes;
   const bool hole = id >= 0 && id < vocab_size();
-  throw TokenizerError(
-      "token id " + std::to_string(id) +
-      (hole ? " has no token: the vocabulary leaves this id out" : " is not in the vocabulary") +
-      "; ids go from 0 to " + std::to_string(vocab_size() - 1));
+  throw TokenizerError("token id " + std::to_string(id) +
+                       (hole ? " has no token: the vocabulary leaves this id out" : " is not in the vocabulary") +
+                       "; ids go from 0 to " + std::to_string(vocab_size() - 1));
 }
 
 }  // namespace stagecoach

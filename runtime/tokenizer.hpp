@@ -30,12 +30,11 @@ namespace stagecoach {
 class Tokenizer {
  public:
   // The files of a GPT-2 model directory. Throws TokenizerError; see Vocabulary for what is refused.
-  static Tokenizer from_files(const std::filesystem::path& vocab_json,
-                              const std::filesystem::path& merges_txt,
+  static Tokenizer from_files(const std::filesystem::path& vocab_json, const std::filesystem::path& merges_txt,
                               UseJit use_jit = UseJit::kWhenAvailable);
   // The same from memory; errors call the texts "<name>: vocab.json" and "<name>: merges.txt".
-  static Tokenizer from_text(std::string_view vocab_json, std::string_view merges_txt,
-                             const std::string& name, UseJit use_jit = UseJit::kWhenAvailable);
+  static Tokenizer from_text(std::string_view vocab_json, std::string_view merges_txt, const std::string& name,
+                             UseJit use_jit = UseJit::kWhenAvailable);
 
   // Takes time in proportion to the text (times the logarithm of its longest word), whatever it contains.
   // Throws std::length_error for a single word of 4 GiB or more.
@@ -44,9 +43,7 @@ class Tokenizer {
   std::string decode(std::span<const std::int32_t> ids) const;
   std::string_view token_bytes(std::int32_t id) const;
 
-  std::int32_t vocab_size() const {
-    return vocabulary_.size();
-  }  // highest id + 1; ids between may have no token
+  std::int32_t vocab_size() const { return vocabulary_.size(); }  // highest id + 1; ids between may have no token
   std::optional<std::int32_t> end_of_text() const { return vocabulary_.end_of_text(); }
 
  private:
@@ -55,8 +52,7 @@ class Tokenizer {
 
   Vocabulary vocabulary_;
   PreTokenizer pre_tokenizer_;
-  WordTable
-      words_;  // words that are encoded as one token: most words of most text, and they skip the merging
+  WordTable words_;  // words that are encoded as one token: most words of most text, and they skip the merging
 };
 
 }  // namespace stagecoach

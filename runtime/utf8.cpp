@@ -99,8 +99,7 @@ std::string StreamDecoder::push(std::string_view token_bytes) {
   while (!pending_.empty() && !token_bytes.empty()) {
     pending_.push_back(token_bytes.front());
     const Utf8Step step = utf8_step(pending_);
-    if (step.state ==
-        Utf8State::kInvalid) {  // the new byte does not belong to it, and is looked at afresh below
+    if (step.state == Utf8State::kInvalid) {  // the new byte does not belong to it, and is looked at afresh below
       out.append(kReplacement);
       pending_.clear();
       break;

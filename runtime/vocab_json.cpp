@@ -10,7 +10,8 @@ std::vector<VocabEntry> parse_vocab_json(std::string_view text, const std::strin
   try {
     root = parse_json(text);
   } catch (const JsonError& e) {
-    throw TokenizerError(name + ": " + e.what() + "; expected one object {\"token\": id, ...} as in GPT-2's vocab.json");
+    throw TokenizerError(name + ": " + e.what() +
+                         "; expected one object {\"token\": id, ...} as in GPT-2's vocab.json");
   }
   const Json::Object* members = root.object();
   if (members == nullptr) {

@@ -1,7 +1,7 @@
 #pragma once
 
-// Reads vocab.json, a flat JSON object token -> id, into entries in file order. A repeated token is an error here; whether
-// ids and tokens make sense together is judged by the vocabulary.
+// Reads vocab.json, a flat JSON object token -> id, into entries in file order. A repeated token is an error here;
+// whether ids and tokens make sense together is judged by the vocabulary.
 
 #include <cstdint>
 #include <string>

@@ -88,8 +88,7 @@ struct MergeLine {
 
 std::vector<MergeLine> split_merges(const NamedText& merges_txt) {
   if (merges_txt.text.empty()) {
-    throw TokenizerError(merges_txt.name +
-                         ": is empty; a vocabulary without merges still has a '#version' line here");
+    throw TokenizerError(merges_txt.name + ": is empty; a vocabulary without merges still has a '#version' line here");
   }
   std::vector<MergeLine> merges;
   std::string_view rest = merges_txt.text;
@@ -121,8 +120,8 @@ MergeTable read_merges(const NamedText& merges_txt, const IdOfToken& ids, const 
   const std::vector<MergeLine> lines = split_merges(merges_txt);
   MergeTable table(lines.size());
   const auto at_line = [&](const MergeLine& line) {
-    return merges_txt.name + ":" + std::to_string(line.number) + ": the merge '" + std::string(line.left) +
-           " " + std::string(line.right) + "' ";
+    return merges_txt.name + ":" + std::to_string(line.number) + ": the merge '" + std::string(line.left) + " " +
+           std::string(line.right) + "' ";
   };
   const auto id_of = [&](const MergeLine& line, const std::string& token) {
     const auto found = ids.find(token);
@@ -163,9 +162,8 @@ void Vocabulary::read_tokens(const std::vector<VocabEntry>& entries, const std::
     const std::string bytes = bytes_of_spelling(entry.token);
     if (token.length != kHole) {
       const auto same_id = [&](const VocabEntry& other) { return other.id == entry.id; };
-      throw TokenizerError(name + ": the tokens '" +
-                           std::find_if(entries.begin(), entries.end(), same_id)->token + "' and '" +
-                           entry.token + "' both have the id " + std::to_string(entry.id));
+      throw TokenizerError(name + ": the tokens '" + std::find_if(entries.begin(), entries.end(), same_id)->token +
+                           "' and '" + entry.token + "' both have the id " + std::to_string(entry.id));
     }
     if (bytes.size() >= kHole) {
       throw TokenizerError(name + ": token " + std::to_string(entry.id) + " is longer than 4 GiB");

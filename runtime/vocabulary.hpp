@@ -35,7 +35,7 @@ class Vocabulary {
   Vocabulary(const NamedText& vocab_json, const NamedText& merges_txt);
 
   std::int32_t size() const { return static_cast<std::int32_t>(tokens_.size()); }  // highest id + 1
-  std::size_t token_count() const { return token_count_; }  // without the ids that are left out
+  std::size_t token_count() const { return token_count_; }                         // without the ids that are left out
   // The bytes of a token; nothing for an id that has none.
   std::optional<std::string_view> bytes_of(std::int32_t id) const;
   std::int32_t id_of_byte(unsigned char byte) const { return byte_ids_[byte]; }

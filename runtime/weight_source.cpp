@@ -20,15 +20,13 @@ void require_directory(const fs::path& path) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (status.type() == fs::file_type::not_found) {
-    throw WeightError(fmt::format(
-        "{}: does not exist; expected a Hugging Face model directory or synthetic:gpt2-xl", path.string()));
-  }
-  if (status.type() == fs::file_type::none)
-    throw WeightError(fmt::format("{}: {}", path.string(), error.message()));
-  if (status.type() != fs::file_type::directory) {
     throw WeightError(
-        fmt::format("{}: is a file; expected the model's directory, with config.json and model.safetensors",
-                    path.string()));
+        fmt::format("{}: does not exist; expected a Hugging Face model directory or synthetic:gpt2-xl", path.string()));
+  }
+  if (status.type() == fs::file_type::none) throw WeightError(fmt::format("{}: {}", path.string(), error.message()));
+  if (status.type() != fs::file_type::directory) {
+    throw WeightError(fmt::format(
+        "{}: is a file; expected the model's directory, with config.json and model.safetensors", path.string()));
   }
 }
 
@@ -39,10 +37,9 @@ std::optional<Tokenizer> tokenizer_in(const fs::path& directory) {
   const bool has_merges = fs::exists(merges);
   if (!has_vocab && !has_merges) return std::nullopt;
   if (has_vocab != has_merges) {
-    throw WeightError(
-        fmt::format("{}: has {} but no {}; the tokenizer needs both, or neither for token prompts only",
-                    directory.string(), has_vocab ? "vocab.json" : "merges.txt",
-                    has_vocab ? "merges.txt" : "vocab.json"));
+    throw WeightError(fmt::format("{}: has {} but no {}; the tokenizer needs both, or neither for token prompts only",
+                                  directory.string(), has_vocab ? "vocab.json" : "merges.txt",
+                                  has_vocab ? "merges.txt" : "vocab.json"));
   }
   try {
     return Tokenizer::from_files(vocab, merges);
@@ -54,9 +51,8 @@ std::optional<Tokenizer> tokenizer_in(const fs::path& directory) {
 std::optional<Tokenizer> tokenizer_of_model(const fs::path& directory, const ModelConfig& config) {
   std::optional<Tokenizer> tokenizer = tokenizer_in(directory);
   if (tokenizer && tokenizer->vocab_size() > config.vocab_size) {
-    throw WeightError(
-        fmt::format("{}: has {} tokens, but config.json has vocab_size {}; do the files belong together?",
-                    (directory / "vocab.json").string(), tokenizer->vocab_size(), config.vocab_size));
+    throw WeightError(fmt::format("{}: has {} tokens, but config.json has vocab_size {}; do the files belong together?",
+                                  (directory / "vocab.json").string(), tokenizer->vocab_size(), config.vocab_size));
   }
   return tokenizer;
 }
@@ -93,8 +89,7 @@ Model open_model(const std::string& name) {
   if (is_synthetic(name)) return open_synthetic(name);
   try {
     return open_directory(name);
-  } catch (
-      const fs::filesystem_error& error) {  // a directory that may not be searched, a name that is too long
+  } catch (const fs::filesystem_error& error) {  // a directory that may not be searched, a name that is too long
     throw WeightError(fmt::format("{}: {}", name, error.code().message()));
   }
 }

@@ -48,8 +48,8 @@ struct Model {
 };
 
 // `name` is a Hugging Face directory or "synthetic:gpt2-xl,n_layer=8,seed=3,dtype=float16".
-// Reads the configuration, the tensor headers and the vocabulary, but no weights. Every tensor of the model must be there
-// exactly once with its shape, none may be unknown. Throws WeightError.
+// Reads the configuration, the tensor headers and the vocabulary, but no weights. Every tensor of the model must be
+// there exactly once with its shape, none may be unknown. Throws WeightError.
 Model open_model(const std::string& name);
 
 // The tokenizer alone: a directory with vocab.json and merges.txt is enough. Throws WeightError when there is none.

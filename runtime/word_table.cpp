@@ -40,11 +40,9 @@ void WordTable::insert(std::string_view word, std::int32_t id) {
 
 std::int32_t WordTable::find(std::string_view word) const {
   if (word.size() > longest_) return kAbsent;
-  for (std::size_t slot = static_cast<std::size_t>(hash_of(word) >> shift_);;
-       slot = (slot + 1) & (slots_.size() - 1)) {
+  for (std::size_t slot = static_cast<std::size_t>(hash_of(word) >> shift_);; slot = (slot + 1) & (slots_.size() - 1)) {
     const Slot& candidate = slots_[slot];
-    if (candidate.id == kAbsent || std::string_view(candidate.bytes, candidate.length) == word)
-      return candidate.id;
+    if (candidate.id == kAbsent || std::string_view(candidate.bytes, candidate.length) == word) return candidate.id;
   }
 }
 

@@ -95,15 +95,14 @@ HWY_INLINE void merge_tile(const AttentionState& state, std::int64_t r, std::int
     const FloatVec kept = hn::Mul(hn::LoadU(d, out + c), keep_v);
     hn::StoreU(hn::MulAdd(hn::LoadU(d, tile_out + c), take_v, kept), d, out + c);
   }
-  state.sum[r] =
-      hn::GetLane(hn::MulAdd(hn::Set(d, state.tile_sum[r]), take_v, hn::Set(d, state.sum[r] * keep)));
+  state.sum[r] = hn::GetLane(hn::MulAdd(hn::Set(d, state.tile_sum[r]), take_v, hn::Set(d, state.sum[r] * keep)));
   state.largest[r] = largest;
 }
 
 // One tile for rows [begin, group.rows): those that see at least one of its keys.
 template <class W>
-HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head,
-                            std::int64_t t, std::int64_t begin, const AttentionState& state) {
+HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head, std::int64_t t,
+                            std::int64_t begin, const AttentionState& state) {
   const PageLayout& layout = args.layout;
   const std::int64_t width = layout.value_width();
   const W* page = reinterpret_cast<const W*>(args.pages + group.table[t] * args.page_bytes);
@@ -113,24 +112,21 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
   const auto* ahead = reinterpret_cast<const char*>(values);
   float* scores = state.scores + begin * kPagePositions;
   accumulate(group.rows - begin, kPagePositions / kUnit,
-             {q, args.qkv_stride, layout.head_dim, scores, kPagePositions, false, ahead, 0}, keys,
-             kPagePositions);
+             {q, args.qkv_stride, layout.head_dim, scores, kPagePositions, false, ahead, 0}, keys, kPagePositions);
   std::int64_t whole = begin;  // rows from here on see the whole tile
   for (std::int64_t r = begin; r < group.rows; ++r) {
-    const std::int64_t valid =
-        std::min<std::int64_t>(group.positions[r] - t * kPagePositions + 1, kPagePositions);
-    tile_softmax(state.scores + r * kPagePositions, valid, args.scale, state.tile_largest[r],
-                 state.tile_sum[r]);
+    const std::int64_t valid = std::min<std::int64_t>(group.positions[r] - t * kPagePositions + 1, kPagePositions);
+    tile_softmax(state.scores + r * kPagePositions, valid, args.scale, state.tile_largest[r], state.tile_sum[r]);
     float* out = state.tile_out + r * width;
     if (valid == kPagePositions) continue;
     whole = r + 1;
-    accumulate(1, width / kUnit, {state.scores + r * kPagePositions, 0, valid, out, width, false, ahead, 0},
-               values, width);
+    accumulate(1, width / kUnit, {state.scores + r * kPagePositions, 0, valid, out, width, false, ahead, 0}, values,
+               width);
   }
   if (whole < group.rows) {
     accumulate(group.rows - whole, width / kUnit,
-               {state.scores + whole * kPagePositions, kPagePositions, kPagePositions,
-                state.tile_out + whole * width, width, false, ahead, 0},
+               {state.scores + whole * kPagePositions, kPagePositions, kPagePositions, state.tile_out + whole * width,
+                width, false, ahead, 0},
                values, width);
   }
   for (std::int64_t r = begin; r < group.rows; ++r) merge_tile(state, r, width, t == 0);

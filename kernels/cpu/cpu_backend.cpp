@@ -38,8 +38,7 @@ class CpuBackend final : public Backend {
   }
 
   std::string name() const override {
-    return fmt::format("cpu ({}, {} thread{})", simd_name(simd_), pool_.threads(),
-                       pool_.threads() == 1 ? "" : "s");
+    return fmt::format("cpu ({}, {} thread{})", simd_name(simd_), pool_.threads(), pool_.threads() == 1 ? "" : "s");
   }
 
   Buffer allocate(std::int64_t bytes) override { return memory_.allocate(bytes); }
@@ -120,16 +119,9 @@ class CpuBackend final : public Backend {
   void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
     check_linear(x, w, bias, epilogue, out);
     if (x.rows == 0) return;
-    const LinearArgs args{x.f32(0),
-                          x.stride,
-                          w.storage.data(),
-                          w.dtype,
-                          w.in,
-                          w.out,
-                          bias.data == nullptr ? nullptr : bias.f32(0),
-                          epilogue,
-                          out.f32(0),
-                          out.stride};
+    const LinearArgs args{
+        x.f32(0), x.stride,   w.storage.data(), w.dtype, w.in, w.out, bias.data == nullptr ? nullptr : bias.f32(0),
+        epilogue, out.f32(0), out.stride};
     // Blocks of equal height; those of one panel follow one another, so its weights come from memory once.
     const std::int64_t blocks = (x.rows + kRowBlock - 1) / kRowBlock;
     const std::int64_t height = (x.rows + blocks - 1) / blocks;

@@ -78,8 +78,7 @@ struct NormArgs {
 struct Kernels {
   void (*linear)(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
                  const Scratch& scratch);
-  void (*append)(const AttentionArgs& args, std::int64_t row, std::byte* page, std::int64_t slot,
-                 float* scratch);
+  void (*append)(const AttentionArgs& args, std::int64_t row, std::byte* page, std::int64_t slot, float* scratch);
   void (*attend)(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head, float* scratch);
   void (*layer_norm)(const NormArgs& args, const float* x, float* out);
   // Converts n elements; rounds to nearest even.

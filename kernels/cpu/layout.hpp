@@ -47,12 +47,8 @@ struct PageLayout {
   }
   constexpr std::int64_t elements() const { return value_begin(n_head); }
   // Elements after key_begin(h) and value_begin(h).
-  constexpr std::int64_t key_index(std::int64_t d, std::int64_t slot) const {
-    return d * kPagePositions + slot;
-  }
-  constexpr std::int64_t value_index(std::int64_t slot, std::int64_t d) const {
-    return slot * value_width() + d;
-  }
+  constexpr std::int64_t key_index(std::int64_t d, std::int64_t slot) const { return d * kPagePositions + slot; }
+  constexpr std::int64_t value_index(std::int64_t slot, std::int64_t d) const { return slot * value_width() + d; }
 };
 
 }  // namespace stagecoach::cpu

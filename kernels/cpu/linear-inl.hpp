@@ -56,14 +56,13 @@ HWY_INLINE std::int64_t prefetch_step(std::int64_t tiles) {
 }
 
 template <class W>
-HWY_INLINE void sum_few_rows(const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in,
-                             const W* w, float* sums) {
+HWY_INLINE void sum_few_rows(const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in, const W* w,
+                             float* sums) {
   const std::int64_t fetch = prefetch_step<W>(tile_total(rows, kPanelUnits));
   for (std::int64_t k = 0; k < in; k += kDirectK) {
     const std::int64_t count = std::min(kDirectK, in - k);
     const auto* next = reinterpret_cast<const char*>(w + (k + count) * kPanel);
-    accumulate(rows, kPanelUnits, {x + k, x_stride, count, sums, kPanel, k > 0, next, fetch}, w + k * kPanel,
-               kPanel);
+    accumulate(rows, kPanelUnits, {x + k, x_stride, count, sums, kPanel, k > 0, next, fetch}, w + k * kPanel, kPanel);
   }
 }
 
@@ -82,8 +81,8 @@ HWY_INLINE void widen_strips(const W* HWY_RESTRICT w, std::int64_t count, float*
 }
 
 template <class W>
-HWY_INLINE void sum_many_rows(const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in,
-                              const W* w, const Scratch& scratch) {
+HWY_INLINE void sum_many_rows(const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in, const W* w,
+                              const Scratch& scratch) {
   constexpr std::int64_t kStrips = kPanel / kTileColumns;
   const std::int64_t fetch = prefetch_step<W>(tile_count(rows) * kStrips);
   for (std::int64_t k = 0; k < in; k += kWideK) {
@@ -100,8 +99,8 @@ HWY_INLINE void sum_many_rows(const float* x, std::int64_t x_stride, std::int64_
 }
 
 template <class W>
-HWY_INLINE void sum_panel(const LinearArgs& args, std::int64_t panel, std::int64_t first_row,
-                          std::int64_t rows, const Scratch& scratch) {
+HWY_INLINE void sum_panel(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
+                          const Scratch& scratch) {
   const W* w = static_cast<const W*>(args.weights) + panel * args.in * kPanel;
   const float* x = args.x + first_row * args.x_stride;
   if (rows == 1) {
@@ -127,8 +126,8 @@ HWY_INLINE void finish_columns(const float* sums, const float* bias, bool add, f
 }
 
 template <Activation kActivation>
-HWY_NOINLINE void finish_panel(const LinearArgs& args, std::int64_t panel, std::int64_t first_row,
-                               std::int64_t rows, const float* sums) {
+HWY_NOINLINE void finish_panel(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
+                               const float* sums) {
   const std::int64_t first = panel * kPanel;
   const std::int64_t columns = std::min(kPanel, args.out - first);
   const std::int64_t whole = columns / kLanes * kLanes;
@@ -142,8 +141,8 @@ HWY_NOINLINE void finish_panel(const LinearArgs& args, std::int64_t panel, std::
     float tail_bias[kLanes] = {};
     std::copy_n(y + whole, args.epilogue.add_to_output ? rest : 0, tail);
     if (bias != nullptr) std::copy_n(bias + whole, rest, tail_bias);
-    finish_columns<kActivation>(sums + whole, bias == nullptr ? nullptr : tail_bias,
-                                args.epilogue.add_to_output, tail, kLanes);
+    finish_columns<kActivation>(sums + whole, bias == nullptr ? nullptr : tail_bias, args.epilogue.add_to_output, tail,
+                                kLanes);
     std::copy_n(tail, rest, y + whole);
   }
 }

@@ -58,8 +58,8 @@ HWY_INLINE V times_logistic(D d, V x, V argument) {
 // cancellation.
 template <class D, class V>
 HWY_INLINE V gelu_tanh_v(D d, V x) {
-  const V cubic = hn::MulAdd(hn::Mul(x, x), hn::Set(d, 0.0713548163F),
-                             hn::Set(d, 1.59576912F));  // 2 sqrt(2/pi) {0.044715, 1}
+  const V cubic =
+      hn::MulAdd(hn::Mul(x, x), hn::Set(d, 0.0713548163F), hn::Set(d, 1.59576912F));  // 2 sqrt(2/pi) {0.044715, 1}
   return times_logistic(d, x, hn::Mul(x, cubic));
 }
 
@@ -92,8 +92,7 @@ template <Activation kActivation, class D, class V>
 HWY_INLINE V activate_v(D d, V x) {
   if constexpr (kActivation == Activation::kGeluTanh) return gelu_tanh_v(d, x);
   if constexpr (kActivation == Activation::kGeluErf) return gelu_erf_v(d, x);
-  if constexpr (kActivation == Activation::kRelu)
-    return hn::IfThenElse(hn::Lt(x, hn::Zero(d)), hn::Zero(d), x);
+  if constexpr (kActivation == Activation::kRelu) return hn::IfThenElse(hn::Lt(x, hn::Zero(d)), hn::Zero(d), x);
   if constexpr (kActivation == Activation::kSilu) return times_logistic(d, x, x);
   return x;
 }

@@ -31,14 +31,14 @@ void convert(const Kernels& kernels, const std::byte* from, DType from_dtype, st
   kernels.narrow(wide, to, to_dtype, n);
 }
 
-void pack_in_out(const Kernels& kernels, const Matrix& matrix, std::int64_t first_row, Tensor host,
-                 std::int64_t begin, std::int64_t end) {
+void pack_in_out(const Kernels& kernels, const Matrix& matrix, std::int64_t first_row, Tensor host, std::int64_t begin,
+                 std::int64_t end) {
   const MatrixLayout layout{matrix.in, matrix.out};
   for (std::int64_t n = 0; n < matrix.out; n += kPanel) {
     const std::int64_t count = std::min(kPanel, matrix.out - n);
     for (std::int64_t r = begin; r < end; ++r) {
-      convert(kernels, element(host, r, n), host.dtype, element(matrix, layout.index(first_row + r, n)),
-              matrix.dtype, count);
+      convert(kernels, element(host, r, n), host.dtype, element(matrix, layout.index(first_row + r, n)), matrix.dtype,
+              count);
     }
   }
 }
@@ -59,8 +59,8 @@ void transpose_square(const Kernels& kernels, const Matrix& matrix, std::int64_t
   }
 }
 
-void pack_out_in(const Kernels& kernels, const Matrix& matrix, std::int64_t first_row, Tensor host,
-                 std::int64_t begin, std::int64_t end) {
+void pack_out_in(const Kernels& kernels, const Matrix& matrix, std::int64_t first_row, Tensor host, std::int64_t begin,
+                 std::int64_t end) {
   for (std::int64_t k = 0; k < matrix.in; k += kSquare) {
     const std::int64_t count = std::min(kSquare, matrix.in - k);
     if (matrix.dtype == DType::kFloat32) {
@@ -73,8 +73,8 @@ void pack_out_in(const Kernels& kernels, const Matrix& matrix, std::int64_t firs
 
 }  // namespace
 
-void pack_rows(ThreadPool& pool, const Kernels& kernels, Matrix& matrix, WeightLayout layout,
-               std::int64_t first_row, Tensor host) {
+void pack_rows(ThreadPool& pool, const Kernels& kernels, Matrix& matrix, WeightLayout layout, std::int64_t first_row,
+               Tensor host) {
   if (host.rows == 0) return;
   if (layout == WeightLayout::kInOut) {
     pool.run((host.rows + kRowsPerTask - 1) / kRowsPerTask, [&](std::int64_t task, int) {

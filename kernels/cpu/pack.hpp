@@ -7,7 +7,7 @@
 namespace stagecoach::cpu {
 
 // host.rows rows of an (in, out) or (out, in) array, from row `first_row` of it on; shapes were checked.
-void pack_rows(ThreadPool& pool, const Kernels& kernels, Matrix& matrix, WeightLayout layout,
-               std::int64_t first_row, Tensor host);
+void pack_rows(ThreadPool& pool, const Kernels& kernels, Matrix& matrix, WeightLayout layout, std::int64_t first_row,
+               Tensor host);
 
 }  // namespace stagecoach::cpu

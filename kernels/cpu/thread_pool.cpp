@@ -82,8 +82,7 @@ bool ThreadPool::run_next_task(int thread) {
   std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
   do {
     if ((ticket & kTaskMask) >= ((ticket >> kTaskBits) & kTaskMask)) return false;
-  } while (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acquire,
-                                          std::memory_order_acquire));
+  } while (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acquire, std::memory_order_acquire));
   call_(context_, static_cast<std::int64_t>(ticket & kTaskMask), thread);
   if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_all();
   return true;

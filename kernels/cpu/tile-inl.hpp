@@ -154,8 +154,7 @@ HWY_INLINE void tile_rows_wide(std::int64_t rows, const TileOperands& op, const 
 
 // All rows against `units` units of columns.
 template <class W>
-HWY_INLINE void accumulate(std::int64_t rows, std::int64_t units, TileOperands op, const W* w,
-                           std::int64_t w_stride) {
+HWY_INLINE void accumulate(std::int64_t rows, std::int64_t units, TileOperands op, const W* w, std::int64_t w_stride) {
   while (units > 0) {
     std::int64_t step = 1;
     std::int64_t tiles = 1;

@@ -95,8 +95,7 @@ class ReferenceBackend final : public Backend {
       for (std::int64_t c = 0; c < x.cols; ++c) sum += double{x.f32(r)[c]};
       const double mean = sum / static_cast<double>(x.cols);
       double squares = 0.0;
-      for (std::int64_t c = 0; c < x.cols; ++c)
-        squares += (double{x.f32(r)[c]} - mean) * (double{x.f32(r)[c]} - mean);
+      for (std::int64_t c = 0; c < x.cols; ++c) squares += (double{x.f32(r)[c]} - mean) * (double{x.f32(r)[c]} - mean);
       const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(x.cols) + double{epsilon});
       for (std::int64_t c = 0; c < x.cols; ++c) {
         const double normal = (double{x.f32(r)[c]} - mean) * inverse;
@@ -115,8 +114,7 @@ class ReferenceBackend final : public Backend {
       for (std::int64_t k = 0; k < w.in; ++k) {
         const double factor = x.f32(r)[k];
         for (std::int64_t n = 0; n < w.out; ++n) {
-          sums[static_cast<std::size_t>(n)] +=
-              factor * double{load_element(w.storage.data(), w.dtype, k * w.out + n)};
+          sums[static_cast<std::size_t>(n)] += factor * double{load_element(w.storage.data(), w.dtype, k * w.out + n)};
         }
       }
       for (std::int64_t n = 0; n < w.out; ++n) {
@@ -141,8 +139,7 @@ class ReferenceBackend final : public Backend {
   // index.
   std::int64_t kv_index(const KvPages& kv, std::int64_t r, std::int32_t position, std::int64_t which,
                         std::int32_t h) const {
-    const std::int64_t slot =
-        std::int64_t{rows_.page_of(r, position)} * kPagePositions + position % kPagePositions;
+    const std::int64_t slot = std::int64_t{rows_.page_of(r, position)} * kPagePositions + position % kPagePositions;
     return ((slot * 2 + which) * kv.n_head + h) * kv.head_dim;
   }
 

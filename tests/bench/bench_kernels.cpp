@@ -123,8 +123,8 @@ std::vector<Weights> make_weights(Backend& backend, const Options& options) {
 void print_table(const std::vector<Case>& cases) {
   fmt::print("{:<28}{:>10}{:>12}{:>12}{:>10}\n", "", "GB/s", "of read", "GFLOP/s", "of peak");
   for (const Case& c : cases) {
-    fmt::print("{:<28}{:>10.1f}{:>12.2f}{:>12.0f}{:>10.2f}\n", c.name, median(c.gigabytes),
-               median(c.of_bandwidth), median(c.gigaflops), median(c.of_peak));
+    fmt::print("{:<28}{:>10.1f}{:>12.2f}{:>12.0f}{:>10.2f}\n", c.name, median(c.gigabytes), median(c.of_bandwidth),
+               median(c.gigaflops), median(c.of_peak));
   }
 }
 

@@ -3,8 +3,8 @@
 //   bench_speed [--model synthetic:gpt2-xl] [--dtypes float32,float16,bfloat16] [--repeat 3] [--batches 1,4,16]
 //               [--split 25] [--no-pipeline] [--no-single]
 //
-// Every repetition measures the ceilings, then the program, in turn, so that a noisy machine disturbs them alike; ratios are
-// taken within a repetition and medians over repetitions are printed.
+// Every repetition measures the ceilings, then the program, in turn, so that a noisy machine disturbs them alike;
+// ratios are taken within a repetition and medians over repetitions are printed.
 //   decode   bytes of the matrices that one step reads (blocks and LM head) times tokens/s, over the read bandwidth
 //   prefill  multiply-adds of blocks and causal attention times tokens/s, over a register-only multiply-add loop
 //   pipeline 2b sequences on 2 ranks x 1 thread over b sequences on 1 rank x 2 threads: equal rows per microbatch
@@ -61,8 +61,9 @@ double median_of(const Json& root, const char* field) {
 
 Rates run(const std::string& launcher, const std::string& arguments, int prompt_tokens) {
   const std::string json = (std::filesystem::temp_directory_path() / "stagecoach-bench-speed.json").string();
-  const std::string command = fmt::format("{}{} bench --quiet --repeat 1 --prompt-tokens {} --new-tokens {} --json {} {} >/dev/null",
-                                          launcher, STAGECOACH_PROGRAM, prompt_tokens, kNewTokens, json, arguments);
+  const std::string command =
+      fmt::format("{}{} bench --quiet --repeat 1 --prompt-tokens {} --new-tokens {} --json {} {} >/dev/null", launcher,
+                  STAGECOACH_PROGRAM, prompt_tokens, kNewTokens, json, arguments);
   if (std::system(command.c_str()) != 0) throw std::runtime_error("failed: " + command);
   std::ifstream file(json);
   const Json root = stagecoach::parse_json(std::string{std::istreambuf_iterator<char>(file), {}});
@@ -70,7 +71,9 @@ Rates run(const std::string& launcher, const std::string& arguments, int prompt_
   return {median_of(root, "prefill_tokens_per_s"), median_of(root, "decode_tokens_per_s")};
 }
 
-std::string model_of(const Settings& s, const std::string& dtype) { return fmt::format("--model {},dtype={}", s.model, dtype); }
+std::string model_of(const Settings& s, const std::string& dtype) {
+  return fmt::format("--model {},dtype={}", s.model, dtype);
+}
 
 // Parameters in the matrices that a decode step reads.
 double step_parameters(const ModelConfig& c) {
@@ -90,8 +93,8 @@ double prefill_flops(const ModelConfig& c) {
 
 void measure_single(const Settings& s, const ModelConfig& config, stagecoach::bench::Ceilings& ceilings) {
   fmt::print("one rank x 2 threads, batch 1, {} prompt tokens; medians of {}\n", kPromptTokens, s.repeat);
-  fmt::print("{:<10} {:>14} {:>10} {:>8} {:>15} {:>12} {:>8}\n", "dtype", "decode tok/s", "GB/s", "of read", "prefill tok/s",
-             "GFLOP/s", "of FMA");
+  fmt::print("{:<10} {:>14} {:>10} {:>8} {:>15} {:>12} {:>8}\n", "dtype", "decode tok/s", "GB/s", "of read",
+             "prefill tok/s", "GFLOP/s", "of FMA");
   for (const std::string& dtype : s.dtypes) {
     const double bytes = step_parameters(config) * (dtype == "float32" ? 4.0 : 2.0);
     std::vector<double> decode, prefill, decode_ratio, prefill_ratio;
@@ -102,7 +105,8 @@ void measure_single(const Settings& s, const ModelConfig& config, stagecoach::be
       decode.push_back(rates.decode);
       prefill.push_back(rates.prefill);
       decode_ratio.push_back(rates.decode * bytes / std::max(read, ceilings.read_bytes_per_s()));
-      prefill_ratio.push_back(rates.prefill * prefill_flops(config) / std::max(fma, ceilings.multiply_add_flops_per_s()));
+      prefill_ratio.push_back(rates.prefill * prefill_flops(config) /
+                              std::max(fma, ceilings.multiply_add_flops_per_s()));
     }
     fmt::print("{:<10} {:>14.2f} {:>10.1f} {:>8.2f} {:>15.1f} {:>12.0f} {:>8.2f}\n", dtype, median(decode),
                median(decode) * bytes / 1e9, median(decode_ratio), median(prefill),
@@ -113,21 +117,25 @@ void measure_single(const Settings& s, const ModelConfig& config, stagecoach::be
 
 void measure_pipeline(const Settings& s, const ModelConfig& config) {
   const auto run_file = std::filesystem::temp_directory_path() / "stagecoach-bench-speed.yaml";
-  std::ofstream(run_file) << fmt::format("pipeline:\n  stages:\n    - {{blocks: [0, {}]}}\n    - {{blocks: [{}, {}]}}\n",
-                                         s.split - 1, s.split, config.n_layer - 1);
+  std::ofstream(run_file) << fmt::format(
+      "pipeline:\n  stages:\n    - {{blocks: [0, {}]}}\n    - {{blocks: [{}, {}]}}\n", s.split - 1, s.split,
+      config.n_layer - 1);
   const std::string launcher =
       fmt::format("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 {} -n 2 ", STAGECOACH_MPIEXEC);
-  fmt::print("\nfloat16, 2b sequences on 2 ranks x 1 thread ({} + {} blocks) over b on 1 rank x 2 threads; medians of {}\n",
-             s.split, config.n_layer - s.split, s.repeat);
+  fmt::print(
+      "\nfloat16, 2b sequences on 2 ranks x 1 thread ({} + {} blocks) over b on 1 rank x 2 threads; medians of {}\n",
+      s.split, config.n_layer - s.split, s.repeat);
   fmt::print("{:<4} {:>17} {:>17} {:>7} {:>18} {:>18} {:>7}\n", "b", "1 rank decode/s", "2 ranks decode/s", "ratio",
              "1 rank prefill/s", "2 ranks prefill/s", "ratio");
   for (const int b : s.batches) {
     std::vector<double> d1, d2, p1, p2, d, p;
     for (int r = 0; r < s.repeat; ++r) {
-      const Rates one = run("", fmt::format("{} --threads 2 --batch {}", model_of(s, "float16"), b),
-                            kPipelinePromptTokens);
-      const Rates two = run(launcher, fmt::format("{} --threads 1 --batch {} --config {}", model_of(s, "float16"), 2 * b,
-                                                  run_file.string()), kPipelinePromptTokens);
+      const Rates one =
+          run("", fmt::format("{} --threads 2 --batch {}", model_of(s, "float16"), b), kPipelinePromptTokens);
+      const Rates two =
+          run(launcher,
+              fmt::format("{} --threads 1 --batch {} --config {}", model_of(s, "float16"), 2 * b, run_file.string()),
+              kPipelinePromptTokens);
       d1.push_back(one.decode);
       d2.push_back(two.decode);
       p1.push_back(one.prefill);
@@ -135,8 +143,8 @@ void measure_pipeline(const Settings& s, const ModelConfig& config) {
       d.push_back(two.decode / one.decode);
       p.push_back(two.prefill / one.prefill);
     }
-    fmt::print("{:<4} {:>17.2f} {:>17.2f} {:>7.2f} {:>18.1f} {:>18.1f} {:>7.2f}\n", b, median(d1), median(d2), median(d),
-               median(p1), median(p2), median(p));
+    fmt::print("{:<4} {:>17.2f} {:>17.2f} {:>7.2f} {:>18.1f} {:>18.1f} {:>7.2f}\n", b, median(d1), median(d2),
+               median(d), median(p1), median(p2), median(p));
     std::fflush(stdout);
   }
   std::filesystem::remove(run_file);
@@ -187,8 +195,8 @@ int main(int argc, char** argv) {
     const ModelConfig config = stagecoach::open_model(settings.model).config;
     if (settings.single) {
       stagecoach::bench::Ceilings ceilings(2);
-      fmt::print("ceilings, 2 threads: read {:.1f} GB/s, multiply-add {:.0f} GFLOP/s\n", ceilings.read_bytes_per_s() / 1e9,
-                 ceilings.multiply_add_flops_per_s() / 1e9);
+      fmt::print("ceilings, 2 threads: read {:.1f} GB/s, multiply-add {:.0f} GFLOP/s\n",
+                 ceilings.read_bytes_per_s() / 1e9, ceilings.multiply_add_flops_per_s() / 1e9);
       measure_single(settings, config, ceilings);
     }
     if (settings.pipeline) measure_pipeline(settings, config);

@@ -19,13 +19,12 @@ constexpr std::size_t kMegabyte = 1'000'000;
 
 std::filesystem::path vocabulary_folder() {
   const char* folder = std::getenv("STAGECOACH_BENCH_VOCAB");
-  return folder != nullptr ? std::filesystem::path(folder)
-                           : STAGECOACH_SOURCE_DIR "/tests/data/tiny_tokenizer";
+  return folder != nullptr ? std::filesystem::path(folder) : STAGECOACH_SOURCE_DIR "/tests/data/tiny_tokenizer";
 }
 
 const stagecoach::Tokenizer& tokenizer() {
-  static const auto instance = stagecoach::Tokenizer::from_files(vocabulary_folder() / "vocab.json",
-                                                                 vocabulary_folder() / "merges.txt");
+  static const auto instance =
+      stagecoach::Tokenizer::from_files(vocabulary_folder() / "vocab.json", vocabulary_folder() / "merges.txt");
   return instance;
 }
 
@@ -37,8 +36,7 @@ std::string prose(const std::vector<std::string>& common) {
   while (text.size() < kMegabyte) {
     const auto kind = draw() % 20;
     if (kind == 0) {
-      for (auto length = 4 + draw() % 8; length > 0; --length)
-        text.push_back(static_cast<char>('a' + draw() % 26));
+      for (auto length = 4 + draw() % 8; length > 0; --length) text.push_back(static_cast<char>('a' + draw() % 26));
     } else {
       text.append(common[draw() % common.size()]);
     }
@@ -54,8 +52,8 @@ std::string english() {
 }
 
 std::string many_scripts() {
-  return prose({"über", "Straße", "naïve", "путь", "дорога", "ταξίδι", "馬車は町を出て", "안녕하세요", "नमस्ते",
-                "مرحبا", "the", "stage", "1999", "😀", "l’auberge"});
+  return prose({"über", "Straße", "naïve", "путь", "дорога", "ταξίδι", "馬車は町を出て", "안녕하세요", "नमस्ते", "مرحبا",
+                "the", "stage", "1999", "😀", "l’auberge"});
 }
 
 std::string repeated(const std::string& unit) {
@@ -96,8 +94,8 @@ void decode(benchmark::State& state) {
 void load(benchmark::State& state) {
   for (auto step : state) {
     (void)step;
-    benchmark::DoNotOptimize(stagecoach::Tokenizer::from_files(vocabulary_folder() / "vocab.json",
-                                                               vocabulary_folder() / "merges.txt"));
+    benchmark::DoNotOptimize(
+        stagecoach::Tokenizer::from_files(vocabulary_folder() / "vocab.json", vocabulary_folder() / "merges.txt"));
   }
 }
 

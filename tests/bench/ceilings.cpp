@@ -86,7 +86,8 @@ Ceilings::Ceilings(int threads)
 double Ceilings::read_bytes_per_s(int threads) {
   if (threads == 0) threads = threads_;
   const std::int64_t part = kReadFloats / threads;
-  const double s = timed(threads, [&](int t) { sink(t)[2] += HWY_DYNAMIC_DISPATCH(read_all)(memory_.get() + t * part, part); });
+  const double s =
+      timed(threads, [&](int t) { sink(t)[2] += HWY_DYNAMIC_DISPATCH(read_all)(memory_.get() + t * part, part); });
   return static_cast<double>(kReadFloats) * 4.0 / s;
 }
 

@@ -1,7 +1,7 @@
 // Any bytes are refused or decode to a message that encodes to the same bytes.
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
-#include <algorithm>
 #include <span>
 
 #include "runtime/microbatch.hpp"

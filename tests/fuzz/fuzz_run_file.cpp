@@ -11,8 +11,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   try {
     const stagecoach::RunFile file = stagecoach::parse_run_file(text, "r");
     const auto reader = [&](const std::string&) { return file; };
-    stagecoach::parse_command_line({"generate", "--config", "r", "--model", "m", "--prompt", "p"}, {},
-                                   reader);
+    stagecoach::parse_command_line({"generate", "--config", "r", "--model", "m", "--prompt", "p"}, {}, reader);
   } catch (const stagecoach::PlanError& error) {
     const std::string what = error.what();
     if (what.rfind("r:", 0) != 0 || what.find('\n') != std::string::npos) std::abort();

@@ -23,8 +23,7 @@ class FuzzDirectory {
     if (::mkdtemp(name) == nullptr) std::abort();
     path_ = name;
     descriptor_ = ::memfd_create("model", 0);
-    std::filesystem::create_symlink("/proc/self/fd/" + std::to_string(descriptor_),
-                                    path_ / "model.safetensors");
+    std::filesystem::create_symlink("/proc/self/fd/" + std::to_string(descriptor_), path_ / "model.safetensors");
   }
   ~FuzzDirectory() { std::filesystem::remove_all(path_); }
   void set(const std::uint8_t* data, std::size_t size) const {
@@ -64,8 +63,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                   static_cast<std::int64_t>(size));
     const auto source = open_safetensors(directory.path(), config);
     for (const TensorSpec& spec : tensor_table(config)) {
-      std::vector<std::byte> bytes(
-          static_cast<std::size_t>(spec.elements() * size_of(source->dtype_of(spec))));
+      std::vector<std::byte> bytes(static_cast<std::size_t>(spec.elements() * size_of(source->dtype_of(spec))));
       source->read_rows(spec, 0, spec.rows, bytes);
     }
   } catch (const WeightError&) {

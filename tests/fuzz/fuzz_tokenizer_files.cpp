@@ -49,8 +49,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       break;
     default: {
       const std::string_view members = rest.substr(0, rest.find('\0'));
-      const std::string_view lines =
-          rest.substr(members.size() < rest.size() ? members.size() + 1 : rest.size());
+      const std::string_view lines = rest.substr(members.size() < rest.size() ? members.size() + 1 : rest.size());
       std::string grown = vocab.substr(0, vocab.rfind('}'));
       load(grown.append(", ").append(members).append("}"), lines);
     }

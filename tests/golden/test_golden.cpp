@@ -86,8 +86,9 @@ double worst_difference(const Golden& golden, std::unique_ptr<Backend> backend) 
     for (std::size_t t = 0; t < prompt.size(); ++t) {
       m.rows.push_back({prompt[t], 0, static_cast<std::int32_t>(t), t >= first ? kRowSample : 0U});
     }
-    executor.run(m, make_tensor(residual.data(), DType::kFloat32, static_cast<std::int64_t>(prompt.size()), model.config.n_embd),
-                 [] {});
+    executor.run(
+        m, make_tensor(residual.data(), DType::kFloat32, static_cast<std::int64_t>(prompt.size()), model.config.n_embd),
+        [] {});
     const std::span<const float> ours = executor.last_logits();
     const auto vocab = static_cast<std::size_t>(model.config.vocab_size);
     REQUIRE(ours.size() == golden.logits[p].size() * vocab);
@@ -140,9 +141,11 @@ TEST_CASE("greedy continuations are those of Hugging Face, over one stage and ov
       for (std::size_t p = 0; p < samples.size(); ++p) {
         // A continuation ends early where the model's positions do.
         const std::size_t count = samples[p].tokens.size();
-        CHECK(count == std::min<std::size_t>(golden.greedy[p].size(),
-                                             static_cast<std::size_t>(model.config.n_positions) + 1 - golden.prompts[p].size()));
-        CHECK(samples[p].tokens == std::vector(golden.greedy[p].begin(), golden.greedy[p].begin() + static_cast<std::ptrdiff_t>(count)));
+        CHECK(count ==
+              std::min<std::size_t>(golden.greedy[p].size(),
+                                    static_cast<std::size_t>(model.config.n_positions) + 1 - golden.prompts[p].size()));
+        CHECK(samples[p].tokens ==
+              std::vector(golden.greedy[p].begin(), golden.greedy[p].begin() + static_cast<std::ptrdiff_t>(count)));
       }
     }
   }

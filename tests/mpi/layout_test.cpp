@@ -33,12 +33,14 @@ int run(const MpiProcess& process, int rounds, std::uint64_t seed) {
       const std::string what = difference(run_loopback(job, plain_layout(job)), actual);
       if (!what.empty()) {
         ++failures;
-        fmt::print(stderr, "seed {} round {} model {} layout {}: {}\n", seed, round, job.model, layout.describe(), what);
+        fmt::print(stderr, "seed {} round {} model {} layout {}: {}\n", seed, round, job.model, layout.describe(),
+                   what);
       }
     }
   }
   failures = shared(process, failures);
-  if (process.rank() == 0) fmt::print("{} rounds over {} ranks, seed {}, {} failures\n", rounds, process.size(), seed, failures);
+  if (process.rank() == 0)
+    fmt::print("{} rounds over {} ranks, seed {}, {} failures\n", rounds, process.size(), seed, failures);
   return failures == 0 ? 0 : 1;
 }
 

@@ -20,7 +20,8 @@ struct Parts {
 std::int32_t pool_pages(const Job& job, const Layout& layout, std::int32_t n_positions) {
   std::int32_t longest = 1;
   for (const Request& r : job.requests) {
-    longest = std::max(longest, positions_needed(static_cast<std::int32_t>(r.tokens.size()), r.max_new_tokens, n_positions));
+    longest =
+        std::max(longest, positions_needed(static_cast<std::int32_t>(r.tokens.size()), r.max_new_tokens, n_positions));
   }
   return pages_for(longest) + layout.spare_pages;
 }
@@ -65,7 +66,9 @@ std::vector<Sample> lead(const Job& job, const Layout& layout, const Model& mode
     return job.requests[next++];
   };
   hooks.exhausted = [&] { return next == job.requests.size(); };
-  hooks.on_finished = [&](Request&&, Sample&& sample) { samples[static_cast<std::size_t>(sample.index)] = std::move(sample); };
+  hooks.on_finished = [&](Request&&, Sample&& sample) {
+    samples[static_cast<std::size_t>(sample.index)] = std::move(sample);
+  };
   Leader leader(context);
   leader.run(scheduler, hooks);
   leader.stop();
@@ -143,7 +146,8 @@ std::int64_t draw(Random& random, std::int64_t low, std::int64_t high) {
 Job random_job(Random& random, std::int32_t min_blocks, bool small) {
   Job job;
   const std::int64_t heads = draw(random, 1, small ? 3 : 5);
-  const std::int64_t embed = heads * std::array<std::int64_t, 5>{1, 8, 13, 16, 64}[static_cast<std::size_t>(draw(random, 0, small ? 2 : 4))];
+  const std::int64_t embed =
+      heads * std::array<std::int64_t, 5>{1, 8, 13, 16, 64}[static_cast<std::size_t>(draw(random, 0, small ? 2 : 4))];
   const std::int64_t vocab = draw(random, 10, 300);
   const std::int64_t positions = draw(random, 20, small ? 140 : 260);
   job.model = fmt::format(
@@ -161,8 +165,10 @@ Job random_job(Random& random, std::int32_t min_blocks, bool small) {
     request.max_new_tokens = static_cast<std::int32_t>(draw(random, 1, 16));
     request.logprobs = draw(random, 0, 3) != 0;
     request.ignore_eos = draw(random, 0, 1) != 0;
-    const std::int64_t length = draw(random, 1, draw(random, 0, 1) != 0 ? positions : std::min<std::int64_t>(positions, 12));
-    for (std::int64_t t = 0; t < length; ++t) request.tokens.push_back(static_cast<std::int32_t>(draw(random, 0, vocab - 1)));
+    const std::int64_t length =
+        draw(random, 1, draw(random, 0, 1) != 0 ? positions : std::min<std::int64_t>(positions, 12));
+    for (std::int64_t t = 0; t < length; ++t)
+      request.tokens.push_back(static_cast<std::int32_t>(draw(random, 0, vocab - 1)));
     job.requests.push_back(std::move(request));
   }
   return job;
@@ -205,10 +211,12 @@ std::string difference(const std::vector<Sample>& expected, const std::vector<Sa
     const Sample& b = actual[i];
     if (a.tokens != b.tokens) return fmt::format("sample {}: tokens {}, expected {}", i, b.tokens, a.tokens);
     if (a.finish != b.finish || a.prompt_tokens != b.prompt_tokens) return fmt::format("sample {}: another end", i);
-    if (a.logprobs.size() != b.logprobs.size()) return fmt::format("sample {}: {} log-probabilities", i, b.logprobs.size());
+    if (a.logprobs.size() != b.logprobs.size())
+      return fmt::format("sample {}: {} log-probabilities", i, b.logprobs.size());
     for (std::size_t t = 0; t < a.logprobs.size(); ++t) {
       if (std::bit_cast<std::uint32_t>(a.logprobs[t]) != std::bit_cast<std::uint32_t>(b.logprobs[t])) {
-        return fmt::format("sample {}: log-probability {} is {:.9g}, expected {:.9g}", i, t, b.logprobs[t], a.logprobs[t]);
+        return fmt::format("sample {}: log-probability {} is {:.9g}, expected {:.9g}", i, t, b.logprobs[t],
+                           a.logprobs[t]);
       }
     }
   }

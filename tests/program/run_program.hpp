@@ -7,7 +7,7 @@
 namespace stagecoach::test {
 
 struct Ended {
-  int status = -1;     // exit status; 124 when it had to be stopped after `limit_s`
+  int status = -1;  // exit status; 124 when it had to be stopped after `limit_s`
   std::string out;
   std::string err;
   double seconds = 0.0;

@@ -18,8 +18,10 @@ namespace {
 
 // Runs for minutes if nothing ends it. `tag` in the arguments finds its processes again.
 std::string endless(const std::string& tag, int timeout_s) {
-  return fmt::format("bench --model synthetic:gpt2,n_layer=6,n_embd=96,n_head=3,vocab_size=500,seed={} --prompt-tokens 900 "
-                     "--new-tokens 100 --batch 16 --repeat 1000 --threads 1 --timeout {}", tag, timeout_s);
+  return fmt::format(
+      "bench --model synthetic:gpt2,n_layer=6,n_embd=96,n_head=3,vocab_size=500,seed={} --prompt-tokens 900 "
+      "--new-tokens 100 --batch 16 --repeat 1000 --threads 1 --timeout {}",
+      tag, timeout_s);
 }
 
 // Process ids of the ranks whose command line contains `tag`, by rank.
@@ -31,7 +33,8 @@ std::vector<pid_t> ranks_with(const std::string& tag, int ranks) {
     const std::string command = read_file(entry.path() / "cmdline");
     const std::string environment = read_file(entry.path() / "environ");
     const std::size_t at = environment.find("OMPI_COMM_WORLD_RANK=");
-    if (!command.starts_with(STAGECOACH_PROGRAM) || command.find(tag) == std::string::npos || at == std::string::npos) continue;
+    if (!command.starts_with(STAGECOACH_PROGRAM) || command.find(tag) == std::string::npos || at == std::string::npos)
+      continue;
     found.at(static_cast<std::size_t>(std::stoi(environment.substr(at + 21)))) = std::stoi(pid);
   }
   return found;

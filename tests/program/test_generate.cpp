@@ -11,14 +11,17 @@ using namespace stagecoach::test;
 
 namespace {
 
-unsigned below(std::mt19937& random, std::size_t bound) { return static_cast<unsigned>(random() % bound); }
+unsigned below(std::mt19937& random, std::size_t bound) {
+  return static_cast<unsigned>(random() % bound);
+}
 
 std::string random_prompts(std::mt19937& random, int count, int vocab, int positions) {
   std::string text;
   for (int i = 0; i < count; ++i) {
     text += fmt::format("{{\"id\": \"p{}\", \"max_new_tokens\": {}, \"tokens\": [", i, 1 + below(random, 20));
     const unsigned length = 1 + below(random, static_cast<unsigned>(positions));
-    for (unsigned t = 0; t < length; ++t) text += fmt::format("{}{}", t == 0 ? "" : ", ", below(random, static_cast<unsigned>(vocab)));
+    for (unsigned t = 0; t < length; ++t)
+      text += fmt::format("{}{}", t == 0 ? "" : ", ", below(random, static_cast<unsigned>(vocab)));
     text += "]}\n";
   }
   return text;
@@ -57,7 +60,8 @@ TEST_CASE("ranks, stages, chunks, threads and prompts from standard input give t
   CHECK(run(2, "<" + (folder / "p.jsonl"), "-") == expected);
 
   std::string joined[3];
-  for (int shard = 0; shard < 3; ++shard) joined[shard] = run(2, fmt::format("--shard {}/3", shard), folder / "p.jsonl");
+  for (int shard = 0; shard < 3; ++shard)
+    joined[shard] = run(2, fmt::format("--shard {}/3", shard), folder / "p.jsonl");
   std::string merged;
   std::size_t at[3] = {};
   for (int i = 0; i < 12; ++i) {
@@ -71,13 +75,17 @@ TEST_CASE("ranks, stages, chunks, threads and prompts from standard input give t
 TEST_CASE("the fields of a result") {
   const ScratchFolder folder;
   write_file(folder / "p.jsonl", "{\"id\": \"a b\", \"tokens\": [1, 2, 3], \"max_new_tokens\": 2}\n");
-  const Ended ended = run_program(0, "generate --model synthetic:gpt2,n_layer=1,n_embd=8,n_head=1,n_positions=9,vocab_size=20,seed=1 "
-                                     "--prompts " + (folder / "p.jsonl") + " --output " + (folder / "o.jsonl"));
+  const Ended ended =
+      run_program(0,
+                  "generate --model synthetic:gpt2,n_layer=1,n_embd=8,n_head=1,n_positions=9,vocab_size=20,seed=1 "
+                  "--prompts " +
+                      (folder / "p.jsonl") + " --output " + (folder / "o.jsonl"));
   INFO(ended.err);
   CHECK(ended.status == 0);
   const std::string line = read_file(folder / "o.jsonl");
   INFO(line);
-  CHECK(line.starts_with("{\"index\":0,\"id\":\"a b\",\"sample\":0,\"prompt\":null,\"completion\":null,\"prompt_tokens\":3,\"tokens\":["));
+  CHECK(line.starts_with(
+      "{\"index\":0,\"id\":\"a b\",\"sample\":0,\"prompt\":null,\"completion\":null,\"prompt_tokens\":3,\"tokens\":["));
   CHECK(line.ends_with("],\"finish_reason\":\"length\"}\n"));
 }
 

@@ -86,7 +86,8 @@ TEST_CASE("models that cannot be used") {
 
 TEST_CASE("prompts that cannot be used are named by line, before anything runs") {
   const ScratchFolder folder;
-  const std::string arguments = "generate --model " + kTiny + " --prompts " + (folder / "p.jsonl") + " --output " + (folder / "o.jsonl");
+  const std::string arguments =
+      "generate --model " + kTiny + " --prompts " + (folder / "p.jsonl") + " --output " + (folder / "o.jsonl");
   const std::string good = "{\"tokens\": [1, 2]}\n";
   write_file(folder / "p.jsonl", good + "{\"tokens\": []}\n");
   expect({arguments, 2, "p.jsonl:2"});
@@ -123,8 +124,10 @@ TEST_CASE("more ranks than blocks, and stages that do not match the ranks") {
 
 TEST_CASE("run files that do not fit the model") {
   const ScratchFolder folder;
-  const std::string arguments = "bench --model " + kTiny + " --prompt-tokens 4 --new-tokens 2 --config " + (folder / "run.yaml");
-  write_file(folder / "run.yaml", "pipeline:\n  stages:\n    - {blocks: [0, 0]}\n    - {blocks: [1, 1]}\n    - {blocks: [2, 2]}\n");
+  const std::string arguments =
+      "bench --model " + kTiny + " --prompt-tokens 4 --new-tokens 2 --config " + (folder / "run.yaml");
+  write_file(folder / "run.yaml",
+             "pipeline:\n  stages:\n    - {blocks: [0, 0]}\n    - {blocks: [1, 1]}\n    - {blocks: [2, 2]}\n");
   CHECK(run_program(0, arguments).status == 0);
   CHECK(run_program(3, arguments).status == 0);
   write_file(folder / "run.yaml", "pipeline:\n  stages:\n    - {blocks: [0, 0]}\n    - {blocks: [2, 2]}\n");
@@ -155,7 +158,8 @@ TEST_CASE("output that cannot be written") {
 }
 
 TEST_CASE("a sequence that no memory can hold is refused with the numbers") {
-  const Ended ended = run_program(0, "bench --model synthetic:gpt2-xl,n_positions=1073741824 --prompt-tokens 1000000000 --new-tokens 2");
+  const Ended ended = run_program(
+      0, "bench --model synthetic:gpt2-xl,n_positions=1073741824 --prompt-tokens 1000000000 --new-tokens 2");
   INFO(ended.err);
   CHECK(ended.status == 3);
   CHECK(ended.messages() == 1);

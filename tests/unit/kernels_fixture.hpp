@@ -54,15 +54,13 @@ inline Array random_array(Random& random, std::int64_t rows, std::int64_t cols) 
 
 inline bool same_bits(Tensor a, Tensor b) {
   for (std::int64_t r = 0; r < a.rows; ++r) {
-    if (std::memcmp(a.row(r), b.row(r), static_cast<std::size_t>(a.cols * size_of(a.dtype))) != 0)
-      return false;
+    if (std::memcmp(a.row(r), b.row(r), static_cast<std::size_t>(a.cols * size_of(a.dtype))) != 0) return false;
   }
   return a.rows == b.rows && a.cols == b.cols;
 }
 
 // Loaded in blocks of random height, in a random layout, from a random dtype.
-inline Matrix random_matrix(Backend& backend, Random& random, std::int64_t in, std::int64_t out,
-                            DType dtype) {
+inline Matrix random_matrix(Backend& backend, Random& random, std::int64_t in, std::int64_t out, DType dtype) {
   Matrix matrix = backend.make_matrix(in, out, dtype);
   const bool in_out = random.between(0, 1) == 0;
   const std::int64_t rows = in_out ? in : out;
@@ -73,8 +71,7 @@ inline Matrix random_matrix(Backend& backend, Random& random, std::int64_t in, s
   const Tensor all = make_tensor(host.data(), source, rows, cols);
   for (std::int64_t first = 0; first < rows;) {
     const std::int64_t count = std::min(rows - first, random.between(1, rows));
-    backend.load_rows(matrix, in_out ? WeightLayout::kInOut : WeightLayout::kOutIn, first,
-                      all.slice(first, count));
+    backend.load_rows(matrix, in_out ? WeightLayout::kInOut : WeightLayout::kOutIn, first, all.slice(first, count));
     first += count;
   }
   return matrix;
@@ -83,8 +80,8 @@ inline Matrix random_matrix(Backend& backend, Random& random, std::int64_t in, s
 // Some sequences of equal length with random queries, keys and values, whose pages lie scattered; run in
 // chunks.
 struct Conversation {
-  Conversation(Backend& backend, Random& random, std::int32_t heads, std::int32_t dim, DType type,
-               std::int32_t count, std::int32_t positions)
+  Conversation(Backend& backend, Random& random, std::int32_t heads, std::int32_t dim, DType type, std::int32_t count,
+               std::int32_t positions)
       : n_head(heads),
         head_dim(dim),
         dtype(type),
@@ -94,16 +91,13 @@ struct Conversation {
     per_sequence = (length + kPagePositions - 1) / kPagePositions;
     for (std::int32_t i = 0; i < sequences * per_sequence; ++i) pages.push_back(i + 1);
     for (std::size_t i = pages.size(); i > 1; --i)
-      std::swap(pages[i - 1],
-                pages[static_cast<std::size_t>(random.between(0, static_cast<std::int64_t>(i) - 1))]);
+      std::swap(pages[i - 1], pages[static_cast<std::size_t>(random.between(0, static_cast<std::int64_t>(i) - 1))]);
     page_bytes = backend.kv_page_bytes(heads, dim, type);
     storage = backend.allocate(page_bytes * (sequences * per_sequence + 1));
     scale = random.value(0.1F, 0.5F);
   }
 
-  KvPages kv() const {
-    return {storage.data(), dtype, std::int64_t{sequences} * per_sequence + 1, n_head, head_dim};
-  }
+  KvPages kv() const { return {storage.data(), dtype, std::int64_t{sequences} * per_sequence + 1, n_head, head_dim}; }
 
   // All bits set is a NaN in every dtype.
   void poison(Backend& backend) const {
@@ -135,8 +129,8 @@ struct Conversation {
       backend.set_rows({{}, position, sequence, pages, per_sequence});
       if (r > 0) backend.attention(in.view(), kv(), scale, out.view());
       for (std::int64_t i = 0; i < r; ++i) {
-        const std::int64_t at = sequence[static_cast<std::size_t>(i)] * std::int64_t{length} +
-                                position[static_cast<std::size_t>(i)];
+        const std::int64_t at =
+            sequence[static_cast<std::size_t>(i)] * std::int64_t{length} + position[static_cast<std::size_t>(i)];
         std::memcpy(result.data() + at * width, out.view().row(i), static_cast<std::size_t>(width) * 4);
       }
       begin = end;

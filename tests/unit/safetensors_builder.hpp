@@ -20,8 +20,7 @@ class TemporaryDirectory {
  public:
   TemporaryDirectory() {
     std::random_device random;
-    path_ = std::filesystem::temp_directory_path() /
-            fmt::format("stagecoach-test-{:08x}{:08x}", random(), random());
+    path_ = std::filesystem::temp_directory_path() / fmt::format("stagecoach-test-{:08x}{:08x}", random(), random());
     std::filesystem::create_directories(path_);
   }
   ~TemporaryDirectory() {
@@ -59,8 +58,8 @@ inline std::string header_of(const std::vector<FakeTensor>& tensors) {
   std::string header = R"({"__metadata__":{"format":"pt"})";
   std::size_t offset = 0;
   for (const FakeTensor& tensor : tensors) {
-    header += fmt::format(R"(,"{}":{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", tensor.name,
-                          tensor.dtype, fmt::join(tensor.shape, ","), offset, offset + tensor.bytes.size());
+    header += fmt::format(R"(,"{}":{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", tensor.name, tensor.dtype,
+                          fmt::join(tensor.shape, ","), offset, offset + tensor.bytes.size());
     offset += tensor.bytes.size();
   }
   return header + "}";
@@ -100,15 +99,13 @@ constexpr const char* kTinyConfigJson =
     R"({"model_type":"gpt2","n_layer":2,"n_head":2,"n_embd":4,"n_inner":6,"n_positions":5,"vocab_size":7})";
 
 // All tensors of the model; those of tensor t start with the value 1000 t.
-inline std::vector<FakeTensor> tensors_of(const ModelConfig& config,
-                                          const std::string& prefix = "transformer.") {
+inline std::vector<FakeTensor> tensors_of(const ModelConfig& config, const std::string& prefix = "transformer.") {
   std::vector<FakeTensor> tensors;
   for (const TensorSpec& spec : tensor_table(config)) {
     const std::string name = spec.role == TensorRole::kHeadWeight ? spec.name : prefix + spec.name;
-    tensors.push_back(float_tensor(name,
-                                   spec.is_vector ? std::vector<std::int64_t>{spec.cols}
-                                                  : std::vector<std::int64_t>{spec.rows, spec.cols},
-                                   1000.0F * static_cast<float>(tensors.size())));
+    tensors.push_back(float_tensor(
+        name, spec.is_vector ? std::vector<std::int64_t>{spec.cols} : std::vector<std::int64_t>{spec.rows, spec.cols},
+        1000.0F * static_cast<float>(tensors.size())));
   }
   return tensors;
 }

@@ -136,10 +136,9 @@ TEST_CASE("prompts are taken literally") {
        {"", " ", "-5", "--model", "-v", "[a,b]", "a=b", "%%", "{}", "a\nb", "\"q\"", "--", "\xff"}) {
     CAPTURE(prompt);
     CHECK(options_of({"generate", "--model", "m", "--prompt", prompt}).prompt_texts == Words{prompt});
-    CHECK(options_of({"generate", "--model", "m", std::string("--prompt=") + prompt}).prompt_texts ==
-          Words{prompt});
-    CHECK(options_of({"generate", "--model", "m", "--prompt", prompt, "--prompt", "x", "--ignore-eos"})
-              .prompt_texts == Words{prompt, "x"});
+    CHECK(options_of({"generate", "--model", "m", std::string("--prompt=") + prompt}).prompt_texts == Words{prompt});
+    CHECK(options_of({"generate", "--model", "m", "--prompt", prompt, "--prompt", "x", "--ignore-eos"}).prompt_texts ==
+          Words{prompt, "x"});
   }
 }
 
@@ -148,8 +147,8 @@ TEST_CASE("tokenize and bench") {
   const Options t = options_of({"tokenize", "a.txt", "--decode", "--model", "m", "-", "--", "-b"});
   CHECK(t.files == Words{"a.txt", "-", "-b"});
   CHECK(t.decode);
-  const Options b = options_of({"bench", "--model", "m", "--prompt-tokens", "16", "--new-tokens", "4",
-                                "--batch", "2", "--repeat", "5", "--json", "b.json"});
+  const Options b = options_of({"bench", "--model", "m", "--prompt-tokens", "16", "--new-tokens", "4", "--batch", "2",
+                                "--repeat", "5", "--json", "b.json"});
   CHECK(b.command == Command::kBench);
   CHECK(b.prompt_tokens == 16);
   CHECK(b.new_tokens == 4);
@@ -169,11 +168,9 @@ TEST_CASE("mistakes name the option and what would work") {
       {{"genrate"}, "genrate: unknown command; did you mean generate?"},
       {{"dance"}, "dance: unknown command; this version has generate, tokenize, bench"},
       {{"plan"}, "plan: not part of this version yet; this version has generate, tokenize, bench"},
-      {{"score", "--help"},
-       "score: not part of this version yet; this version has generate, tokenize, bench"},
+      {{"score", "--help"}, "score: not part of this version yet; this version has generate, tokenize, bench"},
       {{"--model", "m"}, "--model: the command comes first, as in stagecoach generate --model"},
-      {{"generate", "--prompt", "p"},
-       "--model: missing; give a model directory, or synthetic:gpt2 for random weights"},
+      {{"generate", "--prompt", "p"}, "--model: missing; give a model directory, or synthetic:gpt2 for random weights"},
       {{"generate", "--model", "m"},
        "no prompt; give --prompt TEXT, --prompts FILE, or --prompts - for standard input"},
       {generate({"--prompts", "f"}), "--prompt and --prompts exclude each other; give one of them"},
@@ -248,8 +245,7 @@ TEST_CASE("options of later versions pass when neutral and are refused otherwise
   CHECK(error_of({"bench", "--model", "m", "--profile"}) == "--profile: not part of this version yet");
   CHECK(error_of(generate({"--temperature=warm"})) == "--temperature: warm is not a number from 0 to 1000");
   CHECK(error_of(generate({"--memory-per-rank=8GB"})).find("8GB is not a size") != std::string::npos);
-  CHECK(error_of(generate({"--temperature=0.8"})) ==
-        "--temperature: 0.8: not part of this version yet; only 0 is");
+  CHECK(error_of(generate({"--temperature=0.8"})) == "--temperature: 0.8: not part of this version yet; only 0 is");
 }
 
 TEST_CASE("the run file fills in, the command line wins") {
@@ -267,8 +263,8 @@ TEST_CASE("the run file fills in, the command line wins") {
   CHECK(file.quiet);
   CHECK(file.run_file.path == "run.yaml");
 
-  const Options both = options_of({"generate", "--config", "run.yaml", "--model", "m", "--threads", "auto",
-                                   "--prompt", "c", "--max-new-tokens", "4", "--ignore-eos=false", "-v"},
+  const Options both = options_of({"generate", "--config", "run.yaml", "--model", "m", "--threads", "auto", "--prompt",
+                                   "c", "--max-new-tokens", "4", "--ignore-eos=false", "-v"},
                                   yaml);
   CHECK(both.model == "m");
   CHECK_FALSE(both.threads);
@@ -285,8 +281,7 @@ TEST_CASE("the run file fills in, the command line wins") {
 
 TEST_CASE("mistakes in the run file have their place") {
   const Words words = {"generate", "--config", "run.yaml", "--model", "m", "--prompt", "p"};
-  CHECK(error_of(words, "threads: 0\n") ==
-        "run.yaml:1:10: threads: 0 is not a number from 1 to 4096, nor auto");
+  CHECK(error_of(words, "threads: 0\n") == "run.yaml:1:10: threads: 0 is not a number from 1 to 4096, nor auto");
   CHECK(error_of(words, "generation:\n  temperature: 0.8\n") ==
         "run.yaml:2:16: temperature: 0.8: not part of this version yet; only 0 is");
   CHECK(error_of(words, "threads: 0\nmodel: x\n") != "no error");
@@ -303,8 +298,7 @@ TEST_CASE("a run file serves several commands") {
 }
 
 TEST_CASE("explicit stages are followed unless --stages says otherwise") {
-  const std::string yaml =
-      "pipeline:\n  stages:\n    - {blocks: [0, 1], device: cpu}\n    - {blocks: [2, 11]}\n";
+  const std::string yaml = "pipeline:\n  stages:\n    - {blocks: [0, 1], device: cpu}\n    - {blocks: [2, 11]}\n";
   const Words words = {"generate", "--config", "r", "--model", "m", "--prompt", "p"};
   const Options listed = options_of(words, yaml);
   REQUIRE(listed.run_file.stages);

@@ -18,8 +18,7 @@ float by_definition(std::uint32_t bits, int exponent_bits, int fraction_bits) {
   const int exponent = static_cast<int>(bits >> fraction_bits) & ((1 << exponent_bits) - 1);
   const float sign = (bits >> (exponent_bits + fraction_bits)) != 0 ? -1.0F : 1.0F;
   if (exponent == (1 << exponent_bits) - 1) {
-    return fraction != 0 ? std::numeric_limits<float>::quiet_NaN()
-                         : sign * std::numeric_limits<float>::infinity();
+    return fraction != 0 ? std::numeric_limits<float>::quiet_NaN() : sign * std::numeric_limits<float>::infinity();
   }
   const double significand = fraction * std::ldexp(1.0, -fraction_bits) + (exponent == 0 ? 0.0 : 1.0);
   return sign * static_cast<float>(std::ldexp(significand, (exponent == 0 ? 1 : exponent) - bias));
@@ -42,11 +41,9 @@ void check_format(int exponent_bits, int fraction_bits, Widen widen, Narrow narr
     // Beyond the largest finite value the next would be one step further on.
     if ((bits & 0x7fffU) >= infinity) continue;
     const double step = std::ldexp(
-        1.0, std::max(std::ilogb(want == 0.0F ? 0x1p-149F : want), 2 - (1 << (exponent_bits - 1))) -
-                 fraction_bits);
+        1.0, std::max(std::ilogb(want == 0.0F ? 0x1p-149F : want), 2 - (1 << (exponent_bits - 1))) - fraction_bits);
     const double middle = std::abs(double{want}) + step / 2.0;
-    if (middle > double{std::numeric_limits<float>::max()} ||
-        static_cast<double>(static_cast<float>(middle)) != middle)
+    if (middle > double{std::numeric_limits<float>::max()} || static_cast<double>(static_cast<float>(middle)) != middle)
       continue;
     const float tie = std::copysign(static_cast<float>(middle), want);
     REQUIRE(narrow(tie) == (bits % 2 == 0 ? bits : bits + 1));

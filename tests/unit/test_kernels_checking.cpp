@@ -15,12 +15,8 @@ class Broken final : public Backend {
  public:
   std::string name() const override { return "broken"; }
   Buffer allocate(std::int64_t bytes) override { return inner_->allocate(bytes); }
-  void upload(void* device, const void* host, std::int64_t bytes) override {
-    inner_->upload(device, host, bytes);
-  }
-  void download(void* host, const void* device, std::int64_t bytes) override {
-    inner_->download(host, device, bytes);
-  }
+  void upload(void* device, const void* host, std::int64_t bytes) override { inner_->upload(device, host, bytes); }
+  void download(void* host, const void* device, std::int64_t bytes) override { inner_->download(host, device, bytes); }
   std::int64_t bytes_allocated() const override { return inner_->bytes_allocated(); }
   std::int64_t peak_bytes() const override { return inner_->peak_bytes(); }
   std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {

@@ -76,10 +76,9 @@ TEST_CASE(
     const Array all = random_array(random, 520, in);
     const Array bias = random_array(random, 1, out);
     Array before = random_array(random, 520, out);
-    const Epilogue epilogue = random.between(0, 1) == 0 ? Epilogue{Activation::kGeluTanh, false}
-                                                        : Epilogue{Activation::kNone, true};
-    if (!epilogue.add_to_output)
-      std::fill(before.values.begin(), before.values.end(), std::nanf(""));  // never read
+    const Epilogue epilogue =
+        random.between(0, 1) == 0 ? Epilogue{Activation::kGeluTanh, false} : Epilogue{Activation::kNone, true};
+    if (!epilogue.add_to_output) std::fill(before.values.begin(), before.values.end(), std::nanf(""));  // never read
     const std::uint64_t weights_seed = random.bits();
     Array alone = before;
     bool have_alone = false;
@@ -115,8 +114,7 @@ TEST_CASE("layer_norm gives each row the bits that it has alone") {
     const Array gain = random_array(random, 1, cols);
     Array alone(61, cols);
     for (std::int64_t r = 0; r < 61; ++r) {
-      make_cpu_backend({})->layer_norm(x.view().slice(r, 1), gain.view(), gain.view(), 1e-5F,
-                                       alone.view().slice(r, 1));
+      make_cpu_backend({})->layer_norm(x.view().slice(r, 1), gain.view(), gain.view(), 1e-5F, alone.view().slice(r, 1));
     }
     for (const CpuOptions& options : all_options()) {
       Array y = x;  // in place
@@ -138,37 +136,31 @@ TEST_CASE("attention and embed agree with the reference for every head size and 
     const DType dtype = kDTypes[random.between(0, 2)];
     const Matrix wte = random_matrix(*backend, random, 37, 131, dtype);
     const Array wpe = random_array(random, 20, 37);
-    const std::vector<std::int32_t> tokens = {0, 130, 64, 63}, positions = {0, 1, 19, 2},
-                                    sequences = {0, 0, 0, 1}, pages = {0, 1};
+    const std::vector<std::int32_t> tokens = {0, 130, 64, 63}, positions = {0, 1, 19, 2}, sequences = {0, 0, 0, 1},
+                                    pages = {0, 1};
     backend->set_rows({tokens, positions, sequences, pages, 1});
     Array out(4, 37);
     CHECK_NOTHROW(backend->embed(wte, wpe.view(), out.view()));
   }
 }
 
-TEST_CASE(
-    "attention gives the same bits for every split into chunks, threads, companions and instruction set") {
+TEST_CASE("attention gives the same bits for every split into chunks, threads, companions and instruction set") {
   Random random = fresh_random();
   for (const DType dtype : kDTypes) {
     for (const std::int32_t head_dim : {5, 64, 80}) {
       const std::uint64_t seed = random.bits();
       std::vector<float> want;
       for (const CpuOptions& options : all_options()) {
-        for (const std::vector<std::int64_t>& chunks : {std::vector<std::int64_t>(200, 1),
-                                                        {200},
-                                                        {64, 64, 72},
-                                                        {63, 1, 65, 71},
-                                                        {100, 1, 1, 98},
-                                                        {7, 193}}) {
+        for (const std::vector<std::int64_t>& chunks :
+             {std::vector<std::int64_t>(200, 1), {200}, {64, 64, 72}, {63, 1, 65, 71}, {100, 1, 1, 98}, {7, 193}}) {
           const auto backend = make_cpu_backend(options);
           Random same(seed);
           Conversation talk(*backend, same, 2, head_dim, dtype, 2, 200);
           talk.poison(*backend);
           const std::vector<float> got = talk.run_chunks(*backend, chunks);
           if (want.empty()) want = got;
-          CHECK_MESSAGE(
-              std::memcmp(got.data(), want.data(), want.size() * 4) == 0,
-              "head_dim " << head_dim << ", " << options.threads << " threads, first chunk " << chunks[0]);
+          CHECK_MESSAGE(std::memcmp(got.data(), want.data(), want.size() * 4) == 0,
+                        "head_dim " << head_dim << ", " << options.threads << " threads, first chunk " << chunks[0]);
           if (options.threads > 2) break;
         }
       }
@@ -183,11 +175,9 @@ TEST_CASE("shapes that do not fit are refused with their values") {
   Array x(2, 7);
   Array y(2, 4);
   CHECK_THROWS_WITH_AS(backend->linear(x.view(), w, {}, {}, y.view()),
-                       "linear: x is float32 (2, 7) stride 7, expected float32 (2, 8)",
-                       std::invalid_argument);
+                       "linear: x is float32 (2, 7) stride 7, expected float32 (2, 8)", std::invalid_argument);
   Array good(2, 8);
-  CHECK_THROWS_AS(backend->linear(good.view(), w, {}, {Activation::kRelu, true}, y.view()),
-                  std::invalid_argument);
+  CHECK_THROWS_AS(backend->linear(good.view(), w, {}, {Activation::kRelu, true}, y.view()), std::invalid_argument);
   CHECK_THROWS_AS(backend->load_rows(w, WeightLayout::kInOut, 7, y.view()), std::invalid_argument);
   const std::vector<std::int32_t> tokens = {9}, positions = {0}, sequences = {0}, pages = {5};
   backend->set_rows({tokens, positions, sequences, pages, 1});
@@ -211,8 +201,7 @@ TEST_CASE("memory is zeroed, aligned and counted, and running out is an error wi
     const Buffer large = backend->allocate(5 << 20);
     CHECK(reinterpret_cast<std::uintptr_t>(small.data()) % 64 == 0);
     CHECK(reinterpret_cast<std::uintptr_t>(large.data()) % (2 << 20) == 0);
-    for (std::size_t i = 0; i < large.bytes(); i += 4096)
-      REQUIRE(static_cast<const char*>(large.data())[i] == 0);
+    for (std::size_t i = 0; i < large.bytes(); i += 4096) REQUIRE(static_cast<const char*>(large.data())[i] == 0);
     CHECK(backend->bytes_allocated() == before + 100 + (5 << 20));
   }
   CHECK(backend->bytes_allocated() == before);

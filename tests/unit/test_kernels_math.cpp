@@ -27,8 +27,7 @@ std::vector<Simd> available() {
 // Floats of both signs, all exponents, from a random start with a step that is a prime.
 std::vector<float> sampled_floats(Random& random) {
   std::vector<float> xs;
-  for (std::uint64_t bits = static_cast<std::uint64_t>(random.between(0, 9972)); bits <= 0xffffffffU;
-       bits += 9973) {
+  for (std::uint64_t bits = static_cast<std::uint64_t>(random.between(0, 9972)); bits <= 0xffffffffU; bits += 9973) {
     const float x = std::bit_cast<float>(static_cast<std::uint32_t>(bits));
     if (std::isfinite(x)) xs.push_back(x);
   }
@@ -104,12 +103,11 @@ TEST_CASE("activations are within 2.5e-7 |x| of the exact value and keep NaN") {
       double worst = 0.0;
       float worst_at = 0.0F;
       for (std::size_t i = 0; i < xs.size(); ++i) {
-        const double error =
-            std::abs(double{ys[i]} - exact(activation, xs[i])) / (std::abs(double{xs[i]}) + 1e-38);
+        const double error = std::abs(double{ys[i]} - exact(activation, xs[i])) / (std::abs(double{xs[i]}) + 1e-38);
         if (!(error <= worst)) worst = error, worst_at = xs[i];
       }
-      MESSAGE(simd_name(simd) << ": activation " << static_cast<int>(activation) << " is off by at most "
-                              << worst << " |x|, at " << worst_at);
+      MESSAGE(simd_name(simd) << ": activation " << static_cast<int>(activation) << " is off by at most " << worst
+                              << " |x|, at " << worst_at);
       CHECK(worst <= 2.5e-7);
       const float nan = std::nanf("");
       float result = 0.0F;
@@ -124,8 +122,7 @@ TEST_CASE("vector conversions give the bits of the scalar ones") {
   std::vector<std::uint16_t> all(65536 + 3);
   for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::uint16_t>(i);
   std::vector<float> xs = sampled_floats(random);
-  for (const float special :
-       {std::nanf(""), INFINITY, -INFINITY, 65519.9F, 65520.0F, 0x1p-25F, 0x1.000002p-25F})
+  for (const float special : {std::nanf(""), INFINITY, -INFINITY, 65519.9F, 65520.0F, 0x1p-25F, 0x1.000002p-25F})
     xs.push_back(special);
   for (const Simd simd : available()) {
     const cpu::Kernels kernels = cpu::kernels_for(simd);

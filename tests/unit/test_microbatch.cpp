@@ -8,7 +8,9 @@ using namespace stagecoach;
 
 namespace {
 
-unsigned below(std::mt19937& random, std::size_t bound) { return static_cast<unsigned>(random() % bound); }
+unsigned below(std::mt19937& random, std::size_t bound) {
+  return static_cast<unsigned>(random() % bound);
+}
 
 Microbatch random_microbatch(std::mt19937& random) {
   const auto any = [&] { return static_cast<std::int32_t>(random()); };
@@ -20,7 +22,8 @@ Microbatch random_microbatch(std::mt19937& random) {
     for (unsigned p = below(random, 5); p > 0; --p) command.pages.push_back(any());
     m.commands.push_back(command);
   }
-  for (unsigned i = below(random, 9); i > 0; --i) m.rows.push_back({any(), any(), any(), static_cast<std::uint32_t>(any())});
+  for (unsigned i = below(random, 9); i > 0; --i)
+    m.rows.push_back({any(), any(), any(), static_cast<std::uint32_t>(any())});
   return m;
 }
 

@@ -51,8 +51,7 @@ TEST_CASE("config.json: gpt2-xl as published") {
 }
 
 TEST_CASE("config.json: every honoured field") {
-  const ModelConfig config =
-      parse(R"({"n_layer": 3, "n_head": 5, "n_embd": 20, "n_inner": 37, "n_positions": 32,
+  const ModelConfig config = parse(R"({"n_layer": 3, "n_head": 5, "n_embd": 20, "n_inner": 37, "n_positions": 32,
     "n_ctx": 99, "vocab_size": 101, "activation_function": "silu", "layer_norm_epsilon": 0.01, "scale_attn_weights": false,
     "scale_attn_by_inverse_layer_idx": true, "reorder_and_upcast_attn": true, "tie_word_embeddings": false,
     "eos_token_id": 7})");
@@ -110,15 +109,14 @@ TEST_CASE("config.json: the end of text") {
   CHECK(parse(R"({"vocab_size": 100, "eos_token_id": 100})").eos_token_id == -1);
   for (const char* value : {"[1, 2]", "-2", "1.5", "\"x\"", "true", "[[1]]", "[null]", "99999999999"}) {
     CAPTURE(value);
-    CHECK(contains(error_of(fmt::format(R"({{"eos_token_id": {}}})", value)),
-                   "/m/config.json: eos_token_id: "));
+    CHECK(contains(error_of(fmt::format(R"({{"eos_token_id": {}}})", value)), "/m/config.json: eos_token_id: "));
   }
 }
 
 TEST_CASE("config.json: dimensions of the wrong type or size name their field") {
   for (const char* field : {"n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size"}) {
-    for (const char* value : {"0", "-1", "1.5", "12.0", "1e3", "\"12\"", "true", "[12]", "{}", "2147483648",
-                              "1e30", "99999999999999999999"}) {
+    for (const char* value : {"0", "-1", "1.5", "12.0", "1e3", "\"12\"", "true", "[12]", "{}", "2147483648", "1e30",
+                              "99999999999999999999"}) {
       CAPTURE(field);
       CAPTURE(value);
       const std::string error = error_of(fmt::format(R"({{"{}": {}}})", field, value));
@@ -126,14 +124,14 @@ TEST_CASE("config.json: dimensions of the wrong type or size name their field") 
     }
   }
   CHECK(contains(error_of(R"({"n_layer": null})"), "n_layer: is null, expected a whole number"));
-  CHECK(contains(error_of(R"({"n_embd": 768, "n_head": 5})"),
-                 "/m/config.json: n_embd 768 is not divisible by n_head 5"));
+  CHECK(
+      contains(error_of(R"({"n_embd": 768, "n_head": 5})"), "/m/config.json: n_embd 768 is not divisible by n_head 5"));
   CHECK(contains(error_of(R"({"vocab_size": 2147483647})"), "vocab_size"));
 }
 
 TEST_CASE("config.json: flags must be true or false") {
-  for (const char* field : {"scale_attn_weights", "scale_attn_by_inverse_layer_idx",
-                            "reorder_and_upcast_attn", "tie_word_embeddings"}) {
+  for (const char* field :
+       {"scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings"}) {
     for (const char* value : {"0", "1", "null", "\"true\"", "[]"}) {
       CHECK(contains(error_of(fmt::format(R"({{"{}": {}}})", field, value)), fmt::format("{}: is ", field)));
     }
@@ -143,8 +141,7 @@ TEST_CASE("config.json: flags must be true or false") {
 TEST_CASE("config.json: layer_norm_epsilon") {
   CHECK(parse(R"({"layer_norm_epsilon": 1})").layer_norm_epsilon == 1.0F);
   for (const char* value : {"0", "-1e-5", "1e-60", "1e300", "\"1e-5\"", "null", "true"}) {
-    CHECK(
-        contains(error_of(fmt::format(R"({{"layer_norm_epsilon": {}}})", value)), "layer_norm_epsilon: is "));
+    CHECK(contains(error_of(fmt::format(R"({{"layer_norm_epsilon": {}}})", value)), "layer_norm_epsilon: is "));
   }
 }
 

@@ -44,8 +44,8 @@ TEST_CASE("open_model: synthetic models need no files") {
 TEST_CASE("open_model: what is no model directory") {
   const Directory directory;
   CHECK(contains(error_of(directory.name() + "/nothing"), "/nothing: does not exist; expected"));
-  CHECK(contains(error_of(directory.name() + "/config.json"),
-                 "config.json: is a file; expected the model's directory"));
+  CHECK(
+      contains(error_of(directory.name() + "/config.json"), "config.json: is a file; expected the model's directory"));
   CHECK(contains(error_of(""), "does not exist"));
   CHECK(contains(error_of(std::string(5000, 'x')), "xxx"));
   std::filesystem::remove(directory.path() / "config.json");
@@ -104,8 +104,7 @@ TEST_CASE("open_model: the bundled golden models open") {
     CAPTURE(entry.path().string());
     const Model model = open_model(entry.path().string());
     for (const TensorSpec& spec : tensor_table(model.config)) {
-      std::vector<std::byte> bytes(
-          static_cast<std::size_t>(spec.elements() * size_of(model.weights->dtype_of(spec))));
+      std::vector<std::byte> bytes(static_cast<std::size_t>(spec.elements() * size_of(model.weights->dtype_of(spec))));
       CHECK_NOTHROW(model.weights->read_rows(spec, 0, spec.rows, bytes));
     }
     ++count;

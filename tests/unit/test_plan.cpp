@@ -35,8 +35,8 @@ TEST_CASE("an even split covers every block once, sizes differ by at most one") 
 
 TEST_CASE("more stages than blocks, or none, is an error that says how many there may be") {
   ModelConfig model;
-  CHECK_THROWS_WITH_AS(even_split(model, 13), "13 stages but the model has only 12 blocks; use at most 12 stages (ranks)",
-                       PlanError);
+  CHECK_THROWS_WITH_AS(even_split(model, 13),
+                       "13 stages but the model has only 12 blocks; use at most 12 stages (ranks)", PlanError);
   CHECK_THROWS_AS(even_split(model, 0), PlanError);
 }
 
@@ -47,8 +47,8 @@ TEST_CASE("gaps, overlaps, wrong order and missing blocks are named") {
   CHECK_THROWS_WITH_AS(validate(plan_of({{0, 3}, {3, 11}}, 12)),
                        "stage 1: blocks [3, 11]: repeats blocks, the stage must begin with block 4", PlanError);
   CHECK_THROWS_AS(validate(plan_of({{0, 3}, {11, 4}}, 12)), PlanError);
-  CHECK_THROWS_WITH_AS(validate(plan_of({{0, 3}, {4, 10}}, 12)), "the stages end with block 10 but the model's last block is 11",
-                       PlanError);
+  CHECK_THROWS_WITH_AS(validate(plan_of({{0, 3}, {4, 10}}, 12)),
+                       "the stages end with block 10 but the model's last block is 11", PlanError);
   CHECK_THROWS_AS(validate(plan_of({{0, 12}}, 12)), PlanError);
   CHECK_THROWS_AS(validate(plan_of({{1, 11}}, 12)), PlanError);
   CHECK_THROWS_AS(validate(plan_of({}, 12)), PlanError);

@@ -62,8 +62,8 @@ std::vector<Request> all(PromptReader& reader) {
 }
 
 // What `check` says about a file, with its path replaced by FILE.
-std::string error_of(const std::string& suffix, const std::string& content,
-                     PromptOptions options = small_model(), const Tokenizer* with = &tokenizer()) {
+std::string error_of(const std::string& suffix, const std::string& content, PromptOptions options = small_model(),
+                     const Tokenizer* with = &tokenizer()) {
   const File file(suffix, content);
   try {
     PromptReader::from_file(file.path(), with, options).check();
@@ -94,12 +94,11 @@ TEST_CASE("text lines, with either line end and with or without the last one") {
 }
 
 TEST_CASE("JSON lines") {
-  const File file(
-      ".jsonl",
-      "{\"prompt\": \"h\\u00e9\", \"id\": \"x\"}\r\n"
-      "{\"tokens\": [0, 257], \"max_new_tokens\": 2, \"id\": null}\n"
-      "{\"prompt\": \"a\", \"temperature\": 0.0, \"top_k\": 0, \"top_p\": 1, \"repetition_penalty\": 1.0, "
-      "\"seed\": 0, \"stop\": [], \"num_samples\": 1}");
+  const File file(".jsonl",
+                  "{\"prompt\": \"h\\u00e9\", \"id\": \"x\"}\r\n"
+                  "{\"tokens\": [0, 257], \"max_new_tokens\": 2, \"id\": null}\n"
+                  "{\"prompt\": \"a\", \"temperature\": 0.0, \"top_k\": 0, \"top_p\": 1, \"repetition_penalty\": 1.0, "
+                  "\"seed\": 0, \"stop\": [], \"num_samples\": 1}");
   PromptOptions options = small_model();
   options.ignore_eos = true;
   options.logprobs = true;
@@ -125,8 +124,8 @@ TEST_CASE("a bad line is named with what would work") {
         "FILE:1: 9 tokens, but the model has 8 positions; shorten it, or keep its last 8 tokens with "
         "--long-prompt truncate");
   CHECK(error_of(".txt", "12345678\n") == "no error");
-  CHECK(error_of(".txt", "a\n", small_model(), nullptr)
-            .find("FILE:1: a text, but the model has no vocabulary files") == 0);
+  CHECK(error_of(".txt", "a\n", small_model(), nullptr).find("FILE:1: a text, but the model has no vocabulary files") ==
+        0);
   CHECK(error_of(".jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": }\n").find("FILE:2: not JSON: ") == 0);
   CHECK(error_of(".jsonl", "\n").find("FILE:1: not JSON: ") == 0);
   const auto json = [](const std::string& line) { return error_of(".jsonl", line + "\n"); };
@@ -140,20 +139,16 @@ TEST_CASE("a bad line is named with what would work") {
   CHECK(json("{\"tokens\": \"a\"}") == "FILE:1: tokens: is a string, not a list of token ids");
   CHECK(json("{\"tokens\": []}") == "FILE:1: tokens: an empty list; a prompt has at least one token");
   CHECK(json("{\"tokens\": [1.5]}") == "FILE:1: tokens: a number in the list, which holds token ids only");
-  CHECK(json("{\"tokens\": [258]}") ==
-        "FILE:1: tokens: id 258 is outside the model's vocabulary of 258 (0 to 257)");
-  CHECK(json("{\"tokens\": [-1]}") ==
-        "FILE:1: tokens: id -1 is outside the model's vocabulary of 258 (0 to 257)");
+  CHECK(json("{\"tokens\": [258]}") == "FILE:1: tokens: id 258 is outside the model's vocabulary of 258 (0 to 257)");
+  CHECK(json("{\"tokens\": [-1]}") == "FILE:1: tokens: id -1 is outside the model's vocabulary of 258 (0 to 257)");
   CHECK(json("{\"prompt\": \"a\", \"max_new_tokens\": 0}") ==
         "FILE:1: max_new_tokens: 0 is not a number from 1 to 1073741824");
   CHECK(json("{\"prompt\": \"a\", \"max_new_tokens\": 1.0}") ==
         "FILE:1: max_new_tokens: is a number, not a whole number");
   CHECK(json("{\"prompt\": \"a\", \"temperature\": 0.8}") ==
         "FILE:1: temperature: 0.8: not part of this version yet; leave it out");
-  CHECK(json("{\"prompt\": \"a\", \"temperature\": \"0\"}") ==
-        "FILE:1: temperature: is a string, not a number");
-  CHECK(json("{\"prompt\": \"a\", \"stop\": [\"x\"]}") ==
-        "FILE:1: stop: not part of this version yet; leave it out");
+  CHECK(json("{\"prompt\": \"a\", \"temperature\": \"0\"}") == "FILE:1: temperature: is a string, not a number");
+  CHECK(json("{\"prompt\": \"a\", \"stop\": [\"x\"]}") == "FILE:1: stop: not part of this version yet; leave it out");
 }
 
 TEST_CASE("the vocabulary files may have tokens that the weights lack") {
@@ -211,9 +206,9 @@ TEST_CASE("a file that changes after the check is an error, not a mixture") {
   PromptReader reader = PromptReader::from_file(file.path(), &tokenizer(), small_model());
   reader.check();
   std::ofstream(file.path(), std::ios::app) << "c\n";
-  CHECK_THROWS_WITH_AS(
-      reader.next(), (file.path() + ": changed while it was in use; start again when it is complete").c_str(),
-      PromptError);
+  CHECK_THROWS_WITH_AS(reader.next(),
+                       (file.path() + ": changed while it was in use; start again when it is complete").c_str(),
+                       PromptError);
 }
 
 TEST_CASE("a replaced file does not disturb the reader") {
@@ -283,8 +278,7 @@ TEST_CASE("lines longer than the reader's chunk survive") {
   PromptOptions options = small_model();
   options.n_positions = 1 << 20;
   std::string content;
-  for (const std::size_t length : {1, 262143, 262144, 262145, 600000, 3})
-    content += std::string(length, 'a') + "\n";
+  for (const std::size_t length : {1, 262143, 262144, 262145, 600000, 3}) content += std::string(length, 'a') + "\n";
   const File file(".txt", content);
   PromptReader reader = PromptReader::from_file(file.path(), &tokenizer(), options);
   CHECK(reader.check().count == 6);

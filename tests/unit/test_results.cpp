@@ -89,13 +89,12 @@ TEST_CASE("JSON lines: the documented keys in the documented order") {
     sink->finish();
   }
   CHECK_FALSE(std::filesystem::exists(path + ".partial"));
-  CHECK(
-      content(path) ==
-      "{\"index\":0,\"id\":null,\"sample\":0,\"prompt\":\"a\\\"b\",\"completion\":\"abc\",\"prompt_tokens\":"
-      "3,"
-      "\"tokens\":[256,99],\"finish_reason\":\"length\"}\n"
-      "{\"index\":1,\"id\":\"n\\n1\",\"sample\":0,\"prompt\":\"x\",\"completion\":\"y\",\"prompt_tokens\":3,"
-      "\"tokens\":[121,257],\"logprobs\":[-0.1,-1.5e-07],\"finish_reason\":\"eos\"}\n");
+  CHECK(content(path) ==
+        "{\"index\":0,\"id\":null,\"sample\":0,\"prompt\":\"a\\\"b\",\"completion\":\"abc\",\"prompt_tokens\":"
+        "3,"
+        "\"tokens\":[256,99],\"finish_reason\":\"length\"}\n"
+        "{\"index\":1,\"id\":\"n\\n1\",\"sample\":0,\"prompt\":\"x\",\"completion\":\"y\",\"prompt_tokens\":3,"
+        "\"tokens\":[121,257],\"logprobs\":[-0.1,-1.5e-07],\"finish_reason\":\"eos\"}\n");
 }
 
 TEST_CASE("token prompts: text when there is a vocabulary, otherwise null") {
@@ -119,8 +118,7 @@ TEST_CASE("an end-of-text that did not end anything is text; an id without token
   const auto sink = make_jsonl_sink(folder / "out.jsonl", &tokenizer(), kEos);
   sink->write(request_of("a"), sample_of({kEos, 300, 0xff, kEos}));
   sink->finish();
-  CHECK(content(folder / "out.jsonl")
-            .find("\"completion\":\"<|endoftext|>\xEF\xBF\xBD\xEF\xBF\xBD<|endoftext|>\"") !=
+  CHECK(content(folder / "out.jsonl").find("\"completion\":\"<|endoftext|>\xEF\xBF\xBD\xEF\xBF\xBD<|endoftext|>\"") !=
         std::string::npos);
 }
 
@@ -150,8 +148,7 @@ TEST_CASE("two runs do not share a partial file") {
 TEST_CASE("places that cannot be written are known at once, with the system's reason") {
   const Folder folder;
   CHECK_THROWS_WITH_AS(make_jsonl_sink("/nowhere/out.jsonl", nullptr, kEos),
-                       "/nowhere/out.jsonl.partial: cannot make the file: No such file or directory",
-                       OutputError);
+                       "/nowhere/out.jsonl.partial: cannot make the file: No such file or directory", OutputError);
   std::filesystem::create_directory(folder / "dir.jsonl");
   CHECK_THROWS_AS(make_jsonl_sink(folder / "dir.jsonl", nullptr, kEos), OutputError);
 }
@@ -242,8 +239,7 @@ TEST_CASE("a closed pipe and a full device are errors") {
   int ends[2] = {-1, -1};
   REQUIRE(::pipe(ends) == 0);
   ::close(ends[0]);
-  CHECK_THROWS_AS(make_text_sink(ends[1], nullptr, kEos)->write(request_of("a"), sample_of({1})),
-                  OutputError);
+  CHECK_THROWS_AS(make_text_sink(ends[1], nullptr, kEos)->write(request_of("a"), sample_of({1})), OutputError);
   ::close(ends[1]);
   std::signal(SIGPIPE, old_handler);
   const int full = ::open("/dev/full", O_WRONLY);
@@ -263,8 +259,7 @@ TEST_CASE("decimals are the shortest that read back as the same float") {
   CHECK(shortest_decimal(-std::numeric_limits<float>::infinity()) == "null");
   CHECK(shortest_decimal(std::numeric_limits<float>::quiet_NaN()) == "null");
   for (std::uint32_t i = 1; i < 2000; ++i) {
-    const float value =
-        -std::exp2(static_cast<float>(i % 40) - 30.0F) * (1.0F + static_cast<float>(i) / 7919.0F);
+    const float value = -std::exp2(static_cast<float>(i % 40) - 30.0F) * (1.0F + static_cast<float>(i) / 7919.0F);
     CHECK(std::strtof(shortest_decimal(value).c_str(), nullptr) == value);
   }
 }

@@ -79,15 +79,12 @@ TEST_CASE("every mistake has its place, key and advice") {
       {"modle: x\n", "run.yaml:1:1: modle: unknown key; did you mean model?"},
       {"model: x\nmax_new_tokens: 3\n",
        "run.yaml:2:1: max_new_tokens: stands in the top level but belongs in the group generation"},
-      {"generation:\n  model: x\n",
-       "run.yaml:2:3: model: stands in the group generation but belongs in the top level"},
-      {"generation:\n  max-new-token: 3\n",
-       "run.yaml:2:3: max-new-token: unknown key; did you mean max_new_tokens?"},
+      {"generation:\n  model: x\n", "run.yaml:2:3: model: stands in the group generation but belongs in the top level"},
+      {"generation:\n  max-new-token: 3\n", "run.yaml:2:3: max-new-token: unknown key; did you mean max_new_tokens?"},
       {"zzzzzzzzzz: 1\n", "run.yaml:1:1: zzzzzzzzzz: unknown key"},
       {"model: a\ndtype: float32\nmodel: b\n", "run.yaml:3:1: model: given twice, first at run.yaml:1:1"},
       {"threads: many\n", "run.yaml:1:10: threads: many is not a whole number (without quotes) or auto"},
-      {"threads: \"4\"\n",
-       "run.yaml:1:10: threads: the text \"4\" is not a whole number (without quotes) or auto"},
+      {"threads: \"4\"\n", "run.yaml:1:10: threads: the text \"4\" is not a whole number (without quotes) or auto"},
       {"threads: 1.5\n", "run.yaml:1:10: threads: 1.5 is not a whole number (without quotes) or auto"},
       {"timeout: .inf\n", "run.yaml:1:10: timeout: .inf is not a number (without quotes)"},
       {"timeout: inf\n", "run.yaml:1:10: timeout: inf is not a number (without quotes)"},
@@ -116,11 +113,9 @@ TEST_CASE("every mistake has its place, key and advice") {
        "run.yaml:1:30: blocks: must be [first, last], both counted from 0 and both included"},
       {"pipeline: {stages: [{blocks: [-1, 3]}]}\n",
        "run.yaml:1:31: blocks: -1 is not the number of a block; they count from 0"},
-      {"pipeline: {stages: [{blocks: [3, 0]}]}\n",
-       "run.yaml:1:30: blocks: [3, 0] ends before it begins; write [0, 3]"},
+      {"pipeline: {stages: [{blocks: [3, 0]}]}\n", "run.yaml:1:30: blocks: [3, 0] ends before it begins; write [0, 3]"},
       {"model: &a x\n", "run.yaml:1:8: an anchor, which run files cannot have; leave out the '&' word"},
-      {"model: !!str x\n",
-       "run.yaml:1:8: a tag (tag:yaml.org,2002:str), which run files cannot have; leave it out"},
+      {"model: !!str x\n", "run.yaml:1:8: a tag (tag:yaml.org,2002:str), which run files cannot have; leave it out"},
       {"model: x\n---\nmodel: y\n", "run.yaml:2:1: a second document; a run file is one"},
       {"? [a]\n: b\n", "run.yaml:1:3: a key must be a word"},
   };
@@ -131,9 +126,7 @@ TEST_CASE("every mistake has its place, key and advice") {
 }
 
 TEST_CASE("gaps, overlaps, wrong order and a missing first block are errors at the stage") {
-  const auto with = [](const char* stages) {
-    return error_of(std::string("pipeline:\n  stages:\n") + stages);
-  };
+  const auto with = [](const char* stages) { return error_of(std::string("pipeline:\n  stages:\n") + stages); };
   CHECK(with("    - {blocks: [1, 3]}\n") ==
         "run.yaml:3:7: blocks: stage 0 [1, 3] leaves out blocks; it must begin with block 0");
   CHECK(with("    - {blocks: [0, 3]}\n    - {blocks: [5, 7]}\n") ==
@@ -171,8 +164,7 @@ TEST_CASE("broken and hostile files are errors, not crashes") {
   CHECK(error_of("\xff\xfe m\0o\0").find("byte 0xff") != std::string::npos);
   CHECK(error_of(std::string(100000, '[')).find("run.yaml:1:") == 0);
   CHECK(error_of(std::string(100000, '{')).find("run.yaml:1:") == 0);
-  CHECK(error_of("a: " + std::string(20, '[') + std::string(20, ']')).find("nested too deeply") !=
-        std::string::npos);
+  CHECK(error_of("a: " + std::string(20, '[') + std::string(20, ']')).find("nested too deeply") != std::string::npos);
   CHECK(error_of(std::string((1 << 20) + 1, '#')) == "run.yaml: larger than a run file can be (1 MiB)");
   CHECK(error_of("model: x\n" + std::string("\x1b[31m: y\n")).find("byte 0x1b") != std::string::npos);
 }
@@ -192,8 +184,8 @@ TEST_CASE("sizes") {
   CHECK(parse_size("16KiB") == 16384);
   CHECK(parse_size("512MiB") == 536870912);
   CHECK(parse_size("8GiB") == 8589934592);
-  for (const char* bad : {"", "GiB", "8GB", "8 GiB", "-1GiB", "0", "1.5GiB", "9223372036854775807KiB",
-                          "8GiBs", "99999999999999999999"}) {
+  for (const char* bad :
+       {"", "GiB", "8GB", "8 GiB", "-1GiB", "0", "1.5GiB", "9223372036854775807KiB", "8GiBs", "99999999999999999999"}) {
     CAPTURE(bad);
     CHECK_THROWS_AS(parse_size(bad), PlanError);
   }

@@ -40,8 +40,7 @@ FakeTensor& named(std::vector<FakeTensor>& tensors, std::string_view name) {
   throw std::logic_error("no such tensor");
 }
 
-std::vector<float> read(const WeightSource& source, const TensorSpec& spec, std::int64_t first,
-                        std::int64_t rows) {
+std::vector<float> read(const WeightSource& source, const TensorSpec& spec, std::int64_t first, std::int64_t rows) {
   std::vector<float> values(static_cast<std::size_t>(rows * spec.cols));
   source.read_rows(spec, first, rows, std::as_writable_bytes(std::span(values)));
   return values;
@@ -55,8 +54,7 @@ void check_contents(const WeightSource& source, const ModelConfig& config) {
     const std::vector<float> values = read(source, spec, 0, spec.rows);
     CHECK(values.front() == first);
     CHECK(values.back() == first + static_cast<float>(spec.elements() - 1));
-    CHECK(read(source, spec, spec.rows - 1, 1).front() ==
-          first + static_cast<float>((spec.rows - 1) * spec.cols));
+    CHECK(read(source, spec, spec.rows - 1, 1).front() == first + static_cast<float>((spec.rows - 1) * spec.cols));
     first += 1000.0F;
   }
 }
@@ -113,8 +111,7 @@ TEST_CASE("safetensors header: each kind of damage") {
       {one("F32", "[1]", "[0,4]"), 8, "the tensors end at byte 4 of the data, but the file holds 8"},
       {"{" + entry("a", "F32", "[2]", "[0,8]") + "," + entry("b", "F32", "[2]", "[4,12]") + "}", 12,
        "tensor b: begins at byte 4"},
-      {"{" + entry("a", "F32", "[1]", "[0,4]") + "," + entry("b", "F32", "[1]", "[0,4]") + "}", 4,
-       "begins at byte 0"},
+      {"{" + entry("a", "F32", "[1]", "[0,4]") + "," + entry("b", "F32", "[1]", "[0,4]") + "}", 4, "begins at byte 0"},
       {"{" + entry("a", "F32", "[1]", "[0,4]") + "," + entry("b", "F32", "[1]", "[8,12]") + "}", 12,
        "tensor b: begins at byte 8"},
       {"{" + entry("a", "F32", "[1]", "[0,4]") + "," + entry("a", "F32", "[1]", "[4,8]") + "}", 8,
@@ -166,8 +163,7 @@ TEST_CASE("safetensors: several threads may read at once") {
 TEST_CASE("safetensors: tensors of mixed dtypes") {
   const ModelConfig config = tiny_config();
   std::vector<FakeTensor> tensors = tensors_of(config);
-  named(tensors, "transformer.ln_f.bias") = {
-      "transformer.ln_f.bias", "BF16", {4}, std::string("\0\1\2\3\4\5\6\7", 8)};
+  named(tensors, "transformer.ln_f.bias") = {"transformer.ln_f.bias", "BF16", {4}, std::string("\0\1\2\3\4\5\6\7", 8)};
   named(tensors, "transformer.ln_f.weight") = {
       "transformer.ln_f.weight", "F16", {4}, std::string("\7\6\5\4\3\2\1\0", 8)};
   const TemporaryDirectory directory;
@@ -188,10 +184,9 @@ TEST_CASE("safetensors: wrong models name the tensor") {
     change(tensors);
     return open_error(tensors);
   };
-  CHECK(contains(with([](auto& t) {
-                   named(t, "transformer.h.1.ln_1.weight") = float_tensor("transformer.h.1.ln_1.weight", {3});
-                 }),
-                 "/model.safetensors: tensor transformer.h.1.ln_1.weight: shape (3), expected (4)"));
+  CHECK(contains(
+      with([](auto& t) { named(t, "transformer.h.1.ln_1.weight") = float_tensor("transformer.h.1.ln_1.weight", {3}); }),
+      "/model.safetensors: tensor transformer.h.1.ln_1.weight: shape (3), expected (4)"));
   CHECK(contains(with([](auto& t) {
                    named(t, "transformer.h.1.mlp.c_fc.weight").shape = {6, 4};
                  }),
@@ -200,26 +195,23 @@ TEST_CASE("safetensors: wrong models name the tensor") {
                    named(t, "transformer.ln_f.bias").shape = {1, 4};
                  }),
                  "shape (1, 4), expected (4)"));
-  CHECK(contains(
-      with([](auto& t) {
-        named(t, "transformer.ln_f.bias") = {"transformer.ln_f.bias", "F64", {4}, std::string(32, '\0')};
-      }),
-      "tensor transformer.ln_f.bias: dtype F64, expected F32, F16 or BF16"));
+  CHECK(contains(with([](auto& t) {
+                   named(t, "transformer.ln_f.bias") = {"transformer.ln_f.bias", "F64", {4}, std::string(32, '\0')};
+                 }),
+                 "tensor transformer.ln_f.bias: dtype F64, expected F32, F16 or BF16"));
   CHECK(contains(with([](auto& t) { t.erase(t.begin() + 5); }), "tensor h.0.attn.c_attn.bias: is missing"));
   CHECK(contains(with([](auto& t) { t.resize(3); }), "is missing (and "));
   CHECK(contains(with([](auto& t) { t.clear(); }), "tensor wte.weight: is missing (and 27 more)"));
-  CHECK(contains(
-      with([](auto& t) { t.push_back(float_tensor("transformer.h.2.ln_1.weight", {4})); }),
-      "tensor transformer.h.2.ln_1.weight: is no tensor of the GPT-2 model that config.json describes"));
+  CHECK(contains(with([](auto& t) { t.push_back(float_tensor("transformer.h.2.ln_1.weight", {4})); }),
+                 "tensor transformer.h.2.ln_1.weight: is no tensor of the GPT-2 model that config.json describes"));
   CHECK(contains(with([](auto& t) {
                    t.push_back(float_tensor("score.weight", {4}));
                    t.push_back(float_tensor("other", {4}));
                  }),
                  "tensor other: is no tensor of the GPT-2 model that config.json describes (and 1 more)"));
-  CHECK(contains(with([](auto& t) { t.push_back(float_tensor("ln_f.bias", {4})); }),
-                 "tensor ln_f.bias: is there twice"));
-  CHECK(contains(with([](auto& t) { t.push_back(float_tensor("transformer.transformer.x", {4})); }),
-                 "is no tensor"));
+  CHECK(
+      contains(with([](auto& t) { t.push_back(float_tensor("ln_f.bias", {4})); }), "tensor ln_f.bias: is there twice"));
+  CHECK(contains(with([](auto& t) { t.push_back(float_tensor("transformer.transformer.x", {4})); }), "is no tensor"));
 }
 
 TEST_CASE("safetensors: mask buffers are skipped whatever they are, and nothing else is") {
@@ -254,8 +246,7 @@ TEST_CASE("safetensors: a stored head of a tied model must equal the embedding")
     CHECK_NOTHROW(read(*source, embedding, 0, 3));
     CHECK_NOTHROW(read(*source, embedding, 4, 3));
     const std::string error = message_of<WeightError>([&] { read(*source, embedding, 0, 7); });
-    CHECK(contains(error,
-                   "tensor lm_head.weight: config.json ties it to wte.weight, but its values differ; set"));
+    CHECK(contains(error, "tensor lm_head.weight: config.json ties it to wte.weight, but its values differ; set"));
   }
   tensors.back() = {"lm_head.weight", "F16", {7, 4}, std::string(56, '\0')};
   CHECK(contains(open_error(tensors), "it is F16 (7, 4) and wte.weight F32 (7, 4)"));

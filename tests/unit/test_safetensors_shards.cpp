@@ -66,8 +66,8 @@ TEST_CASE("shards: what the index promises must be true") {
     const Sharded model;
     model.write();
     std::filesystem::remove(model.directory.path() / "b.safetensors");
-    CHECK(contains(model.error(),
-                   "model.safetensors.index.json: the shard b.safetensors is missing from the directory"));
+    CHECK(
+        contains(model.error(), "model.safetensors.index.json: the shard b.safetensors is missing from the directory"));
   }
   {
     Sharded model;
@@ -90,9 +90,8 @@ TEST_CASE("shards: what the index promises must be true") {
     Sharded model;
     model.second.push_back(model.first[0]);
     const std::string error = model.error_when_written();
-    CHECK(contains(
-        error,
-        "/b.safetensors: tensor wte.weight: is there twice, as transformer.wte.weight in a.safetensors"));
+    CHECK(contains(error,
+                   "/b.safetensors: tensor wte.weight: is there twice, as transformer.wte.weight in a.safetensors"));
   }
   {
     Sharded model;

@@ -11,7 +11,9 @@ using namespace stagecoach;
 
 namespace {
 
-unsigned below(std::mt19937& random, std::size_t bound) { return static_cast<unsigned>(random() % bound); }
+unsigned below(std::mt19937& random, std::size_t bound) {
+  return static_cast<unsigned>(random() % bound);
+}
 
 Request request_of(std::int64_t index, std::int32_t prompt, std::int32_t max_new) {
   Request r;
@@ -40,7 +42,8 @@ class Stages {
       REQUIRE(row.position == next_position_[row.slot]++);  // every position once, in order
       REQUIRE(row.position < static_cast<std::int32_t>(tables_[row.slot].size()) * kPagePositions);
       REQUIRE(row.position < limits_.n_positions);
-      if ((row.flags & kRowSample) != 0) answer.tokens.push_back({row.slot, static_cast<std::int32_t>(below(random_, 7)), 0.0F});
+      if ((row.flags & kRowSample) != 0)
+        answer.tokens.push_back({row.slot, static_cast<std::int32_t>(below(random_, 7)), 0.0F});
     }
     queue_.push_back(std::move(answer));
     REQUIRE(static_cast<std::int32_t>(queue_.size()) <= limits_.in_flight);
@@ -100,8 +103,9 @@ TEST_CASE("random workloads: every request finishes once, nothing leaks, bounds 
     while (!(added == count && scheduler.idle())) {
       REQUIRE(++steps < 100000);
       while (added < count && scheduler.wants_requests()) {
-        scheduler.add(request_of(added++, 1 + static_cast<std::int32_t>(below(random, static_cast<unsigned>(limits.n_positions))),
-                                 1 + static_cast<std::int32_t>(below(random, 40))));
+        scheduler.add(
+            request_of(added++, 1 + static_cast<std::int32_t>(below(random, static_cast<unsigned>(limits.n_positions))),
+                       1 + static_cast<std::int32_t>(below(random, 40))));
       }
       std::optional<Microbatch> m;
       if (below(random, 3) != 0) m = scheduler.next();

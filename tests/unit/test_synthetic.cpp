@@ -19,8 +19,7 @@ struct Opened {
   std::unique_ptr<WeightSource> weights;
   std::map<std::string, TensorSpec> tensors;
 
-  explicit Opened(const std::string& name)
-      : model(parse_synthetic(name)), weights(make_synthetic_source(model)) {
+  explicit Opened(const std::string& name) : model(parse_synthetic(name)), weights(make_synthetic_source(model)) {
     for (const TensorSpec& spec : tensor_table(model.config)) tensors.emplace(spec.name, spec);
   }
   std::vector<std::byte> rows(const std::string& tensor, std::int64_t first, std::int64_t count) const {
@@ -33,8 +32,7 @@ struct Opened {
     const TensorSpec& spec = tensors.at(tensor);
     const std::vector<std::byte> bytes = rows(tensor, 0, spec.rows);
     std::vector<float> result;
-    for (std::int64_t i = 0; i < spec.elements(); ++i)
-      result.push_back(load_element(bytes.data(), model.dtype, i));
+    for (std::int64_t i = 0; i < spec.elements(); ++i) result.push_back(load_element(bytes.data(), model.dtype, i));
     return result;
   }
 };
@@ -43,8 +41,7 @@ std::string error_of(const std::string& name) {
   return message_of<WeightError>([&] { parse_synthetic(name); });
 }
 
-constexpr const char* kOdd =
-    "synthetic:gpt2,n_layer=2,n_head=3,n_embd=39,n_inner=50,n_positions=17,vocab_size=101";
+constexpr const char* kOdd = "synthetic:gpt2,n_layer=2,n_head=3,n_embd=39,n_inner=50,n_positions=17,vocab_size=101";
 
 double mean_of(const std::vector<float>& values) {
   double sum = 0.0;
@@ -61,8 +58,7 @@ double deviation_of(const std::vector<float>& values) {
 }  // namespace
 
 TEST_CASE("synthetic: names and keys") {
-  const SyntheticModel model =
-      parse_synthetic("synthetic:gpt2-xl,n_positions=16384,n_layer=8,seed=3,dtype=bfloat16");
+  const SyntheticModel model = parse_synthetic("synthetic:gpt2-xl,n_positions=16384,n_layer=8,seed=3,dtype=bfloat16");
   CHECK(model.config.n_layer == 8);
   CHECK(model.config.n_head == 25);
   CHECK(model.config.n_embd == 1600);
@@ -74,11 +70,10 @@ TEST_CASE("synthetic: names and keys") {
   CHECK(plain.dtype == DType::kFloat16);
   CHECK(plain.seed == 0);
   CHECK(plain.config.eos_token_id == 50256);
-  const ModelConfig other =
-      parse_synthetic(
-          "synthetic:gpt2,activation_function=relu,tie_word_embeddings=false,"
-          "layer_norm_epsilon=0.01,n_embd=48,eos_token_id=null,scale_attn_weights=false")
-          .config;
+  const ModelConfig other = parse_synthetic(
+                                "synthetic:gpt2,activation_function=relu,tie_word_embeddings=false,"
+                                "layer_norm_epsilon=0.01,n_embd=48,eos_token_id=null,scale_attn_weights=false")
+                                .config;
   CHECK(other.activation == ActivationName::kRelu);
   CHECK(!other.tie_word_embeddings);
   CHECK(other.layer_norm_epsilon == 0.01F);
@@ -93,8 +88,7 @@ TEST_CASE("synthetic: mistakes say what is known") {
   CHECK(error_of("synthetic:gpt3") ==
         "synthetic:gpt3: unknown model \"gpt3\"; known are gpt2, gpt2-medium, gpt2-large, gpt2-xl");
   CHECK(contains(error_of("synthetic:"), "known are gpt2"));
-  CHECK(contains(error_of("synthetic:gpt2,layers=3"),
-                 "unknown key \"layers\"; known are seed, dtype, n_layer"));
+  CHECK(contains(error_of("synthetic:gpt2,layers=3"), "unknown key \"layers\"; known are seed, dtype, n_layer"));
   CHECK(contains(error_of("synthetic:gpt2,model_type=gpt2"), "unknown key"));
   CHECK(contains(error_of("synthetic:gpt2,n_layer"), "write n_layer=VALUE"));
   CHECK(contains(error_of("synthetic:gpt2,n_layer=3,n_layer=4"), "given twice"));
@@ -122,8 +116,7 @@ TEST_CASE("synthetic: the same name gives the same weights, whatever the slices"
         for (const std::int64_t count : {std::int64_t{0}, std::int64_t{1}, std::int64_t{3}, rows - first}) {
           if (count > rows - first) continue;
           const std::vector<std::byte> slice = b.rows(tensor, first, count);
-          CHECK(std::equal(slice.begin(), slice.end(),
-                           whole.begin() + first * static_cast<std::int64_t>(row_bytes)));
+          CHECK(std::equal(slice.begin(), slice.end(), whole.begin() + first * static_cast<std::int64_t>(row_bytes)));
         }
       }
     }
@@ -158,8 +151,7 @@ TEST_CASE("synthetic: float16 holds the values of float32, bfloat16 rounds them"
     CHECK(values == half.values(name));
     const std::vector<float> rounded = brain.values(name);
     bool equal = true;
-    for (std::size_t i = 0; i < values.size(); ++i)
-      equal = equal && rounded[i] == bf16_to_f32(f32_to_bf16(values[i]));
+    for (std::size_t i = 0; i < values.size(); ++i) equal = equal && rounded[i] == bf16_to_f32(f32_to_bf16(values[i]));
     CHECK(equal);
   }
 }
@@ -184,8 +176,7 @@ TEST_CASE("synthetic: moments") {
     CHECK(std::abs(mean_of(values) - row.mean) < 5.0 * row.deviation / std::sqrt(n));
     CHECK(std::abs(deviation_of(values) / row.deviation - 1.0) < 0.03 + 5.0 / std::sqrt(n));
     double product = 0.0;  // neighbours are independent
-    for (std::size_t i = 1; i < values.size(); ++i)
-      product += (values[i] - row.mean) * (values[i - 1] - row.mean);
+    for (std::size_t i = 1; i < values.size(); ++i) product += (values[i] - row.mean) * (values[i - 1] - row.mean);
     CHECK(std::abs(product / n) < 5.0 * row.deviation * row.deviation / std::sqrt(n));
   }
 }

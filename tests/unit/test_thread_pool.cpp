@@ -22,8 +22,7 @@ TEST_CASE("every task of every region runs exactly once and is finished when run
         ++done[static_cast<std::size_t>(task)];
       });
       REQUIRE(strangers == 0);
-      for (std::int64_t i = 0; i < 300; ++i)
-        REQUIRE(done[static_cast<std::size_t>(i)] == (i < tasks ? 1 : 0));
+      for (std::int64_t i = 0; i < 300; ++i) REQUIRE(done[static_cast<std::size_t>(i)] == (i < tasks ? 1 : 0));
     }
   }
 }

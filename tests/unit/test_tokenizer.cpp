@@ -38,8 +38,7 @@ using stagecoach::UseJit;
 
 using Ids = std::vector<std::int32_t>;
 
-const std::filesystem::path kTiny =
-    std::filesystem::path(STAGECOACH_SOURCE_DIR) / "tests/data/tiny_tokenizer";
+const std::filesystem::path kTiny = std::filesystem::path(STAGECOACH_SOURCE_DIR) / "tests/data/tiny_tokenizer";
 constexpr std::int32_t kTinySize = 600;
 constexpr std::int32_t kTinyEnd = 599;
 
@@ -203,8 +202,7 @@ TEST_CASE("tokenizer: vocabularies with holes and with tokens outside the byte a
   CHECK(tokenizer.token_bytes(303) == "日");
   CHECK(tokenizer.encode("two words").size() == 9);
   CHECK(tokenizer.encode("<|end|>").size() == 7);  // no merge leads there
-  CHECK_THROWS_WITH_AS(tokenizer.decode(Ids{'a', 299}), doctest::Contains("token id 299 has no token"),
-                       TokenizerError);
+  CHECK_THROWS_WITH_AS(tokenizer.decode(Ids{'a', 299}), doctest::Contains("token id 299 has no token"), TokenizerError);
   CHECK_THROWS_WITH_AS(tokenizer.decode(Ids{304}), doctest::Contains("token id 304 is not in the vocabulary"),
                        TokenizerError);
   CHECK_THROWS_AS(tokenizer.token_bytes(-1), TokenizerError);
@@ -225,8 +223,7 @@ TEST_CASE("tokenizer: forms of merges.txt") {
     CHECK(Tokenizer::from_text(vocab, merges, "demo").encode("ab") == Ids{256});
   }
   // '#' begins ordinary merges, too.
-  CHECK(Tokenizer::from_text(vocab_with(R"("##": 256)"), "#version: 0.2\n# #\n", "demo").encode("##") ==
-        Ids{256});
+  CHECK(Tokenizer::from_text(vocab_with(R"("##": 256)"), "#version: 0.2\n# #\n", "demo").encode("##") == Ids{256});
 }
 
 TEST_CASE("tokenizer: errors name file, place and reason") {
@@ -288,12 +285,11 @@ TEST_CASE("tokenizer: files that cannot be read") {
   CHECK_THROWS_WITH_AS(load("/nowhere/vocab.json", kTiny / "merges.txt"),
                        doctest::Contains("/nowhere/vocab.json: cannot be opened (No such file or directory)"),
                        TokenizerError);
-  CHECK_THROWS_WITH_AS(load(kTiny / "vocab.json", "/nowhere/merges.txt"),
-                       doctest::Contains("/nowhere/merges.txt: "), TokenizerError);
-  CHECK_THROWS_WITH_AS(load(kTiny, kTiny / "merges.txt"), doctest::Contains("is a directory"),
+  CHECK_THROWS_WITH_AS(load(kTiny / "vocab.json", "/nowhere/merges.txt"), doctest::Contains("/nowhere/merges.txt: "),
                        TokenizerError);
-  CHECK_THROWS_WITH_AS(load(kTiny / "merges.txt", kTiny / "vocab.json"),
-                       doctest::Contains("merges.txt: line 1,"), TokenizerError);
+  CHECK_THROWS_WITH_AS(load(kTiny, kTiny / "merges.txt"), doctest::Contains("is a directory"), TokenizerError);
+  CHECK_THROWS_WITH_AS(load(kTiny / "merges.txt", kTiny / "vocab.json"), doctest::Contains("merges.txt: line 1,"),
+                       TokenizerError);
 }
 
 TEST_CASE("tokenizer: moves, and const calls from several threads") {
@@ -316,9 +312,8 @@ TEST_CASE("tokenizer: a long run of anything is neither slow nor deep") {
   constexpr std::size_t kLong = 250'000;
   for (const UseJit use_jit : {UseJit::kWhenAvailable, UseJit::kNever}) {
     const Tokenizer tokenizer = tiny(use_jit);
-    for (const std::string_view unit :
-         {"a", " ", "\n", "the", "é", "😀", "1", "'", "!", "\u3000", "\xFF", "\xE2\x82", "a\xFF",
-          "<|endoftext|", "<", "e\u0301", "<|endoftext|>"}) {
+    for (const std::string_view unit : {"a", " ", "\n", "the", "é", "😀", "1", "'", "!", "\u3000", "\xFF", "\xE2\x82",
+                                        "a\xFF", "<|endoftext|", "<", "e\u0301", "<|endoftext|>"}) {
       CAPTURE(unit);
       const std::string text = repeated(unit, kLong);
       CHECK(tokenizer.decode(tokenizer.encode(text)) == text);
