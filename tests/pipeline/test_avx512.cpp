@@ -10,7 +10,7 @@ using namespace stagecoach::test;
 
 TEST_CASE("AVX-512 gives the bits of AVX2") {
   if (simd_name(Simd::kAvx512).empty() || simd_name(Simd::kAvx2).empty()) {
-    std::puts("SKIPPED: this CPU has no AVX-512");
+    std::puts("Skipped: this CPU has no AVX-512");
     return;
   }
   const std::uint64_t seed = std::random_device{}();
