@@ -1,7 +1,6 @@
 #include "launch/session.hpp"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -106,7 +105,7 @@ SchedulerLimits Session::scheduler_limits() const {
 
 // All that a stage allocates besides KV pages.
 std::int64_t Session::fixed_bytes(const Backend& backend, const StageSpec& spec) const {
-  const std::int32_t rows = plan_.chunk_tokens + slots_;
+  const std::int32_t rows = scheduler_limits().max_rows();
   const std::int64_t residuals = (plan_.in_flight + 1LL) * rows * plan_.model.n_embd * 4;
   return stage_weight_bytes(backend, plan_.model, spec.blocks, dtype_) +
          StageExecutor::workspace_bytes(plan_.model, spec.blocks, rows) + residuals + kReserveBytes;
@@ -169,7 +168,7 @@ void Session::load(Stage& stage) {
       *stage.backend, *model_->weights, plan_.model, blocks, dtype_, [&line](std::int64_t done, std::int64_t total) {
         line.update(fmt::format("loading {} of {}", readable_bytes(done), readable_bytes(total)));
       });
-  const StageLimits limits{plan_.chunk_tokens + slots_, pages_, slots_, kv_dtype_};
+  const StageLimits limits{scheduler_limits().max_rows(), pages_, slots_, kv_dtype_};
   stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits);
   if (plan_.stage_count() == 1) return;
   if (threads_are_stages()) {

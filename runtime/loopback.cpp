@@ -41,7 +41,6 @@ struct LoopbackHub::State {
 
   std::mutex mutex;
   LoopbackMode mode = LoopbackMode::kBuffered;
-  int stages = 0;
   std::string failure;
   std::map<std::tuple<int, int, Channel>, std::deque<std::vector<std::byte>>> mail;  // (from, to, channel)
   std::vector<Link> links;                                                           // [receiving stage]
@@ -140,7 +139,6 @@ class LoopbackTransport final : public Transport {
 };
 
 LoopbackHub::LoopbackHub(int stages, LoopbackMode mode) : state_(std::make_unique<State>()) {
-  state_->stages = stages;
   state_->mode = mode;
   state_->links.resize(static_cast<std::size_t>(stages));
 }

@@ -27,10 +27,6 @@ Activation activation_of(ActivationName name) {
   throw std::invalid_argument("unknown activation");
 }
 
-std::int64_t aligned(std::int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
-
 // Rows and columns of the workspace's arrays, in order: one place for their sizes.
 struct WorkspaceShape {
   std::int64_t rows, narrow, wide, head_rows, vocab;

@@ -11,10 +11,6 @@ namespace {
 // Host staging: large enough for sequential reads at full speed, small beside any device.
 constexpr std::int64_t kPieceBytes = 8 << 20;
 
-std::int64_t aligned(std::int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
-
 class Loader {
  public:
   Loader(Backend& backend, const WeightSource& source, DType dtype, std::int64_t total,
