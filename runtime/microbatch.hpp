@@ -11,6 +11,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "runtime/request.hpp"
+
 namespace stagecoach {
 
 class WireError : public std::runtime_error {
@@ -21,6 +23,7 @@ class WireError : public std::runtime_error {
 enum RowFlags : std::uint32_t {
   kRowSample = 1,   // the last stage picks the next token from this row's logits
   kRowLogprob = 2,  // and returns its log-probability
+  kRowScore = 4,    // the last stage returns the log-probability of `target` instead of picking
 };
 
 struct Row {
@@ -28,18 +31,36 @@ struct Row {
   std::int32_t slot = 0;
   std::int32_t position = 0;
   std::uint32_t flags = 0;
+  std::int32_t target = 0;  // with kRowScore: the token that follows; travels only then
   bool operator==(const Row&) const = default;
 };
+// Rows with either flag come back as one PickedToken each.
+constexpr bool wants_logits(const Row& row) { return (row.flags & (kRowSample | kRowScore)) != 0; }
 
-// Page numbers and slots are chosen by the scheduler and mean the same on every stage.
+// How tokens of a slot are drawn; a fresh slot is greedy.
+struct SlotSampling {
+  SamplingOptions options;
+  std::uint64_t seed = 0;
+  std::uint32_t sample = 0;
+  bool operator==(const SlotSampling&) const = default;
+};
+
+// Page numbers and slots are chosen by the scheduler and mean the same on every stage. Slots also remember, on the last
+// stage, which tokens were fed to them (for the repetition penalty) and how to sample.
 struct SlotCommand {
   enum class Kind : std::uint8_t {
-    kAppendPages = 1,  // these pages continue the slot's table
-    kDrop = 2,         // the slot's table becomes empty
+    kAppendPages = 1,  // `pages` continue the slot's table
+    kDrop = 2,         // the slot is as at the start: no pages, no tokens, greedy
+    kFork = 3,         // the empty slot takes over the first `count` pages of slot `source`, shared, and its tokens
+    kCopyPage = 4,     // the contents of the slot's last page become those of page `source`
+    kSampling = 5,     // `sampling` holds from here on
   };
   Kind kind = Kind::kAppendPages;
   std::int32_t slot = 0;
-  std::vector<std::int32_t> pages;
+  std::vector<std::int32_t> pages = {};
+  std::int32_t source = 0;
+  std::int32_t count = 0;
+  SlotSampling sampling = {};
   bool operator==(const SlotCommand&) const = default;
 };
 

@@ -8,6 +8,16 @@
 
 namespace stagecoach {
 
+// How a token is drawn from logits, in this order: repetition penalty, temperature, top-k, top-p.
+struct SamplingOptions {
+  double temperature = 0.0;         // 0 is greedy: the largest logit after the penalty
+  std::int32_t top_k = 0;           // only the k most probable tokens; 0 is off
+  double top_p = 1.0;               // only the most probable tokens that together reach p; 1 is off
+  double repetition_penalty = 1.0;  // logits of tokens already there are divided by it (negative ones multiplied)
+
+  bool operator==(const SamplingOptions&) const = default;
+};
+
 struct Request {
   std::int64_t index = 0;             // position in the input, from 0
   std::optional<std::string> id;      // the user's own, if given: JSON text of a string or whole number
@@ -16,17 +26,25 @@ struct Request {
   std::int32_t max_new_tokens = 0;    // at least one
   bool ignore_eos = false;
   bool logprobs = false;
+  SamplingOptions sampling;
+  std::uint64_t seed = 0;  // with the sample's number and the position it determines every random number
+  std::int32_t num_samples = 1;
+  std::vector<std::string> stop;  // generation ends where any of these bytes is complete in the new text
+  // Above 0: nothing is generated; the sample's logprobs are those of tokens[score_from] and all after it, each given
+  // the tokens before it.
+  std::int32_t score_from = 0;
 };
 
 enum class FinishReason : std::uint8_t { kLength, kEos, kStop };
 
 struct Sample {
-  std::int64_t index = 0;  // of the request
-  std::int32_t sample = 0;
+  std::int64_t index = 0;   // of the request
+  std::int32_t sample = 0;  // 0 to num_samples - 1
   std::int32_t prompt_tokens = 0;
   std::vector<std::int32_t> tokens;  // generated, with a final eos if there was one
   std::vector<float> logprobs;       // one per token when asked for, otherwise empty
   FinishReason finish = FinishReason::kLength;
+  std::int64_t text_bytes = -1;  // for kStop: bytes of the new text that stand before the stop string
 };
 
 }  // namespace stagecoach
