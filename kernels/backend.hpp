@@ -103,6 +103,9 @@ class Backend {
   // 0..positions[r]. qkv is (rows, 3 * n_head * head_dim): q, k, v side by side; out is (rows, n_head * head_dim).
   virtual void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) = 0;
 
+  // Makes the contents of page `to` those of page `from`.
+  virtual void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) = 0;
+
   // --- operations on any rows; layer_norm may work in place, other outputs must not overlap inputs
   // out = (x - mean) / sqrt(variance + epsilon) * gain + bias, per row; gain and bias are (1, cols) float32.
   virtual void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) = 0;

@@ -131,6 +131,12 @@ class CheckingBackend final : public Backend {
     compare_attention(pages, in.view, scale, got.view, want.view);
   }
 
+  void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override {
+    check_copy_page(kv, from, to);
+    inner_->copy_page(kv, from, to);
+    reference_->copy_page(shadow(kv).shape, from, to);
+  }
+
   void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
     check_layer_norm(x, gain, bias, out);
     HostCopy in = copy_of(*inner_, x);

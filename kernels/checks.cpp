@@ -77,6 +77,13 @@ void check_attention(const RowSet& rows, Tensor qkv, const KvPages& kv, Tensor o
           fmt::format("rows use pages {} to {} of {}", rows.first_page(), rows.last_page(), kv.page_count));
 }
 
+void check_copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) {
+  require(kv.n_head >= 1 && kv.head_dim >= 1 && kv.base != nullptr, "copy_page",
+          fmt::format("{} heads of {}, pages {}", kv.n_head, kv.head_dim, kv.base == nullptr ? "missing" : "given"));
+  const bool inside = from >= 0 && from < kv.page_count && to >= 0 && to < kv.page_count && from != to;
+  require(inside, "copy_page", fmt::format("page {} to {} of {}", from, to, kv.page_count));
+}
+
 void check_layer_norm(Tensor x, Tensor gain, Tensor bias, Tensor out) {
   require(x.cols >= 1, "layer_norm", "no columns");
   require_activation(x, x.rows, x.cols, "layer_norm", "x");

@@ -13,6 +13,7 @@ void check_matrix_shape(std::int64_t in, std::int64_t out);
 void check_load_rows(const Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host);
 void check_embed(const RowSet& rows, const Matrix& wte, Tensor wpe, Tensor out);
 void check_attention(const RowSet& rows, Tensor qkv, const KvPages& kv, Tensor out);
+void check_copy_page(const KvPages& kv, std::int32_t from, std::int32_t to);
 void check_layer_norm(Tensor x, Tensor gain, Tensor bias, Tensor out);
 void check_linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out);
 void check_gather(Tensor x, std::span<const std::int32_t> rows, Tensor out);

@@ -52,7 +52,7 @@ class Repeat {
       return std::move(requests_[next++]);
     };
     hooks.exhausted = [&] { return next == requests_.size(); };
-    hooks.on_finished = [](Request&&, Sample&&) {};
+    hooks.on_finished = [](Sample&&) {};
     std::int64_t tokens = 0;
     std::vector<bool> started(static_cast<std::size_t>(options_.batch));
     std::int32_t prefilled = 0;
@@ -153,7 +153,7 @@ int run_bench(const Options& options, const World& world) {
       throw UsageError(fmt::format("--prompt-tokens {} and --new-tokens {} need {} positions, the model has {}",
                                    options.prompt_tokens, options.new_tokens, positions, config.n_positions));
     }
-    return {options.batch, static_cast<std::int32_t>(positions)};
+    return {options.batch, pages_for(positions)};
   });
   SchedulerLimits limits = session.scheduler_limits();
   limits.hold_decode = true;

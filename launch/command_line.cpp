@@ -26,11 +26,13 @@ struct CommandSpec {
 constexpr CommandSpec kCommands[] = {
     {Command::kGenerate, "generate", "--model M (--prompt TEXT... | --prompts FILE|-) [options]",
      "continue prompts with a GPT-2 model"},
+    {Command::kScore, "score", "--model M (--text FILE... | --prompts FILE|-) [options]",
+     "log-probabilities and perplexity of texts"},
     {Command::kTokenize, "tokenize", "--model M [--decode] [FILE|-]...",
      "turn each file, or standard input, into a line of token ids"},
     {Command::kBench, "bench", "--model M [options]", "measure prefill and decode"},
 };
-constexpr std::string_view kLaterCommands[] = {"score", "plan", "convert", "slurm"};
+constexpr std::string_view kLaterCommands[] = {"plan", "convert", "slurm"};
 
 // Values per option name, in the order of the command line.
 using Values = std::map<std::string_view, std::vector<std::string>>;
@@ -218,7 +220,8 @@ void apply(const OptionSpec& spec, const std::string& value, const std::string& 
 }
 
 bool overrides(const Values& values, std::string_view name) {
-  if (name == "prompt" || name == "prompts") return values.contains("prompt") || values.contains("prompts");
+  const auto given = [&values](std::string_view other) { return values.contains(other); };
+  if (name == "prompt" || name == "prompts" || name == "text") return given("prompt") || given("prompts") || given("text");
   if (name == "quiet" || name == "verbose") return values.contains("quiet") || values.contains("verbose");
   return values.contains(name);
 }
@@ -274,6 +277,14 @@ void require_consistent(const Options& options) {
     throw UsageError("--model: missing; give a model directory, or synthetic:gpt2 for random weights");
   }
   if (options.quiet && options.verbose) throw UsageError("--quiet and --verbose exclude each other; give one");
+  if (options.command == Command::kScore) {
+    if (!options.text_paths.empty() && !options.prompts_path.empty()) {
+      throw UsageError("--text and --prompts exclude each other; give one of them");
+    }
+    if (options.text_paths.empty() && options.prompts_path.empty()) {
+      throw UsageError("no text; give --text FILE, or --prompts FILE with a text per line (- is standard input)");
+    }
+  }
   if (options.command != Command::kGenerate) return;
   if (!options.prompt_texts.empty() && !options.prompts_path.empty()) {
     throw UsageError("--prompt and --prompts exclude each other; give one of them");
@@ -282,7 +293,7 @@ void require_consistent(const Options& options) {
     throw UsageError("no prompt; give --prompt TEXT, --prompts FILE, or --prompts - for standard input");
   }
   if (options.logprobs && options.output_path.empty()) {
-    throw UsageError("--logprobs: needs --output FILE.jsonl, where they are written");
+    throw UsageError("--logprobs: needs --output FILE.jsonl or FILE.h5, where they are written");
   }
 }
 

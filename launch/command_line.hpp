@@ -16,6 +16,7 @@
 
 #include "kernels/tensor.hpp"
 #include "partition/run_file.hpp"
+#include "runtime/request.hpp"
 
 namespace stagecoach {
 
@@ -25,7 +26,7 @@ class UsageError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-enum class Command : std::uint8_t { kGenerate, kTokenize, kBench };
+enum class Command : std::uint8_t { kGenerate, kTokenize, kBench, kScore = 4 };
 enum class DeviceChoice : std::uint8_t { kAuto, kCpu };
 enum class TransportChoice : std::uint8_t { kAuto, kMpi };
 enum class SimdChoice : std::uint8_t { kBest, kAvx2, kAvx512, kNeon };
@@ -53,17 +54,25 @@ struct Options {
   SimdChoice simd = SimdChoice::kBest;  // for tests
   bool check = false;                   // run every operation against the reference as well
 
-  // generate. Exactly one of `prompt_texts` and `prompts_path` is set.
+  // generate and score. Exactly one of `prompt_texts` (generate), `text_paths` (score) and `prompts_path` is set.
   std::vector<std::string> prompt_texts;
+  std::vector<std::string> text_paths;
   std::string prompts_path;  // "-" is standard input
-  std::string output_path;   // empty: text on standard output; otherwise ends in ".jsonl"
+  std::string output_path;   // empty: text on standard output; otherwise ends in ".jsonl" or ".h5"
   std::int32_t max_new_tokens = 128;
+  SamplingOptions sampling;
+  std::uint64_t seed = 0;
+  std::int32_t num_samples = 1;
+  std::vector<std::string> stop;
   bool ignore_eos = false;
   bool logprobs = false;
   bool truncate_long = false;
   bool fresh = false;      // there is nothing to resume yet: starting over is what happens anyway
   std::int32_t shard = 0;  // --shard I/N
   std::int32_t shards = 1;
+
+  // score
+  std::optional<std::int32_t> stride;  // half the model's positions
 
   // tokenize
   bool decode = false;

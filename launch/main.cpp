@@ -23,6 +23,8 @@ int run_command(const Options& options, const World& world) {
   switch (options.command) {
     case Command::kGenerate:
       return run_generate(options, world);
+    case Command::kScore:
+      return run_score(options, world);
     case Command::kTokenize:
       return run_tokenize(options, world);
     case Command::kBench:

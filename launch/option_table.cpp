@@ -12,7 +12,7 @@
 namespace stagecoach {
 namespace {
 
-constexpr std::int64_t kMaxTokens = 1 << 30;  // as many as a model may have positions
+constexpr std::int64_t kMaxTokens = kNewTokenBounds.high;
 constexpr double kMaxTimeout = 604800.0;      // a week
 
 template <typename T>
@@ -43,6 +43,10 @@ std::optional<std::int32_t> count_or_auto(const std::string& text, std::int64_t 
     throw UsageError(fmt::format("{} is not a number from {} to {}, nor auto", shown(text), low, high));
   }
   return static_cast<std::int32_t>(*value);
+}
+
+std::int32_t count(const std::string& text, const Bounds<std::int64_t>& bounds) {
+  return count(text, bounds.low, bounds.high);
 }
 
 double number(const std::string& text, double low, double high) {
@@ -128,12 +132,18 @@ void set_shard(Options& o, const std::string& v) {
 }
 
 void set_output(Options& o, const std::string& v) {
-  if (v.ends_with(".h5")) not_yet(v, "write to a name that ends in .jsonl");
-  if (!v.ends_with(".jsonl") || v == ".jsonl" || v.ends_with("/.jsonl")) {
+  const std::string name = v.substr(v.rfind('/') + 1);
+  if ((!name.ends_with(".jsonl") && !name.ends_with(".h5")) || name == ".jsonl" || name == ".h5") {
     throw UsageError(
-        fmt::format("{} does not end in .jsonl; leave --output out for text on standard output", shown(v)));
+        fmt::format("{} does not end in .jsonl or .h5; leave --output out for text on standard output", shown(v)));
   }
   o.output_path = v;
+}
+
+void add_stop(Options& o, const std::string& v) {
+  if (v.empty()) throw UsageError("an empty string would stop at once; leave it out");
+  if (v.size() > kMaxStopBytes) throw UsageError(fmt::format("longer than {} bytes", kMaxStopBytes));
+  o.stop.push_back(v);
 }
 
 // Options of later versions: their values are checked, and refused unless they change nothing.
@@ -160,11 +170,13 @@ void refuse_size(Options&, const std::string& v) {
   not_yet(v);
 }
 
-constexpr std::uint8_t kForAll = kForGenerate | kForTokenize | kForBench;
-constexpr std::uint8_t kForRuns = kForGenerate | kForBench;
+constexpr std::uint8_t kForPrompts = kForGenerate | kForScore;
+constexpr std::uint8_t kForRuns = kForPrompts | kForBench;
+constexpr std::uint8_t kForAll = kForRuns | kForTokenize;
 constexpr std::string_view kModel = "Model";
 constexpr std::string_view kInOut = "Prompts and results";
 constexpr std::string_view kGeneration = "Generation";
+constexpr std::string_view kScoring = "Scoring";
 constexpr std::string_view kMeasure = "Measurement";
 constexpr std::string_view kPipeline = "Pipeline and devices";
 constexpr std::string_view kTalk = "Messages";
@@ -186,13 +198,15 @@ const OptionSpec kTable[] = {
 
     {"prompt", "TEXT", kForGenerate, kInOut, "a prompt; may be given several times", true,
      [](Options& o, const std::string& v) { o.prompt_texts.push_back(v); }},
-    {"prompts", "FILE|-", kForGenerate, kInOut,
-     "prompts from a file: .jsonl with an object per line (\"prompt\" or "
-     "\"tokens\", optionally \"id\" and \"max_new_tokens\"), anything else with a prompt per line; - is "
-     "standard input, in either form",
+    {"text", "FILE", kForScore, kInOut, "a file that is one text; may be given several times", true,
+     [](Options& o, const std::string& v) { o.text_paths.push_back(path(v)); }},
+    {"prompts", "FILE|-", kForPrompts, kInOut,
+     "prompts or texts from a file: .jsonl with an object per line (\"prompt\" or \"tokens\", optionally \"id\", and "
+     "for generate any of \"max_new_tokens\" \"temperature\" \"top_k\" \"top_p\" \"repetition_penalty\" \"seed\" "
+     "\"stop\" \"num_samples\"), anything else with one per line; - is standard input, in either form",
      false, [](Options& o, const std::string& v) { o.prompts_path = path(v); }},
-    {"output", "FILE", kForGenerate, kInOut,
-     "write one JSON object per prompt to FILE.jsonl, complete or not at all "
+    {"output", "FILE", kForPrompts, kInOut,
+     "write one JSON object per sample or text to FILE.jsonl, or the same as HDF5 to FILE.h5, complete or not at all "
      "[text on standard output]",
      false, set_output},
     {"long-prompt", "error|truncate", kForGenerate, kInOut,
@@ -202,24 +216,46 @@ const OptionSpec kTable[] = {
      [](Options& o, const std::string& v) {
        o.truncate_long = choice(v, std::array<std::string_view, 2>{"error", "truncate"}) == 1;
      }},
-    {"shard", "I/N", kForGenerate, kInOut, "take every N-th prompt, from the I-th, counted from 0 (job arrays) [0/1]",
+    {"shard", "I/N", kForPrompts, kInOut, "take every N-th prompt, from the I-th, counted from 0 (job arrays) [0/1]",
      false, set_shard},
     {"fresh", "", kForGenerate, kInOut, "start over; this version always does", false,
      [](Options& o, const std::string& v) { o.fresh = flag(v); }},
 
     {"max-new-tokens", "N", kForGenerate, kGeneration, "most tokens to generate for a prompt [128]", false,
-     [](Options& o, const std::string& v) { o.max_new_tokens = count(v, 1, kMaxTokens); }},
+     [](Options& o, const std::string& v) { o.max_new_tokens = count(v, kNewTokenBounds); }},
     {"ignore-eos", "", kForGenerate, kGeneration, "go on after the end-of-text token", false,
      [](Options& o, const std::string& v) { o.ignore_eos = flag(v); }},
     {"logprobs", "", kForGenerate, kGeneration, "give the log-probability of every generated token (in --output)",
      false, [](Options& o, const std::string& v) { o.logprobs = flag(v); }},
-    {"temperature", "T", kForGenerate, kLater, "", false, only_neutral<0, 1000, 0>},
-    {"top-k", "K", kForGenerate, kLater, "", false, only_neutral_whole<0, kMaxTokens, 0>},
-    {"top-p", "P", kForGenerate, kLater, "", false, only_neutral<0, 1, 1>},
-    {"repetition-penalty", "R", kForGenerate, kLater, "", false, only_neutral<0, 1000, 1>},
-    {"seed", "S", kForGenerate, kLater, "", false, only_neutral_whole<0, std::numeric_limits<std::int64_t>::max(), 0>},
-    {"stop", "STR", kForGenerate, kLater, "", true, refuse},
-    {"num-samples", "N", kForGenerate, kLater, "", false, only_neutral_whole<1, kMaxTokens, 1>},
+    {"temperature", "T", kForGenerate, kGeneration,
+     "above 0: draw tokens, from logits divided by T; 0: always the most probable token [0]", false,
+     [](Options& o, const std::string& v) {
+       o.sampling.temperature = number(v, kTemperatureBounds.low, kTemperatureBounds.high);
+     }},
+    {"top-k", "K", kForGenerate, kGeneration, "draw from the K most probable tokens only; 0 is off [0]", false,
+     [](Options& o, const std::string& v) { o.sampling.top_k = count(v, kTopKBounds); }},
+    {"top-p", "P", kForGenerate, kGeneration,
+     "then draw from the fewest tokens that together reach probability P; 1 is off [1]", false,
+     [](Options& o, const std::string& v) { o.sampling.top_p = number(v, kTopPBounds.low, kTopPBounds.high); }},
+    {"repetition-penalty", "R", kForGenerate, kGeneration,
+     "first divide the logits of tokens that are there already by R (multiply negative ones); 1 is off [1]", false,
+     [](Options& o, const std::string& v) {
+       o.sampling.repetition_penalty = number(v, kPenaltyBounds.low, kPenaltyBounds.high);
+     }},
+    {"seed", "S", kForGenerate, kGeneration,
+     "of the random numbers; each prompt without a seed of its own gets a mix of S and its index [0]", false,
+     [](Options& o, const std::string& v) {
+       o.seed = static_cast<std::uint64_t>(whole(v, kSeedBounds.low, kSeedBounds.high));
+     }},
+    {"stop", "STR", kForGenerate, kGeneration,
+     "end where STR appears in the new text, and leave it out; may be given several times", true, add_stop},
+    {"num-samples", "N", kForGenerate, kGeneration, "completions of each prompt [1]", false,
+     [](Options& o, const std::string& v) { o.num_samples = count(v, kSampleBounds); }},
+
+    {"stride", "N", kForScore, kScoring,
+     "a text longer than the model's positions is scored in windows of that many tokens, each N tokens further "
+     "[half the positions]",
+     false, [](Options& o, const std::string& v) { o.stride = count(v, 1, kMaxTokens); }},
 
     {"decode", "", kForTokenize, kInOut, "the other way: token ids, separated by white space, to bytes", false,
      [](Options& o, const std::string& v) { o.decode = flag(v); }},

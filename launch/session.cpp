@@ -123,14 +123,14 @@ std::int64_t Session::pages_that_fit(const WorkSize& work) const {
     fixed += fixed_bytes(*stage->backend, spec);
     page += spec.blocks.count() * stage->backend->kv_page_bytes(plan_.model.n_head, plan_.model.head_dim(), kv_dtype_);
   }
-  const std::int64_t one = pages_for(work.longest_positions);
+  const std::int64_t one = work.pages;
   if (fixed + one * page > available) {
     throw FitError(
-        fmt::format("{}does not fit in memory: weights and workspace {}, KV cache of one sequence of {} positions {}, "
+        fmt::format("{}does not fit in memory: weights and workspace {}, KV cache of one prompt ({} positions) {}, "
                     "available {}; use "
                     "fewer tokens, --kv-dtype float16, a 16-bit --dtype, or more ranks on more hosts",
                     threads_are_stages() ? "" : prefix(stages_.front()->index), readable_bytes(fixed),
-                    work.longest_positions, readable_bytes(one * page), readable_bytes(available)));
+                    one * kPagePositions, readable_bytes(one * page), readable_bytes(available)));
   }
   return std::min<std::int64_t>(one * slots_, (available - fixed) / page);
 }
@@ -168,7 +168,7 @@ void Session::load(Stage& stage) {
       *stage.backend, *model_->weights, plan_.model, blocks, dtype_, [&line](std::int64_t done, std::int64_t total) {
         line.update(fmt::format("loading {} of {}", readable_bytes(done), readable_bytes(total)));
       });
-  const StageLimits limits{scheduler_limits().max_rows(), pages_, slots_, kv_dtype_};
+  const StageLimits limits{scheduler_limits().max_rows(), pages_, scheduler_limits().tables(), kv_dtype_};
   stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits);
   if (plan_.stage_count() == 1) return;
   if (threads_are_stages()) {

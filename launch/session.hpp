@@ -20,8 +20,8 @@ namespace stagecoach {
 
 // How much must fit at once; only rank 0's answer counts.
 struct WorkSize {
-  std::int64_t sequences = 1;          // that could run together
-  std::int32_t longest_positions = 1;  // KV positions of the longest
+  std::int64_t sequences = 1;  // that could run together
+  std::int32_t pages = 1;      // KV pages that the largest request needs
 };
 
 class Session {

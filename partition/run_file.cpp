@@ -74,6 +74,8 @@ constexpr Key kKeys[] = {
     {"generation", "ignore_eos", Type::kFlag},
     {"generation", "logprobs", Type::kFlag},
     {"generation", "long_prompt", Type::kText},
+    {"", "text", Type::kTexts},
+    {"score", "stride", Type::kWhole},
     {"bench", "prompt_tokens", Type::kWhole},
     {"bench", "new_tokens", Type::kWhole},
     {"bench", "batch", Type::kWhole},
@@ -81,7 +83,7 @@ constexpr Key kKeys[] = {
     {"bench", "profile", Type::kFlag},
     {"bench", "json", Type::kText},
 };
-constexpr std::string_view kGroups[] = {"pipeline", "generation", "bench"};
+constexpr std::string_view kGroups[] = {"pipeline", "generation", "score", "bench"};
 
 [[noreturn]] void fail(const YamlNode& at, std::string_view key, const std::string& what) {
   throw PlanError(fmt::format("{}: {}: {}", at.where, key, what));

@@ -1,5 +1,6 @@
 #include "runtime/front_desk.hpp"
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -13,32 +14,40 @@ namespace {
 
 constexpr std::size_t kReadAhead = 64;  // prompts tokenized and waiting for the loop
 
-struct Finished {
+// A prompt that was read and is not written yet. Its samples are delivered in any order and with the numbers that the
+// scheduler gave them; with a split the n-th request's only sample is the n-th.
+struct Pending {
   Request request;
-  Sample sample;
+  std::size_t expected = 0;
+  std::vector<Sample> samples;
 };
 
 }  // namespace
 
 struct FrontDesk::State {
-  State(PromptReader& r, ResultSink& s, FrontDeskHooks h, std::int32_t w)
-      : reader(r), sink(s), hooks(std::move(h)), window(static_cast<std::size_t>(w)) {}
+  State(PromptReader& r, ResultSink& s, FrontDeskHooks h, Split split_prompt, std::int32_t w)
+      : reader(r),
+        sink(s),
+        hooks(std::move(h)),
+        split(std::move(split_prompt)),
+        window(static_cast<std::size_t>(w)) {}
 
   PromptReader& reader;
   ResultSink& sink;
   const FrontDeskHooks hooks;
+  const Split split;
   const std::size_t window;
 
   // Only the thread uses these.
-  std::deque<std::int64_t> order;              // indices read and not written, in input order
-  std::map<std::int64_t, Finished> unordered;  // finished before their turn
-  std::int64_t samples = 0, tokens_written = 0;
+  std::map<std::int64_t, Pending> pending;  // by index, which is input order
+  Written written;
 
   std::mutex mutex;
   std::condition_variable changed;
   // Guarded by `mutex`.
   std::deque<Request> ready;
-  std::vector<Finished> finished;
+  std::size_t unwritten = 0;  // size of `pending`
+  std::vector<Sample> finished;
   std::vector<std::int32_t> tokens;
   bool read_all = false, closing = false, stopping = false;
   std::exception_ptr failure;
@@ -57,12 +66,12 @@ struct FrontDesk::State {
 
   // One round: wait for something to do, do it without the lock. False when it is time to end.
   bool step() {
-    std::vector<Finished> to_write;
+    std::vector<Sample> to_write;
     std::vector<std::int32_t> to_show;
     bool read = false;
     {
       std::unique_lock lock(mutex);
-      const auto can_read = [&] { return !read_all && ready.size() < kReadAhead && order.size() < window; };
+      const auto can_read = [&] { return !read_all && ready.size() < kReadAhead && unwritten < window; };
       changed.wait(lock, [&] { return stopping || closing || can_read() || !finished.empty() || !tokens.empty(); });
       if (stopping) return false;
       to_write.swap(finished);
@@ -73,39 +82,52 @@ struct FrontDesk::State {
     for (const std::int32_t token : to_show) {
       if (hooks.on_token) hooks.on_token(token);
     }
-    for (Finished& done : to_write) unordered.emplace(done.sample.index, std::move(done));
-    write_in_order();
+    for (Sample& sample : to_write) pending.at(sample.index).samples.push_back(std::move(sample));
     if (read) read_one();
+    write_in_order();
     return true;
   }
 
   void read_one() {
     std::optional<Request> request = reader.next();
+    std::vector<Request> out;
     if (request) {
-      order.push_back(request->index);
       if (hooks.on_read) hooks.on_read(*request);
+      Pending next;
+      if (split) {
+        out = split(*request);
+        next.expected = out.size();
+      } else {
+        out.push_back(*request);
+        next.expected = static_cast<std::size_t>(request->num_samples);
+      }
+      next.request = std::move(*request);
+      pending.emplace(next.request.index, std::move(next));
     }
     const std::scoped_lock lock(mutex);
-    if (request) {
-      ready.push_back(std::move(*request));
-    } else {
-      read_all = true;
-    }
+    unwritten = pending.size();
+    read_all = !request;
+    for (Request& part : out) ready.push_back(std::move(part));
   }
 
   void write_in_order() {
     bool any = false;
-    while (!order.empty()) {
-      const auto found = unordered.find(order.front());
-      if (found == unordered.end()) break;
-      sink.write(found->second.request, found->second.sample);
-      ++samples;
-      tokens_written += static_cast<std::int64_t>(found->second.sample.tokens.size());
-      unordered.erase(found);
-      order.pop_front();
+    while (!pending.empty()) {
+      Pending& first = pending.begin()->second;
+      if (first.samples.size() < first.expected) break;
+      std::ranges::sort(first.samples, {}, &Sample::sample);
+      sink.write(first.request, first.samples);
+      ++written.prompts;
+      for (const Sample& sample : first.samples) {
+        written.tokens += static_cast<std::int64_t>(std::max(sample.tokens.size(), sample.logprobs.size()));
+      }
+      pending.erase(pending.begin());
       any = true;
     }
-    if (any && hooks.on_progress) hooks.on_progress(samples, tokens_written);
+    if (!any) return;
+    if (hooks.on_progress) hooks.on_progress(written);
+    const std::scoped_lock lock(mutex);
+    unwritten = pending.size();
   }
 
   void rethrow() const {
@@ -113,8 +135,8 @@ struct FrontDesk::State {
   }
 };
 
-FrontDesk::FrontDesk(PromptReader& reader, ResultSink& sink, FrontDeskHooks hooks, std::int32_t window)
-    : state_(std::make_unique<State>(reader, sink, std::move(hooks), window)) {
+FrontDesk::FrontDesk(PromptReader& reader, ResultSink& sink, FrontDeskHooks hooks, Split split, std::int32_t window)
+    : state_(std::make_unique<State>(reader, sink, std::move(hooks), std::move(split), window)) {
   state_->thread = std::thread([this] { state_->run(); });
 }
 
@@ -149,9 +171,9 @@ void FrontDesk::token(std::int32_t token) {
   state_->changed.notify_all();
 }
 
-void FrontDesk::deliver(Request&& request, Sample&& sample) {
+void FrontDesk::deliver(Sample&& sample) {
   const std::scoped_lock lock(state_->mutex);
-  state_->finished.push_back({std::move(request), std::move(sample)});
+  state_->finished.push_back(std::move(sample));
   state_->changed.notify_all();
 }
 

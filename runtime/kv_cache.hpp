@@ -30,7 +30,8 @@ class KvCache {
  public:
   KvCache(Backend& backend, const KvShape& shape);
 
-  // Applies the commands in order. Throws WireError when a slot or page number is out of range.
+  // Applies the commands in order; copies pages on the backend. Throws WireError when a slot or page number is out of
+  // range, or a fork does not find what it takes over.
   void apply(std::span<const SlotCommand> commands);
   // Pages of `slot`, in order of position.
   std::span<const std::int32_t> table(std::int32_t slot) const;
@@ -38,6 +39,12 @@ class KvCache {
   std::int64_t bytes() const;
 
  private:
+  std::vector<std::int32_t>& at(std::int32_t slot);
+  void require_page(std::int32_t page) const;
+  void fork(const SlotCommand& command);
+  void copy_page(const SlotCommand& command);
+
+  Backend& backend_;
   KvShape shape_;
   std::vector<Buffer> pools_;                      // one per block
   std::vector<std::vector<std::int32_t>> tables_;  // [slot]

@@ -283,8 +283,7 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
     if (hooks.on_token) {
       for (const Scheduler::TokenEvent& event : progress.tokens) hooks.on_token(event);
     }
-    for (Scheduler::Finished& done : progress.finished)
-      hooks.on_finished(std::move(done.request), std::move(done.sample));
+    for (Sample& sample : progress.finished) hooks.on_finished(std::move(sample));
   };
   const std::int32_t last = p.context().stages - 1;
   while (true) {

@@ -56,7 +56,7 @@ struct LeaderHooks {
   std::function<std::optional<Request>()> next_request;        // nothing now is not the end: see `exhausted`
   std::function<bool()> exhausted;                             // no request will come any more
   std::function<void(const Scheduler::TokenEvent&)> on_token;  // may be empty
-  std::function<void(Request&&, Sample&&)> on_finished;
+  std::function<void(Sample&&)> on_finished;
 };
 
 class Pipeline;  // residual buffers and waits, shared by both loops

@@ -5,35 +5,22 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iterator>
 
 #include "partition/wording.hpp"
 #include "runtime/json.hpp"
 #include "runtime/line_reader.hpp"
+#include "runtime/random.hpp"
 #include "runtime/results.hpp"
 
 namespace stagecoach {
 namespace {
 
-constexpr std::int64_t kMaxNewTokens = std::int64_t{1} << 30;
-
-// Keys whose meaning comes in a later version, with the one value that changes nothing.
-struct LaterKey {
-  std::string_view name;
-  double neutral;
-};
-constexpr LaterKey kLaterKeys[] = {
-    {"temperature", 0.0},        {"top_k", 0.0}, {"top_p", 1.0},
-    {"repetition_penalty", 1.0}, {"seed", 0.0},  {"num_samples", 1.0},
-};
-
 [[noreturn]] void fail(std::string_view key, const std::string& what) {
   throw PromptError(fmt::format("{}: {}", key, what));
-}
-
-std::optional<double> number(const Json& value) {
-  if (const std::int64_t* whole = value.integer()) return static_cast<double>(*whole);
-  if (const double* real = value.real()) return *real;
-  return std::nullopt;
 }
 
 // What one line says, before defaults and the model's bounds. PromptErrors here lack the place;
@@ -42,7 +29,10 @@ struct Line {
   std::optional<std::string> text;
   std::vector<std::int32_t> tokens;
   std::optional<std::string> id;
-  std::optional<std::int32_t> max_new_tokens;
+  std::optional<std::int32_t> max_new_tokens, top_k, num_samples;
+  std::optional<double> temperature, top_p, repetition_penalty;
+  std::optional<std::uint64_t> seed;
+  std::optional<std::vector<std::string>> stop;
 };
 
 std::vector<std::int32_t> token_list(const Json& value, std::int32_t vocab_size) {
@@ -63,38 +53,70 @@ std::vector<std::int32_t> token_list(const Json& value, std::int32_t vocab_size)
   return tokens;
 }
 
-void require_neutral(std::string_view key, const Json& value) {
-  if (key == "stop") {
-    const Json::Array* list = value.array();
-    if (list == nullptr || !list->empty()) fail(key, "not part of this version yet; leave it out");
-    return;
-  }
-  const auto later =
-      std::find_if(std::begin(kLaterKeys), std::end(kLaterKeys), [&](const LaterKey& k) { return k.name == key; });
-  const std::optional<double> given = number(value);
-  if (!given) fail(key, fmt::format("is {}, not a number", value.type_name()));
-  if (*given != later->neutral) {
-    fail(key, fmt::format("{}: not part of this version yet; leave it out", *given));
-  }
-}
-
-bool is_later(std::string_view key) {
-  return key == "stop" ||
-         std::any_of(std::begin(kLaterKeys), std::end(kLaterKeys), [&](const LaterKey& k) { return k.name == key; });
-}
-
-std::int32_t new_token_count(const Json& value) {
+std::int64_t whole(std::string_view key, const Json& value, const Bounds<std::int64_t>& bounds) {
   const std::int64_t* given = value.integer();
-  if (given == nullptr) fail("max_new_tokens", fmt::format("is {}, not a whole number", value.type_name()));
-  if (*given < 1 || *given > kMaxNewTokens) {
-    fail("max_new_tokens", fmt::format("{} is not a number from 1 to {}", *given, kMaxNewTokens));
+  if (given == nullptr) fail(key, fmt::format("is {}, not a whole number", value.type_name()));
+  if (!bounds.hold(*given)) {
+    fail(key, fmt::format("{} is not a number from {} to {}", *given, bounds.low, bounds.high));
   }
-  return static_cast<std::int32_t>(*given);
+  return *given;
 }
+
+double real(std::string_view key, const Json& value, const Bounds<double>& bounds) {
+  const std::int64_t* integer = value.integer();
+  const double* given = value.real();
+  if (integer == nullptr && given == nullptr) fail(key, fmt::format("is {}, not a number", value.type_name()));
+  const double number = integer != nullptr ? static_cast<double>(*integer) : *given;
+  if (!bounds.hold(number)) {
+    fail(key, fmt::format("{} is not a number from {} to {}", number, bounds.low, bounds.high));
+  }
+  return number;
+}
+
+std::vector<std::string> stop_list(const Json& value) {
+  std::vector<std::string> stops;
+  const auto add = [&stops](const Json& item) {
+    const std::string* text = item.string();
+    if (text == nullptr) fail("stop", fmt::format("holds {}; give a string or a list of strings", item.type_name()));
+    if (text->empty()) fail("stop", "holds an empty string, which would stop at once");
+    if (text->size() > kMaxStopBytes) fail("stop", fmt::format("is longer than {} bytes", kMaxStopBytes));
+    stops.push_back(*text);
+  };
+  if (const Json::Array* list = value.array()) {
+    for (const Json& item : *list) add(item);
+  } else {
+    add(value);
+  }
+  return stops;
+}
+
+// The optional keys: name, and how a value becomes part of a Line.
+struct LineKey {
+  std::string_view name;
+  void (*read)(Line& line, const Json& value);
+};
+constexpr LineKey kLineKeys[] = {
+    {"max_new_tokens",
+     [](Line& line, const Json& v) {
+       line.max_new_tokens = static_cast<std::int32_t>(whole("max_new_tokens", v, kNewTokenBounds));
+     }},
+    {"temperature", [](Line& line, const Json& v) { line.temperature = real("temperature", v, kTemperatureBounds); }},
+    {"top_k",
+     [](Line& line, const Json& v) { line.top_k = static_cast<std::int32_t>(whole("top_k", v, kTopKBounds)); }},
+    {"top_p", [](Line& line, const Json& v) { line.top_p = real("top_p", v, kTopPBounds); }},
+    {"repetition_penalty",
+     [](Line& line, const Json& v) { line.repetition_penalty = real("repetition_penalty", v, kPenaltyBounds); }},
+    {"seed", [](Line& line, const Json& v) { line.seed = static_cast<std::uint64_t>(whole("seed", v, kSeedBounds)); }},
+    {"num_samples",
+     [](Line& line, const Json& v) {
+       line.num_samples = static_cast<std::int32_t>(whole("num_samples", v, kSampleBounds));
+     }},
+    {"stop", [](Line& line, const Json& v) { line.stop = stop_list(v); }},
+};
 
 [[noreturn]] void fail_unknown(const std::string& key) {
-  std::vector<std::string> known = {"prompt", "tokens", "id", "max_new_tokens", "stop"};
-  for (const LaterKey& k : kLaterKeys) known.emplace_back(k.name);
+  std::vector<std::string> known = {"prompt", "tokens", "id"};
+  for (const LineKey& k : kLineKeys) known.emplace_back(k.name);
   fail(shown(key), "unknown key" + suggestion(key, known));
 }
 
@@ -118,8 +140,8 @@ Line parse_object_line(const std::string& text, std::int32_t vocab_size) {
   }
   Line line;
   for (const auto& [key, value] : *object) {
-    if (key != "prompt" && key != "tokens" && key != "id" && key != "max_new_tokens" && !is_later(key))
-      fail_unknown(key);
+    const auto known = std::ranges::find(kLineKeys, key, &LineKey::name);
+    if (key != "prompt" && key != "tokens" && key != "id" && known == std::end(kLineKeys)) fail_unknown(key);
     if (value.is_null()) continue;
     if (key == "prompt") {
       const std::string* given = value.string();
@@ -129,10 +151,8 @@ Line parse_object_line(const std::string& text, std::int32_t vocab_size) {
       line.id = id_text(value);
     } else if (key == "tokens") {
       line.tokens = token_list(value, vocab_size);
-    } else if (key == "max_new_tokens") {
-      line.max_new_tokens = new_token_count(value);
     } else {
-      require_neutral(key, value);
+      known->read(line, value);
     }
   }
   if (line.text && !line.tokens.empty()) throw PromptError("both prompt and tokens; give one of them");
@@ -158,6 +178,17 @@ std::vector<std::int32_t> encode(const std::string& text, const Tokenizer* token
   return tokens;
 }
 
+// Throws PromptError; a text is held in memory anyway.
+std::string read_whole(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw PromptError(fmt::format("{}: {}", shown(path), std::strerror(errno)));
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (file.bad() || (text.empty() && std::filesystem::is_directory(path))) {
+    throw PromptError(fmt::format("{}: cannot be read (is it a directory?)", shown(path)));
+  }
+  return text;
+}
+
 // Standard input has no name to tell its form: JSON Lines when the first line begins like an object with a prompt.
 bool looks_like_json_lines(LineReader& lines) {
   std::string first;
@@ -175,7 +206,8 @@ struct PromptReader::Impl {
   PromptOptions options;
   std::unique_ptr<LineReader> lines;  // null: `texts`
   bool json_lines = false;
-  std::vector<std::string> texts;
+  std::vector<std::string> texts;  // or names of files that are read whole
+  bool texts_are_files = false;
   std::int64_t taken = 0;  // prompts of the whole input, this shard's and others'
   std::string text;        // what was taken last
 
@@ -187,6 +219,7 @@ struct PromptReader::Impl {
     } else {
       if (taken == static_cast<std::int64_t>(texts.size())) return false;
       text = texts[static_cast<std::size_t>(taken)];
+      if (texts_are_files) text = read_whole(text);
     }
     ++taken;
     return true;
@@ -197,7 +230,9 @@ struct PromptReader::Impl {
     try {
       return interpret();
     } catch (const PromptError& error) {
-      const std::string place = lines != nullptr ? lines->place() : fmt::format("prompt {}", taken);
+      const std::string place = lines != nullptr  ? lines->place()
+                                : texts_are_files ? shown(texts[static_cast<std::size_t>(taken - 1)])
+                                                  : fmt::format("prompt {}", taken);
       throw PromptError(fmt::format("{}: {}", place, error.what()));
     }
   }
@@ -213,6 +248,16 @@ struct PromptReader::Impl {
     request.index = taken - 1;
     request.id = std::move(line.id);
     request.max_new_tokens = line.max_new_tokens.value_or(options.max_new_tokens);
+    request.sampling.temperature = line.temperature.value_or(options.sampling.temperature);
+    request.sampling.top_k = line.top_k.value_or(options.sampling.top_k);
+    request.sampling.top_p = line.top_p.value_or(options.sampling.top_p);
+    request.sampling.repetition_penalty = line.repetition_penalty.value_or(options.sampling.repetition_penalty);
+    request.seed = line.seed.value_or(request_seed(options.run_seed, request.index));
+    request.num_samples = line.num_samples.value_or(options.num_samples);
+    request.stop = line.stop ? std::move(*line.stop) : options.stop;
+    if (!request.stop.empty() && tokenizer == nullptr) {
+      fail("stop", "needs the text of tokens, but the model has no vocabulary files; leave it out");
+    }
     request.ignore_eos = options.ignore_eos;
     request.logprobs = options.logprobs;
     request.tokens = line.text ? encode(*line.text, tokenizer, options.vocab_size) : std::move(line.tokens);
@@ -224,7 +269,7 @@ struct PromptReader::Impl {
   // The last of n_positions tokens still yields one more, so a prompt may fill them all.
   void fit(std::vector<std::int32_t>& tokens) const {
     const auto most = static_cast<std::size_t>(options.n_positions);
-    if (tokens.size() <= most) return;
+    if (tokens.size() <= most || options.any_length) return;
     if (!options.truncate_long) {
       throw PromptError(
           fmt::format("{} tokens, but the model has {} positions; shorten it, or keep its last {} tokens "
@@ -255,6 +300,13 @@ PromptReader PromptReader::from_file(const std::string& path, const Tokenizer* t
   return PromptReader(std::move(impl));
 }
 
+PromptReader PromptReader::from_whole_files(const std::vector<std::string>& paths, const Tokenizer* tokenizer,
+                                            const PromptOptions& options) {
+  PromptReader reader = from_texts(paths, tokenizer, options);
+  reader.impl_->texts_are_files = true;
+  return reader;
+}
+
 PromptReader PromptReader::from_texts(std::vector<std::string> texts, const Tokenizer* tokenizer,
                                       const PromptOptions& options) {
   auto impl = std::make_unique<Impl>();
@@ -264,22 +316,20 @@ PromptReader PromptReader::from_texts(std::vector<std::string> texts, const Toke
   return PromptReader(std::move(impl));
 }
 
-PromptSummary PromptReader::check() {
+std::int64_t PromptReader::check(const std::function<void(const Request&)>& each) {
   impl_->rewind();
-  PromptSummary summary;
+  std::int64_t count = 0;
   while (impl_->advance()) {
     const Request request = impl_->request();  // other shards' lines too: a bad file is bad for all of them
     if (!impl_->is_mine()) continue;
-    ++summary.count;
-    const std::int64_t wanted = static_cast<std::int64_t>(request.tokens.size()) + request.max_new_tokens - 1;
-    const std::int64_t possible = std::min<std::int64_t>(wanted, impl_->options.n_positions);
-    summary.longest_positions = std::max(summary.longest_positions, static_cast<std::int32_t>(possible));
+    ++count;
+    if (each) each(request);
   }
   if (impl_->taken == 0) {
     throw PromptError(fmt::format("{}: no prompts in it", impl_->lines != nullptr ? impl_->lines->name() : "--prompt"));
   }
   impl_->rewind();
-  return summary;
+  return count;
 }
 
 std::optional<Request> PromptReader::next() {

@@ -1,6 +1,7 @@
 // What a user asks for and gets: one prompt with its options, one finished sample.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -18,6 +19,26 @@ struct SamplingOptions {
   bool operator==(const SamplingOptions&) const = default;
 };
 
+// Ranges of the options, both ends included; NaN is outside of all.
+template <typename T>
+struct Bounds {
+  T low, high;
+  constexpr bool hold(T value) const { return value >= low && value <= high; }
+};
+inline constexpr Bounds<std::int64_t> kNewTokenBounds{1, 1 << 30};  // as many as a model may have positions
+inline constexpr Bounds<double> kTemperatureBounds{0.0, 1000.0};
+inline constexpr Bounds<std::int64_t> kTopKBounds{0, 1 << 30};
+inline constexpr Bounds<double> kTopPBounds{0.0, 1.0};
+inline constexpr Bounds<double> kPenaltyBounds{0.001, 1000.0};
+inline constexpr Bounds<std::int64_t> kSeedBounds{0, INT64_MAX};
+inline constexpr Bounds<std::int64_t> kSampleBounds{1, 1 << 20};
+inline constexpr std::size_t kMaxStopBytes = 4096;  // of one stop string
+
+constexpr bool is_valid(const SamplingOptions& o) {
+  return kTemperatureBounds.hold(o.temperature) && kTopKBounds.hold(o.top_k) && kTopPBounds.hold(o.top_p) &&
+         kPenaltyBounds.hold(o.repetition_penalty);
+}
+
 struct Request {
   std::int64_t index = 0;             // position in the input, from 0
   std::optional<std::string> id;      // the user's own, if given: JSON text of a string or whole number
@@ -29,6 +50,7 @@ struct Request {
   SamplingOptions sampling;
   std::uint64_t seed = 0;  // with the sample's number and the position it determines every random number
   std::int32_t num_samples = 1;
+  std::int32_t first_sample = 0;  // their numbers begin here
   std::vector<std::string> stop;  // generation ends where any of these bytes is complete in the new text
   // Above 0: nothing is generated; the sample's logprobs are those of tokens[score_from] and all after it, each given
   // the tokens before it.
@@ -39,7 +61,7 @@ enum class FinishReason : std::uint8_t { kLength, kEos, kStop };
 
 struct Sample {
   std::int64_t index = 0;   // of the request
-  std::int32_t sample = 0;  // 0 to num_samples - 1
+  std::int32_t sample = 0;  // its number: first_sample to first_sample + num_samples - 1
   std::int32_t prompt_tokens = 0;
   std::vector<std::int32_t> tokens;  // generated, with a final eos if there was one
   std::vector<float> logprobs;       // one per token when asked for, otherwise empty

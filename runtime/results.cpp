@@ -26,27 +26,20 @@ std::string_view name_of(FinishReason reason) {
   return "?";
 }
 
-// A model may have more ids than its vocabulary has tokens (padding), and may well generate one.
-void append_token(std::string& bytes, const Tokenizer& tokenizer, std::int32_t id) {
-  try {
-    bytes += tokenizer.token_bytes(id);
-  } catch (const TokenizerError&) {
-    bytes += kReplacement;
-  }
-}
-
 std::string bytes_of(const Tokenizer& tokenizer, std::span<const std::int32_t> ids) {
   std::string bytes;
-  for (const std::int32_t id : ids) append_token(bytes, tokenizer, id);
+  for (const std::int32_t id : ids) bytes += token_text(tokenizer, id);
   return bytes;
 }
 
-// The generated tokens that are text: all but a final end-of-text.
-std::span<const std::int32_t> text_tokens(const Sample& sample, std::int32_t eos) {
+// The new text: without a final end-of-text, and up to a stop string.
+std::string completion_bytes(const Sample& sample, const Tokenizer& tokenizer, std::int32_t eos) {
   std::span<const std::int32_t> tokens = sample.tokens;
   if (sample.finish == FinishReason::kEos && !tokens.empty() && tokens.back() == eos)
     tokens = tokens.first(tokens.size() - 1);
-  return tokens;
+  std::string bytes = bytes_of(tokenizer, tokens);
+  if (sample.finish == FinishReason::kStop) bytes.resize(static_cast<std::size_t>(sample.text_bytes));
+  return bytes;
 }
 
 std::string prompt_bytes(const Request& request, const Tokenizer& tokenizer) {
@@ -62,12 +55,18 @@ class JsonlSink : public ResultSink {
   JsonlSink(const std::string& path, const Tokenizer* tokenizer, std::int32_t eos)
       : file_(path), tokenizer_(tokenizer), eos_(eos) {}
 
-  void write(const Request& request, const Sample& sample) override {
+  void write(const Request& request, std::span<const Sample> samples) override {
+    for (const Sample& sample : samples) file_.write(line_of(request, sample));
+  }
+  void finish() override { file_.commit(); }
+
+ private:
+  std::string line_of(const Request& request, const Sample& sample) const {
     std::string line = fmt::format("{{\"index\":{},\"id\":{},\"sample\":{}", request.index, request.id.value_or("null"),
                                    sample.sample);
     line += fmt::format(",\"prompt\":{}", prompt(request));
     line += ",\"completion\":";
-    line += tokenizer_ != nullptr ? json_string(bytes_of(*tokenizer_, text_tokens(sample, eos_))) : "null";
+    line += tokenizer_ != nullptr ? json_string(completion_bytes(sample, *tokenizer_, eos_)) : "null";
     line += fmt::format(",\"prompt_tokens\":{},\"tokens\":[{}]", sample.prompt_tokens, fmt::join(sample.tokens, ","));
     if (request.logprobs) {
       line += ",\"logprobs\":[";
@@ -78,11 +77,8 @@ class JsonlSink : public ResultSink {
       line += ']';
     }
     line += fmt::format(",\"finish_reason\":\"{}\"}}\n", name_of(sample.finish));
-    file_.write(line);
+    return line;
   }
-  void finish() override { file_.commit(); }
-
- private:
   std::string prompt(const Request& request) const {
     if (tokenizer_ == nullptr && !request.prompt) return "null";
     return json_string(request.prompt ? *request.prompt : bytes_of(*tokenizer_, request.tokens));
@@ -97,16 +93,19 @@ class TextSink : public ResultSink {
  public:
   TextSink(int fd, const Tokenizer* tokenizer, std::int32_t eos) : fd_(fd), tokenizer_(tokenizer), eos_(eos) {}
 
-  void write(const Request& request, const Sample& sample) override {
-    std::string out = request.id ? fmt::format("==> {}: {} <==\n", request.index, *request.id)
-                                 : fmt::format("==> {} <==\n", request.index);
-    if (tokenizer_ != nullptr) {
-      out += to_valid_utf8(prompt_bytes(request, *tokenizer_) + bytes_of(*tokenizer_, text_tokens(sample, eos_)));
-    } else {
-      out += fmt::format("{} {}", fmt::join(request.tokens, " "), fmt::join(sample.tokens, " "));
+  void write(const Request& request, std::span<const Sample> samples) override {
+    for (const Sample& sample : samples) {
+      const std::string id = request.id ? fmt::format(": {}", *request.id) : "";
+      const std::string number = request.num_samples > 1 ? fmt::format(", sample {}", sample.sample) : "";
+      std::string out = fmt::format("==> {}{}{} <==\n", request.index, id, number);
+      if (tokenizer_ != nullptr) {
+        out += to_valid_utf8(prompt_bytes(request, *tokenizer_) + completion_bytes(sample, *tokenizer_, eos_));
+      } else {
+        out += fmt::format("{} {}", fmt::join(request.tokens, " "), fmt::join(sample.tokens, " "));
+      }
+      out += "\n\n";
+      write_all(fd_, out, name_of_descriptor(fd_));
     }
-    out += "\n\n";
-    write_all(fd_, out, name_of_descriptor(fd_));
   }
   void finish() override {}
 
@@ -122,12 +121,18 @@ std::unique_ptr<ResultSink> make_jsonl_sink(const std::string& path, const Token
   return std::make_unique<JsonlSink>(path, tokenizer, eos);
 }
 
+std::unique_ptr<ResultSink> make_file_sink(
+    const std::string& path, const std::function<std::unique_ptr<ResultSink>(const std::string& path)>& make_jsonl) {
+  return make_jsonl(path);
+}
+
 std::unique_ptr<ResultSink> make_text_sink(int fd, const Tokenizer* tokenizer, std::int32_t eos) {
   return std::make_unique<TextSink>(fd, tokenizer, eos);
 }
 
 void TextStream::begin(const Request& request) {
   ignore_eos_ = request.ignore_eos;
+  stop_ = StopStrings(request.stop);
   decoder_ = StreamDecoder();
   const std::string text = tokenizer_ != nullptr ? decoder_.push(prompt_bytes(request, *tokenizer_))
                                                  : fmt::format("{}", fmt::join(request.tokens, " "));
@@ -140,13 +145,20 @@ void TextStream::push(std::int32_t token) {
     return;
   }
   if (token == eos_ && !ignore_eos_) return;
-  std::string bytes;
-  append_token(bytes, *tokenizer_, token);
-  write_all(fd_, decoder_.push(bytes), name_of_descriptor(fd_));
+  write_all(fd_, decoder_.push(stop_.push(token_text(*tokenizer_, token))), name_of_descriptor(fd_));
 }
 
 void TextStream::end() {
-  write_all(fd_, decoder_.finish() + "\n", name_of_descriptor(fd_));
+  const std::string held = decoder_.push(stop_.finish());
+  write_all(fd_, held + decoder_.finish() + "\n", name_of_descriptor(fd_));
+}
+
+std::string token_text(const Tokenizer& tokenizer, std::int32_t id) {
+  try {
+    return std::string(tokenizer.token_bytes(id));
+  } catch (const TokenizerError&) {
+    return std::string(kReplacement);
+  }
 }
 
 std::string shortest_decimal(float value) {

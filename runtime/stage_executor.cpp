@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "runtime/sampler.hpp"
-
 namespace stagecoach {
 namespace {
 
@@ -56,6 +54,7 @@ StageExecutor::StageExecutor(Backend& backend, const ModelConfig& config, BlockR
       limits_(limits),
       weights_(std::move(weights)),
       cache_(backend, {blocks.count(), config.n_head, config.head_dim(), limits.kv_dtype, limits.pages, limits.slots}),
+      sampler_(limits.slots, config.vocab_size),
       activation_(activation_of(config.activation)) {
   const WorkspaceShape shape = workspace_shape(config, blocks, limits.max_rows);
   workspace_ = backend.allocate(shape.bytes());
@@ -74,6 +73,10 @@ StageExecutor::StageExecutor(Backend& backend, const ModelConfig& config, BlockR
 
 TokenBatch StageExecutor::run(const Microbatch& microbatch, Tensor residual, const Progress& progress) {
   cache_.apply(microbatch.commands);
+  if (is_last()) {
+    sampler_.apply(microbatch.commands);
+    sampler_.feed(microbatch.rows);
+  }
   TokenBatch picked;
   picked.id = microbatch.id;
   if (microbatch.rows.empty()) return picked;
@@ -144,7 +147,7 @@ TokenBatch StageExecutor::pick_tokens(const Microbatch& microbatch, Tensor resid
   result.id = microbatch.id;
   std::vector<std::int32_t> wanted;
   for (std::size_t r = 0; r < microbatch.rows.size(); ++r) {
-    if ((microbatch.rows[r].flags & kRowSample) != 0) wanted.push_back(static_cast<std::int32_t>(r));
+    if (wants_logits(microbatch.rows[r])) wanted.push_back(static_cast<std::int32_t>(r));
   }
   for (std::size_t first = 0; first < wanted.size(); first += static_cast<std::size_t>(picked_.rows)) {
     const std::size_t count = std::min(wanted.size() - first, static_cast<std::size_t>(picked_.rows));
@@ -159,10 +162,7 @@ TokenBatch StageExecutor::pick_tokens(const Microbatch& microbatch, Tensor resid
     for (std::size_t i = 0; i < count; ++i) {
       const Row& row = microbatch.rows[static_cast<std::size_t>(wanted[first + i])];
       const auto vocab = static_cast<std::size_t>(config_.vocab_size);
-      const std::span<const float> mine = std::span(host_logits_).subspan(i * vocab, vocab);
-      PickedToken picked{row.slot, pick_greedy(mine), 0.0F};
-      if ((row.flags & kRowLogprob) != 0) picked.logprob = log_probability(mine, picked.token);
-      result.tokens.push_back(picked);
+      result.tokens.push_back(sampler_.pick(row, std::span(host_logits_).subspan(i * vocab, vocab)));
     }
     progress();
   }

@@ -14,6 +14,7 @@
 #include "partition/model.hpp"
 #include "runtime/kv_cache.hpp"
 #include "runtime/microbatch.hpp"
+#include "runtime/slot_sampler.hpp"
 #include "runtime/stage_weights.hpp"
 
 namespace stagecoach {
@@ -34,8 +35,8 @@ class StageExecutor {
                 const StageLimits& limits);
 
   // `residual` is (microbatch.rows.size(), n_embd) float32 on the backend. The first stage overwrites it with
-  // embeddings, the others expect the previous stage's. Returns the picked tokens on the last stage, otherwise an empty
-  // batch.
+  // embeddings, the others expect the previous stage's. Returns the picked tokens and scores on the last stage,
+  // otherwise an empty batch.
   TokenBatch run(const Microbatch& microbatch, Tensor residual, const Progress& progress);
 
   // Logits (rows, vocab) of the last rows that the latest `run` picked tokens for, at most 64: for comparisons.
@@ -61,6 +62,7 @@ class StageExecutor {
   StageLimits limits_;
   StageWeights weights_;
   KvCache cache_;
+  SlotSampler sampler_;  // used on the last stage
   Activation activation_;
 
   Buffer workspace_;

@@ -88,6 +88,13 @@ class ReferenceBackend final : public Backend {
     }
   }
 
+  void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override {
+    check_copy_page(kv, from, to);
+    const std::int64_t bytes = kv_page_bytes(kv.n_head, kv.head_dim, kv.dtype);
+    auto* base = static_cast<std::byte*>(kv.base);
+    std::memcpy(base + to * bytes, base + from * bytes, static_cast<std::size_t>(bytes));
+  }
+
   void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
     check_layer_norm(x, gain, bias, out);
     for (std::int64_t r = 0; r < x.rows; ++r) {

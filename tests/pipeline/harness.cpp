@@ -66,7 +66,7 @@ std::vector<Sample> lead(const Job& job, const Layout& layout, const Model& mode
     return job.requests[next++];
   };
   hooks.exhausted = [&] { return next == job.requests.size(); };
-  hooks.on_finished = [&](Request&&, Sample&& sample) {
+  hooks.on_finished = [&](Sample&& sample) {
     samples[static_cast<std::size_t>(sample.index)] = std::move(sample);
   };
   Leader leader(context);

@@ -30,6 +30,9 @@ class Broken final : public Backend {
   }
   void set_rows(const RowsView& rows) override { inner_->set_rows(rows); }
   void embed(const Matrix& wte, Tensor wpe, Tensor out) override { inner_->embed(wte, wpe, out), spoil(out); }
+  void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override {
+    inner_->copy_page(kv, to, from);  // the wrong way round
+  }
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
     inner_->attention(qkv, kv, scale, out), spoil(out);
   }

@@ -114,3 +114,35 @@ TEST_CASE("attention: each row sees its sequence up to itself, weighted by exp(s
     CHECK(out.values[2] == 7.0F);
   }
 }
+
+TEST_CASE("copy_page: a sequence that forks on a copied page goes on as the original does") {
+  Random random = fresh_random();
+  for (const DType type : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    for (const auto& backend : both()) {
+      const auto checking = make_checking_backend(make_cpu_backend({}));
+      for (Backend* b : {backend.get(), checking.get()}) {
+        constexpr std::int32_t kHeads = 3, kDim = 5, kWidth = kHeads * kDim;
+        const std::int64_t page_bytes = b->kv_page_bytes(kHeads, kDim, type);
+        const Buffer storage = b->allocate(3 * page_bytes);
+        const KvPages kv{storage.data(), type, 3, kHeads, kDim};
+        const Array prompt = random_array(random, 7, 3 * kWidth);
+        const Array next = random_array(random, 1, 3 * kWidth);
+        const std::vector<std::int32_t> positions = {0, 1, 2, 3, 4, 5, 6}, sequences(7, 0), source = {2};
+        Array out(7, kWidth);
+        b->set_rows({{}, positions, sequences, source, 1});
+        b->attention(prompt.view(), kv, 0.3F, out.view());
+        b->copy_page(kv, 2, 0);
+        const std::vector<std::int32_t> position = {7}, sequence = {0}, copy = {0};
+        Array original(1, kWidth), forked(1, kWidth);
+        b->set_rows({{}, position, sequence, copy, 1});
+        b->attention(next.view(), kv, 0.3F, forked.view());
+        b->set_rows({{}, position, sequence, source, 1});
+        b->attention(next.view(), kv, 0.3F, original.view());
+        CHECK(forked.values == original.values);
+        CHECK_THROWS_AS(b->copy_page(kv, 3, 0), std::invalid_argument);
+        CHECK_THROWS_AS(b->copy_page(kv, 0, -1), std::invalid_argument);
+        CHECK_THROWS_AS(b->copy_page(kv, 1, 1), std::invalid_argument);
+      }
+    }
+  }
+}

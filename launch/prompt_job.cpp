@@ -1,0 +1,72 @@
+#include "launch/prompt_job.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+
+#include "launch/log.hpp"
+
+namespace stagecoach {
+
+const Tokenizer* tokenizer_of(const Model& model) {
+  return model.tokenizer ? &*model.tokenizer : nullptr;
+}
+
+PromptOptions prompt_options(const Options& options, const Model& model) {
+  PromptOptions prompts;
+  prompts.n_positions = model.config.n_positions;
+  prompts.vocab_size = model.config.vocab_size;
+  prompts.shard = options.shard;
+  prompts.shards = options.shards;
+  if (const char* folder = std::getenv("TMPDIR")) prompts.temporary_folder = folder;
+  return prompts;
+}
+
+void open_prompts(PromptJob& job, const Options& options, const Session& session, const PromptOptions& prompts) {
+  const Tokenizer* tokenizer = tokenizer_of(session.model());
+  if (!options.prompts_path.empty()) {
+    job.reader = PromptReader::from_file(options.prompts_path, tokenizer, prompts);
+  } else if (!options.text_paths.empty()) {
+    job.reader = PromptReader::from_whole_files(options.text_paths, tokenizer, prompts);
+  } else {
+    job.reader = PromptReader::from_texts(options.prompt_texts, tokenizer, prompts);
+  }
+  job.size = {0, 1};
+  const auto measure = [&](const Request& request) {
+    job.size.sequences += request.num_samples;
+    job.size.pages = std::max(job.size.pages, pages_needed(request, prompts.n_positions));
+  };
+  job.count = job.reader->check([&](const Request& request) {
+    if (!job.split) return measure(request);
+    for (const Request& part : job.split(request)) measure(part);
+  });
+}
+
+void run_prompts(PromptJob& job, const Options& options, Session& session, const char* unit) {
+  session.run([&](Leader& leader) {
+    StatusLine line(!options.output_path.empty() && !options.quiet);
+    const auto start = std::chrono::steady_clock::now();
+    job.hooks.on_progress = [&](const Written& written) {
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      line.update(fmt::format("{} of {} {}, {} tokens, {:.1f} tokens/s", written.prompts, job.count, unit,
+                              written.tokens, static_cast<double>(written.tokens) / seconds));
+    };
+    FrontDesk desk(*job.reader, *job.sink, job.hooks, job.split);
+    LeaderHooks hooks;
+    hooks.next_request = [&desk] { return desk.next_request(); };
+    hooks.exhausted = [&desk] { return desk.exhausted(); };
+    hooks.on_finished = [&desk](Sample&& sample) { desk.deliver(std::move(sample)); };
+    if (job.hooks.on_token) hooks.on_token = [&desk](const Scheduler::TokenEvent& event) { desk.token(event.token); };
+    Scheduler::TokenBytes token_bytes;
+    if (const Tokenizer* tokenizer = tokenizer_of(session.model())) {
+      token_bytes = [tokenizer](std::int32_t token) { return token_text(*tokenizer, token); };
+    }
+    Scheduler scheduler(session.scheduler_limits(), std::move(token_bytes));
+    leader.run(scheduler, hooks);
+    desk.finish();
+  });
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,52 @@
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "launch/commands.hpp"
+#include "launch/prompt_job.hpp"
+#include "launch/session.hpp"
+#include "runtime/output_file.hpp"
+#include "runtime/score_results.hpp"
+
+namespace stagecoach {
+namespace {
+
+// Half the context unless the user says otherwise: every token but the first ones has that much before it.
+std::int32_t stride_of(const Options& options, std::int32_t n_positions) {
+  if (!options.stride) return std::max(1, n_positions / 2);
+  if (*options.stride >= n_positions && n_positions > 1) {
+    throw UsageError(fmt::format("--stride: {} is not less than the model's {} positions; each window needs a token "
+                                 "before the first one it scores",
+                                 *options.stride, n_positions));
+  }
+  return *options.stride;
+}
+
+}  // namespace
+
+int run_score(const Options& options, const World& world) {
+  Session session(options, world);
+  PromptJob job;
+  Score total;
+  session.prepare([&]() -> WorkSize {
+    const std::int32_t n_positions = session.model().config.n_positions;
+    const std::int32_t stride = stride_of(options, n_positions);
+    job.split = [n_positions, stride](const Request& text) { return window_requests(text, n_positions, stride); };
+    PromptOptions prompts = prompt_options(options, session.model());
+    prompts.any_length = true;
+    open_prompts(job, options, session, prompts);
+    if (options.output_path.empty()) {
+      job.sink = make_score_text_sink(STDOUT_FILENO, total);
+    } else {
+      job.sink = make_file_sink(options.output_path,
+                                [&](const std::string& path) { return make_score_jsonl_sink(path, total); });
+    }
+    return job.size;
+  });
+  run_prompts(job, options, session, "texts");
+  if (session.leads()) write_all(STDOUT_FILENO, score_summary(job.count, total) + "\n", "standard output");
+  return 0;
+}
+
+}  // namespace stagecoach
