@@ -28,7 +28,7 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
   const Tokenizer* tokenizer = tokenizer_of(session.model());
   if (!options.prompts_path.empty()) {
     job.reader = PromptReader::from_file(options.prompts_path, tokenizer, prompts);
-  } else if (!options.text_paths.empty()) {
+  } else if (options.command == Command::kScore) {
     job.reader = PromptReader::from_whole_files(options.text_paths, tokenizer, prompts);
   } else {
     job.reader = PromptReader::from_texts(options.prompt_texts, tokenizer, prompts);

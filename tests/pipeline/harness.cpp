@@ -18,12 +18,9 @@ struct Parts {
 };
 
 std::int32_t pool_pages(const Job& job, const Layout& layout, std::int32_t n_positions) {
-  std::int32_t longest = 1;
-  for (const Request& r : job.requests) {
-    longest =
-        std::max(longest, positions_needed(static_cast<std::int32_t>(r.tokens.size()), r.max_new_tokens, n_positions));
-  }
-  return pages_for(longest) + layout.spare_pages;
+  std::int32_t most = 1;
+  for (const Request& r : job.requests) most = std::max(most, pages_needed(r, n_positions));
+  return most + layout.spare_pages;
 }
 
 Parts make_parts(const Job& job, const Layout& layout, const Model& model, std::int32_t stage) {
@@ -33,7 +30,7 @@ Parts make_parts(const Job& job, const Layout& layout, const Model& model, std::
   const BlockRange blocks = layout.stages[static_cast<std::size_t>(stage)];
   StageWeights weights = load_stage(*parts.backend, *model.weights, model.config, blocks, job.dtype, {});
   const StageLimits limits{layout.chunk_tokens + layout.slots, pool_pages(job, layout, model.config.n_positions),
-                           layout.slots, job.kv_dtype};
+                           2 * layout.slots, job.kv_dtype};
   parts.executor = std::make_unique<StageExecutor>(*parts.backend, model.config, blocks, std::move(weights), limits);
   return parts;
 }
@@ -57,8 +54,8 @@ std::vector<Sample> lead(const Job& job, const Layout& layout, const Model& mode
   limits.slots = layout.slots;
   limits.chunk_tokens = layout.chunk_tokens;
   limits.in_flight = layout.in_flight;
-  Scheduler scheduler(limits);
-  std::vector<Sample> samples(job.requests.size());
+  Scheduler scheduler(limits, letters);
+  std::vector<Sample> samples;
   std::size_t next = 0;
   LeaderHooks hooks;
   hooks.next_request = [&]() -> std::optional<Request> {
@@ -67,11 +64,12 @@ std::vector<Sample> lead(const Job& job, const Layout& layout, const Model& mode
   };
   hooks.exhausted = [&] { return next == job.requests.size(); };
   hooks.on_finished = [&](Sample&& sample) {
-    samples[static_cast<std::size_t>(sample.index)] = std::move(sample);
+    samples.push_back(std::move(sample));
   };
   Leader leader(context);
   leader.run(scheduler, hooks);
   leader.stop();
+  std::ranges::sort(samples, {}, [](const Sample& s) { return std::pair(s.index, s.sample); });
   return samples;
 }
 
@@ -83,6 +81,11 @@ std::string Layout::describe() const {
   return fmt::format("stages {} chunk {} in flight {} slots {} spare pages {} threads {} simd {} rendezvous {}", ranges,
                      chunk_tokens, in_flight, slots, spare_pages, threads, static_cast<int>(simd),
                      mode == LoopbackMode::kRendezvous);
+}
+
+std::string letters(std::int32_t token) {
+  constexpr std::array<const char*, 8> kTexts{"a", "b", "c", "d", "ab", "ca", "dd", "d"};
+  return kTexts[static_cast<std::size_t>(token) % kTexts.size()];
 }
 
 std::vector<Sample> run_loopback(const Job& job, const Layout& layout) {
@@ -165,10 +168,22 @@ Job random_job(Random& random, std::int32_t min_blocks, bool small) {
     request.max_new_tokens = static_cast<std::int32_t>(draw(random, 1, 16));
     request.logprobs = draw(random, 0, 3) != 0;
     request.ignore_eos = draw(random, 0, 1) != 0;
+    if (draw(random, 0, 1) != 0) {
+      request.sampling = {static_cast<double>(draw(random, 0, 3)) * 0.5,
+                          static_cast<std::int32_t>(draw(random, 0, 1) * draw(random, 1, 20)),
+                          draw(random, 0, 1) != 0 ? 1.0 : 0.8, draw(random, 0, 1) != 0 ? 1.0 : 1.5};
+      request.seed = random();
+      request.num_samples = static_cast<std::int32_t>(draw(random, 1, 4));
+    }
+    if (draw(random, 0, 2) == 0) request.stop = {"ab", "cadd"};
     const std::int64_t length =
         draw(random, 1, draw(random, 0, 1) != 0 ? positions : std::min<std::int64_t>(positions, 12));
     for (std::int64_t t = 0; t < length; ++t)
       request.tokens.push_back(static_cast<std::int32_t>(draw(random, 0, vocab - 1)));
+    if (length > 1 && draw(random, 0, 3) == 0) {  // score instead
+      request.num_samples = 1;
+      request.score_from = static_cast<std::int32_t>(draw(random, 1, length - 1));
+    }
     job.requests.push_back(std::move(request));
   }
   return job;
@@ -210,7 +225,8 @@ std::string difference(const std::vector<Sample>& expected, const std::vector<Sa
     const Sample& a = expected[i];
     const Sample& b = actual[i];
     if (a.tokens != b.tokens) return fmt::format("sample {}: tokens {}, expected {}", i, b.tokens, a.tokens);
-    if (a.finish != b.finish || a.prompt_tokens != b.prompt_tokens) return fmt::format("sample {}: another end", i);
+    if (a.index != b.index || a.sample != b.sample) return fmt::format("sample {}: is another one", i);
+    if (a.finish != b.finish || a.text_bytes != b.text_bytes || a.prompt_tokens != b.prompt_tokens) return fmt::format("sample {}: another end", i);
     if (a.logprobs.size() != b.logprobs.size())
       return fmt::format("sample {}: {} log-probabilities", i, b.logprobs.size());
     for (std::size_t t = 0; t < a.logprobs.size(); ++t) {

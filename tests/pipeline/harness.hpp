@@ -38,7 +38,10 @@ struct Job {
   std::vector<Request> requests;
 };
 
-// Samples by request index. Over loopback; throws the first failure of any stage.
+// The text that a token stands for in these tests, for stop strings: one of four letters or two.
+std::string letters(std::int32_t token);
+
+// Samples in order of request index and sample number. Over loopback; throws the first failure of any stage.
 std::vector<Sample> run_loopback(const Job& job, const Layout& layout);
 // The same as ranks 0..stages-1 of the job; samples on rank 0, empty elsewhere. Ranks beyond do nothing.
 std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiProcess& process);

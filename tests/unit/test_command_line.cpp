@@ -167,8 +167,7 @@ TEST_CASE("mistakes name the option and what would work") {
       {{}, "no command; see stagecoach --help"},
       {{"genrate"}, "genrate: unknown command; did you mean generate?"},
       {{"dance"}, "dance: unknown command; this version has generate, tokenize, bench"},
-      {{"plan"}, "plan: not part of this version yet; this version has generate, tokenize, bench"},
-      {{"score", "--help"}, "score: not part of this version yet; this version has generate, tokenize, bench"},
+      {{"plan"}, "plan: not part of this version yet; this version has generate, score, tokenize, bench"},
       {{"--model", "m"}, "--model: the command comes first, as in stagecoach generate --model"},
       {{"generate", "--prompt", "p"}, "--model: missing; give a model directory, or synthetic:gpt2 for random weights"},
       {{"generate", "--model", "m"},
@@ -200,7 +199,7 @@ TEST_CASE("mistakes name the option and what would work") {
        "--dtype: flaot16 is not one of float32, float16, bfloat16, int8; did you mean float16?"},
       {generate({"--quiet", "-v"}), "--quiet and --verbose exclude each other; give one"},
       {generate({"--quiet=maybe"}), "--quiet: maybe is not true or false"},
-      {generate({"--logprobs"}), "--logprobs: needs --output FILE.jsonl, where they are written"},
+      {generate({"--logprobs"}), "--logprobs: needs --output FILE.jsonl or FILE.h5, where they are written"},
       {generate({"--long-prompt", "cut"}), "--long-prompt: cut is not one of error, truncate"},
       {generate({"--model", "n"}), "--model: given 2 times"},
       {{"bench", "--model", "m", "x"}, "x: unexpected argument"},
@@ -212,23 +211,13 @@ TEST_CASE("mistakes name the option and what would work") {
 }
 
 TEST_CASE("options of later versions pass when neutral and are refused otherwise") {
-  const Words neutral = {"--temperature=0",          "--temperature=0.0", "--top-k=0",       "--top-p=1",
-                         "--repetition-penalty=1.0", "--seed=0",          "--num-samples=1", "--replicas=1",
-                         "--context-shards=1",       "--deterministic"};
+  const Words neutral = {"--replicas=1", "--context-shards=1", "--deterministic"};
   for (const std::string& word : neutral) {
     CAPTURE(word);
     CHECK(error_of(generate({word})) == "no error");
   }
-  const Words refused = {"--temperature=0.8",
-                         "--top-k=40",
-                         "--top-p=0.9",
-                         "--repetition-penalty=1.2",
-                         "--seed=7",
-                         "--num-samples=2",
-                         "--replicas=2",
+  const Words refused = {"--replicas=2",
                          "--context-shards=2",
-                         "--stop=x",
-                         "--stop=",
                          "--metrics=f",
                          "--trace=f",
                          "--memory-per-rank=8GiB",
@@ -236,16 +225,45 @@ TEST_CASE("options of later versions pass when neutral and are refused otherwise
                          "--device=cuda:0",
                          "--transport=nccl",
                          "--dtype=int8",
-                         "--stages=auto",
-                         "--output=x.h5"};
+                         "--stages=auto"};
   for (const std::string& word : refused) {
     CAPTURE(word);
     CHECK(error_of(generate({word})).find("not part of this version yet") != std::string::npos);
   }
   CHECK(error_of({"bench", "--model", "m", "--profile"}) == "--profile: not part of this version yet");
-  CHECK(error_of(generate({"--temperature=warm"})) == "--temperature: warm is not a number from 0 to 1000");
   CHECK(error_of(generate({"--memory-per-rank=8GB"})).find("8GB is not a size") != std::string::npos);
-  CHECK(error_of(generate({"--temperature=0.8"})) == "--temperature: 0.8: not part of this version yet; only 0 is");
+}
+
+TEST_CASE("sampling options and their ranges") {
+  const Options options = options_of(generate({"--temperature=0.8", "--top-k=40", "--top-p", "0.9",
+                                               "--repetition-penalty=1.2", "--seed=7", "--num-samples=3", "--stop=x",
+                                               "--stop", "y\n", "--output=x.h5"}));
+  CHECK(options.sampling == stagecoach::SamplingOptions{0.8, 40, 0.9, 1.2});
+  CHECK(options.seed == 7);
+  CHECK(options.num_samples == 3);
+  CHECK(options.stop == Words{"x", "y\n"});
+  CHECK(options.output_path == "x.h5");
+  CHECK(error_of(generate({"--temperature=warm"})) == "--temperature: warm is not a number from 0 to 1000");
+  CHECK(error_of(generate({"--temperature=nan"})) == "--temperature: nan is not a number from 0 to 1000");
+  CHECK(error_of(generate({"--temperature=-0.1"})) == "--temperature: -0.1 is not a number from 0 to 1000");
+  CHECK(error_of(generate({"--top-p=1.01"})) == "--top-p: 1.01 is not a number from 0 to 1");
+  CHECK(error_of(generate({"--top-k=-1"})) == "--top-k: -1 is not a number from 0 to 1073741824");
+  CHECK(error_of(generate({"--repetition-penalty=0"})) == "--repetition-penalty: 0 is not a number from 0.001 to 1000");
+  CHECK(error_of(generate({"--num-samples=0"})) == "--num-samples: 0 is not a number from 1 to 1048576");
+  CHECK(error_of(generate({"--seed=-1"})).find("--seed: -1 is not a number from 0 to ") == 0);
+  CHECK(error_of(generate({"--stop="})) == "--stop: an empty string would stop at once; leave it out");
+}
+
+TEST_CASE("score takes files or prompts, and not the options of generate") {
+  const Options options = options_of({"score", "--model", "m", "--text", "a", "--text", "b", "--stride", "5"});
+  CHECK(options.text_paths == Words{"a", "b"});
+  CHECK(options.stride == 5);
+  CHECK(error_of({"score", "--model", "m"}).find("no text; give --text FILE") == 0);
+  CHECK(error_of({"score", "--model", "m", "--text", "a", "--prompts", "b"}) ==
+        "--text and --prompts exclude each other; give one of them");
+  CHECK(error_of({"score", "--model", "m", "--text", "a", "--top-k", "4"}) == "--top-k: this command has no such option");
+  CHECK(error_of({"score", "--model", "m", "--text", "a", "--stride", "0"}) ==
+        "--stride: 0 is not a number from 1 to 1073741824");
 }
 
 TEST_CASE("the run file fills in, the command line wins") {
@@ -282,8 +300,8 @@ TEST_CASE("the run file fills in, the command line wins") {
 TEST_CASE("mistakes in the run file have their place") {
   const Words words = {"generate", "--config", "run.yaml", "--model", "m", "--prompt", "p"};
   CHECK(error_of(words, "threads: 0\n") == "run.yaml:1:10: threads: 0 is not a number from 1 to 4096, nor auto");
-  CHECK(error_of(words, "generation:\n  temperature: 0.8\n") ==
-        "run.yaml:2:16: temperature: 0.8: not part of this version yet; only 0 is");
+  CHECK(error_of(words, "generation:\n  temperature: -1\n") ==
+        "run.yaml:2:16: temperature: -1 is not a number from 0 to 1000");
   CHECK(error_of(words, "threads: 0\nmodel: x\n") != "no error");
   CHECK_THROWS_AS(parse(words, "modle: x\n"), stagecoach::PlanError);
 }

@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <random>
 
 #include "runtime/microbatch.hpp"
@@ -18,12 +19,27 @@ Microbatch random_microbatch(std::mt19937& random) {
   m.id = (static_cast<std::uint64_t>(random()) << 32) | random();
   m.stop = below(random, 2) == 0;
   for (unsigned i = below(random, 4); i > 0; --i) {
-    SlotCommand command{below(random, 2) == 0 ? SlotCommand::Kind::kAppendPages : SlotCommand::Kind::kDrop, any(), {}};
-    for (unsigned p = below(random, 5); p > 0; --p) command.pages.push_back(any());
+    SlotCommand command{static_cast<SlotCommand::Kind>(1 + below(random, 5)), any()};
+    if (command.kind == SlotCommand::Kind::kAppendPages) {
+      for (unsigned p = below(random, 5); p > 0; --p) command.pages.push_back(any());
+    } else if (command.kind == SlotCommand::Kind::kFork) {
+      command.source = any();
+      command.count = any();
+    } else if (command.kind == SlotCommand::Kind::kCopyPage) {
+      command.source = any();
+    } else if (command.kind == SlotCommand::Kind::kSampling) {
+      command.sampling.options = {below(random, 1000) * 1e-3, static_cast<std::int32_t>(below(random, 50000)),
+                                  below(random, 1000) * 1e-3, 0.5 + below(random, 1000) * 1e-3};
+      command.sampling.seed = (static_cast<std::uint64_t>(random()) << 32) | random();
+      command.sampling.sample = static_cast<std::uint32_t>(any());
+    }
     m.commands.push_back(command);
   }
-  for (unsigned i = below(random, 9); i > 0; --i)
-    m.rows.push_back({any(), any(), any(), static_cast<std::uint32_t>(any())});
+  for (unsigned i = below(random, 9); i > 0; --i) {
+    Row row{any(), any(), any(), static_cast<std::uint32_t>(any())};
+    if ((row.flags & kRowScore) != 0) row.target = any();
+    m.rows.push_back(row);
+  }
   return m;
 }
 
@@ -57,6 +73,16 @@ TEST_CASE("a damaged microbatch is refused or decodes to something that encodes 
   }
 }
 
+TEST_CASE("sampling options that no user could give are refused") {
+  for (const double bad : {std::nan(""), -1.0, 1e300}) {
+    Microbatch m;
+    SlotCommand command{SlotCommand::Kind::kSampling, 0};
+    command.sampling.options.temperature = bad;
+    m.commands = {command};
+    CHECK_THROWS_AS(decode_microbatch(encode(m)), WireError);
+  }
+}
+
 TEST_CASE("tokens survive their byte form") {
   const TokenBatch batch{77, {{1, 50256, -0.25F}, {0, 3, 0.0F}}};
   std::vector<std::byte> bytes = encode(batch);
@@ -70,5 +96,5 @@ TEST_CASE("another version is refused with both numbers") {
   std::vector<std::byte> bytes = encode(Microbatch{});
   bytes[4] = std::byte{9};
   CHECK_THROWS_WITH_AS(decode_microbatch(bytes),
-                       "message has version 9, this program speaks 1: do all ranks run the same program?", WireError);
+                       "message has version 9, this program speaks 2: do all ranks run the same program?", WireError);
 }

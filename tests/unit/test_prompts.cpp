@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "runtime/prompts.hpp"
+#include "runtime/random.hpp"
 #include "tests/unit/byte_tokenizer.hpp"
 
 namespace {
@@ -18,7 +19,6 @@ namespace {
 using stagecoach::PromptError;
 using stagecoach::PromptOptions;
 using stagecoach::PromptReader;
-using stagecoach::PromptSummary;
 using stagecoach::Request;
 using stagecoach::Tokenizer;
 using Ids = std::vector<std::int32_t>;
@@ -79,9 +79,7 @@ std::string error_of(const std::string& suffix, const std::string& content, Prom
 TEST_CASE("text lines, with either line end and with or without the last one") {
   const File file(".txt", "hello\r\n a\xff \rb\nab");
   PromptReader reader = PromptReader::from_file(file.path(), &tokenizer(), small_model());
-  const PromptSummary summary = reader.check();
-  CHECK(summary.count == 3);
-  CHECK(summary.longest_positions == 8);  // 5 + 4 - 1, 5 + 4 - 1, 1 + 4 - 1
+  CHECK(reader.check() == 3);
   const std::vector<Request> requests = all(reader);
   REQUIRE(requests.size() == 3);
   CHECK(requests[0].prompt == "hello");
@@ -103,7 +101,7 @@ TEST_CASE("JSON lines") {
   options.ignore_eos = true;
   options.logprobs = true;
   PromptReader reader = PromptReader::from_file(file.path(), &tokenizer(), options);
-  CHECK(reader.check().longest_positions == 6);
+  CHECK(reader.check() == 3);
   const std::vector<Request> requests = all(reader);
   REQUIRE(requests.size() == 3);
   CHECK(requests[0].id == "\"x\"");
@@ -114,6 +112,49 @@ TEST_CASE("JSON lines") {
   CHECK(requests[1].tokens == Ids{0, 257});
   CHECK(requests[1].max_new_tokens == 2);
   CHECK(requests[2].max_new_tokens == 4);
+}
+
+TEST_CASE("options of a line win over those of the run, and seeds differ by index") {
+  const File file(".jsonl",
+                  "{\"prompt\": \"a\"}\n"
+                  "{\"prompt\": \"a\", \"temperature\": 0.5, \"top_k\": 3, \"top_p\": 0.25, \"repetition_penalty\": 2, "
+                  "\"seed\": 7, \"stop\": \"x\", \"num_samples\": 4}\n"
+                  "{\"prompt\": \"a\", \"stop\": []}\n");
+  PromptOptions options = small_model();
+  options.sampling = {0.75, 9, 0.5, 1.5};
+  options.run_seed = 11;
+  options.num_samples = 2;
+  options.stop = {"end"};
+  PromptReader reader = PromptReader::from_file(file.path(), &tokenizer(), options);
+  std::int32_t samples = 0;
+  CHECK(reader.check([&](const Request& request) { samples += request.num_samples; }) == 3);
+  CHECK(samples == 8);
+  const std::vector<Request> requests = all(reader);
+  CHECK(requests.at(0).sampling == options.sampling);
+  CHECK(requests.at(0).seed == stagecoach::request_seed(11, 0));
+  CHECK(requests.at(0).num_samples == 2);
+  CHECK(requests.at(0).stop == std::vector<std::string>{"end"});
+  CHECK(requests.at(1).sampling == stagecoach::SamplingOptions{0.5, 3, 0.25, 2.0});
+  CHECK(requests.at(1).seed == 7);
+  CHECK(requests.at(1).num_samples == 4);
+  CHECK(requests.at(1).stop == std::vector<std::string>{"x"});
+  CHECK(requests.at(2).seed == stagecoach::request_seed(11, 2));
+  CHECK(requests.at(2).stop.empty());
+}
+
+TEST_CASE("whole files are texts of any length, for scoring") {
+  const File one("", "line\nline 2\n"), empty("", "");
+  PromptOptions options = small_model();
+  options.any_length = true;
+  PromptReader reader = PromptReader::from_whole_files({one.path(), one.path()}, &tokenizer(), options);
+  CHECK(reader.check() == 2);
+  const std::vector<Request> requests = all(reader);
+  CHECK(requests.at(1).prompt == "line\nline 2\n");
+  CHECK(requests.at(1).tokens.size() == 12);
+  CHECK_THROWS_WITH_AS(PromptReader::from_whole_files({empty.path()}, &tokenizer(), options).check(),
+                       (empty.path() + ": an empty prompt; a prompt has at least one token").c_str(), PromptError);
+  CHECK_THROWS_WITH_AS(PromptReader::from_whole_files({"/nowhere"}, &tokenizer(), options).check(),
+                       "/nowhere: /nowhere: No such file or directory", PromptError);
 }
 
 TEST_CASE("a bad line is named with what would work") {
@@ -145,10 +186,24 @@ TEST_CASE("a bad line is named with what would work") {
         "FILE:1: max_new_tokens: 0 is not a number from 1 to 1073741824");
   CHECK(json("{\"prompt\": \"a\", \"max_new_tokens\": 1.0}") ==
         "FILE:1: max_new_tokens: is a number, not a whole number");
-  CHECK(json("{\"prompt\": \"a\", \"temperature\": 0.8}") ==
-        "FILE:1: temperature: 0.8: not part of this version yet; leave it out");
   CHECK(json("{\"prompt\": \"a\", \"temperature\": \"0\"}") == "FILE:1: temperature: is a string, not a number");
-  CHECK(json("{\"prompt\": \"a\", \"stop\": [\"x\"]}") == "FILE:1: stop: not part of this version yet; leave it out");
+  CHECK(json("{\"prompt\": \"a\", \"temperature\": -1}") ==
+        "FILE:1: temperature: -1 is not a number from 0 to 1000");
+  CHECK(json("{\"prompt\": \"a\", \"top_p\": 1.5}") == "FILE:1: top_p: 1.5 is not a number from 0 to 1");
+  CHECK(json("{\"prompt\": \"a\", \"top_k\": 2.5}") == "FILE:1: top_k: is a number, not a whole number");
+  CHECK(json("{\"prompt\": \"a\", \"repetition_penalty\": 0}") ==
+        "FILE:1: repetition_penalty: 0 is not a number from 0.001 to 1000");
+  CHECK(json("{\"prompt\": \"a\", \"seed\": -1}").find("FILE:1: seed: -1 is not a number from 0 to ") == 0);
+  CHECK(json("{\"prompt\": \"a\", \"num_samples\": 0}") ==
+        "FILE:1: num_samples: 0 is not a number from 1 to 1048576");
+  CHECK(json("{\"prompt\": \"a\", \"stop\": [\"x\", 4]}") ==
+        "FILE:1: stop: holds a number; give a string or a list of strings");
+  CHECK(json("{\"prompt\": \"a\", \"stop\": \"\"}") ==
+        "FILE:1: stop: holds an empty string, which would stop at once");
+  CHECK(json("{\"prompt\": \"a\", \"stop\": \"" + std::string(4097, 'x') + "\"}") ==
+        "FILE:1: stop: is longer than 4096 bytes");
+  CHECK(error_of(".jsonl", "{\"tokens\": [1], \"stop\": [\"x\"]}\n", small_model(), nullptr) ==
+        "FILE:1: stop: needs the text of tokens, but the model has no vocabulary files; leave it out");
 }
 
 TEST_CASE("the vocabulary files may have tokens that the weights lack") {
@@ -163,9 +218,7 @@ TEST_CASE("truncation keeps the last tokens and the whole text") {
   PromptOptions options = small_model();
   options.truncate_long = true;
   PromptReader reader = PromptReader::from_texts({"0123456789", "1"}, &tokenizer(), options);
-  const PromptSummary summary = reader.check();
-  CHECK(summary.count == 2);
-  CHECK(summary.longest_positions == 8);
+  CHECK(reader.check() == 2);
   const std::vector<Request> requests = all(reader);
   CHECK(requests.at(0).tokens == Ids{'2', '3', '4', '5', '6', '7', '8', '9'});
   CHECK(requests.at(0).prompt == "0123456789");
@@ -183,7 +236,7 @@ TEST_CASE("a shard takes every N-th prompt under its own index, and checks all")
   std::vector<std::int64_t> seen;
   for (options.shard = 0; options.shard < 3; ++options.shard) {
     PromptReader reader = PromptReader::from_file(file.path(), &tokenizer(), options);
-    CHECK(reader.check().count == (options.shard < 2 ? 2 : 1));
+    CHECK(reader.check() == (options.shard < 2 ? 2 : 1));
     for (const Request& request : all(reader)) seen.push_back(request.index);
   }
   CHECK(seen == std::vector<std::int64_t>{0, 3, 1, 4, 2});
@@ -197,7 +250,7 @@ TEST_CASE("a shard without prompts is empty, not an error") {
   options.shard = 1;
   options.shards = 2;
   PromptReader reader = PromptReader::from_file(file.path(), &tokenizer(), options);
-  CHECK(reader.check().count == 0);
+  CHECK(reader.check() == 0);
   CHECK_FALSE(reader.next());
 }
 
@@ -227,7 +280,7 @@ TEST_CASE("a pipe is read once and kept") {
   std::thread writer([&] { std::ofstream(place.path()) << "{\"prompt\": \"a\"}\n{\"tokens\": [1]}\n"; });
   PromptReader reader = PromptReader::from_file(place.path(), &tokenizer(), small_model());
   writer.join();
-  CHECK(reader.check().count == 2);
+  CHECK(reader.check() == 2);
   CHECK(all(reader).size() == 2);
 }
 
@@ -249,12 +302,12 @@ PromptReader from_standard_input(const std::string& text) {
 
 TEST_CASE("standard input is one prompt per line, or JSON lines when its first line is such an object") {
   PromptReader text = from_standard_input("hi\n{\"tokens\n");
-  CHECK(text.check().count == 2);
+  CHECK(text.check() == 2);
   CHECK(all(text).at(1).prompt == "{\"tokens");
   PromptReader braces = from_standard_input("{braces}\n");
   CHECK(all(braces).at(0).prompt == "{braces}");
   PromptReader json = from_standard_input(" {\"id\": 7, \"prompt\": \"ho\"}\n{\"tokens\": [1]}\n");
-  CHECK(json.check().count == 2);
+  CHECK(json.check() == 2);
   CHECK(all(json).at(0).id == "7");
 }
 
@@ -281,7 +334,7 @@ TEST_CASE("lines longer than the reader's chunk survive") {
   for (const std::size_t length : {1, 262143, 262144, 262145, 600000, 3}) content += std::string(length, 'a') + "\n";
   const File file(".txt", content);
   PromptReader reader = PromptReader::from_file(file.path(), &tokenizer(), options);
-  CHECK(reader.check().count == 6);
+  CHECK(reader.check() == 6);
   std::string again;
   while (const std::optional<Request> request = reader.next()) again += *request->prompt + "\n";
   CHECK(again == content);

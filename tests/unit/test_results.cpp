@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
 #include <cstdlib>
@@ -11,6 +12,7 @@
 #include <iterator>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "runtime/results.hpp"
 #include "tests/unit/byte_tokenizer.hpp"
@@ -72,19 +74,23 @@ Sample sample_of(std::vector<std::int32_t> tokens, FinishReason finish = FinishR
   return sample;
 }
 
+std::vector<Sample> one(Sample sample) {
+  return {std::move(sample)};
+}
+
 TEST_CASE("JSON lines: the documented keys in the documented order") {
   const Folder folder;
   const std::string path = folder / "out.jsonl";
   {
     const auto sink = make_jsonl_sink(path, &tokenizer(), kEos);
     CHECK(std::filesystem::exists(path + ".partial"));
-    sink->write(request_of("a\"b"), sample_of({256, 'c'}));
+    sink->write(request_of("a\"b"), one(sample_of({256, 'c'})));
     Request second = request_of("x", 1);
     second.id = json_string("n\n1");
     second.logprobs = true;
     Sample sample = sample_of({'y', kEos}, FinishReason::kEos);
     sample.logprobs = {-0.1F, -1.5e-7F};
-    sink->write(second, sample);
+    sink->write(second, one(sample));
     CHECK_FALSE(std::filesystem::exists(path));
     sink->finish();
   }
@@ -104,7 +110,7 @@ TEST_CASE("token prompts: text when there is a vocabulary, otherwise null") {
   for (const Tokenizer* with : {&tokenizer(), static_cast<const Tokenizer*>(nullptr)}) {
     const std::string path = folder / "out.jsonl";
     const auto sink = make_jsonl_sink(path, with, kEos);
-    sink->write(request, sample_of({'!'}));
+    sink->write(request, one(sample_of({'!'})));
     sink->finish();
     const bool has_text = content(path).find("\"prompt\":\"hi\",\"completion\":\"!\"") != std::string::npos;
     const bool has_null = content(path).find("\"prompt\":null,\"completion\":null") != std::string::npos;
@@ -116,7 +122,7 @@ TEST_CASE("token prompts: text when there is a vocabulary, otherwise null") {
 TEST_CASE("an end-of-text that did not end anything is text; an id without token is U+FFFD") {
   const Folder folder;
   const auto sink = make_jsonl_sink(folder / "out.jsonl", &tokenizer(), kEos);
-  sink->write(request_of("a"), sample_of({kEos, 300, 0xff, kEos}));
+  sink->write(request_of("a"), one(sample_of({kEos, 300, 0xff, kEos})));
   sink->finish();
   CHECK(content(folder / "out.jsonl").find("\"completion\":\"<|endoftext|>\xEF\xBF\xBD\xEF\xBF\xBD<|endoftext|>\"") !=
         std::string::npos);
@@ -128,7 +134,7 @@ TEST_CASE("an older file stays until the new one is complete, and for good when 
   std::ofstream(path) << "old\n";
   {
     const auto sink = make_jsonl_sink(path, nullptr, kEos);
-    sink->write(request_of("a"), sample_of({1}));
+    sink->write(request_of("a"), one(sample_of({1})));
     CHECK(content(path) == "old\n");
   }
   CHECK(content(path) == "old\n");
@@ -165,7 +171,7 @@ TEST_CASE("a disk that fills up is an error and leaves nothing behind") {
   {
     const auto sink = make_jsonl_sink(path, nullptr, kEos);
     try {
-      for (int i = 0; i < 100; ++i) sink->write(request_of("a"), sample_of({1, 2, 3}));
+      for (int i = 0; i < 100; ++i) sink->write(request_of("a"), one(sample_of({1, 2, 3})));
     } catch (const OutputError& e) {
       error = e.what();
     }
@@ -194,15 +200,60 @@ std::string through_pipe(Use use) {
 TEST_CASE("text of several prompts has headings") {
   CHECK(through_pipe([](int fd) {
           const auto sink = make_text_sink(fd, &tokenizer(), kEos);
-          sink->write(request_of("one "), sample_of({'t', 'w', 'o', kEos}, FinishReason::kEos));
+          sink->write(request_of("one "), one(sample_of({'t', 'w', 'o', kEos}, FinishReason::kEos)));
           Request named = request_of("\xc3", 1);
           named.id = "x";
-          sink->write(named, sample_of({0xa9}));
+          sink->write(named, one(sample_of({0xa9})));
           sink->finish();
         }) == "==> 0 <==\none two\n\n==> 1: x <==\n\xc3\xa9\n\n");
   CHECK(through_pipe([](int fd) {
-          make_text_sink(fd, nullptr, kEos)->write(request_of("a"), sample_of({1, 2}));
+          make_text_sink(fd, nullptr, kEos)->write(request_of("a"), one(sample_of({1, 2})));
         }) == "==> 0 <==\n97 1 2\n\n");
+}
+
+TEST_CASE("several samples are a line or a heading each") {
+  Request request = request_of("p");
+  request.num_samples = 2;
+  Sample first = sample_of({'a'});
+  Sample second = sample_of({'b'});
+  second.sample = 1;
+  CHECK(through_pipe([&](int fd) {
+          make_text_sink(fd, &tokenizer(), kEos)->write(request, std::vector{first, second});
+        }) == "==> 0, sample 0 <==\npa\n\n==> 0, sample 1 <==\npb\n\n");
+  const Folder folder;
+  const auto sink = make_jsonl_sink(folder / "out.jsonl", &tokenizer(), kEos);
+  sink->write(request, std::vector{first, second});
+  sink->finish();
+  const std::string lines = content(folder / "out.jsonl");
+  CHECK(lines.find("\"sample\":0,") < lines.find("\"sample\":1,"));
+  CHECK(std::count(lines.begin(), lines.end(), '\n') == 2);
+}
+
+TEST_CASE("a completion ends before the stop string, its tokens with it") {
+  const Folder folder;
+  const auto sink = make_jsonl_sink(folder / "out.jsonl", &tokenizer(), kEos);
+  Sample sample = sample_of({'x', 256, 'c', 'd'}, FinishReason::kStop);  // x, ab, c, d
+  sample.text_bytes = 2;
+  sink->write(request_of("p"), one(sample));
+  sink->finish();
+  CHECK(content(folder / "out.jsonl").find("\"completion\":\"xa\",\"prompt_tokens\":3,\"tokens\":[120,256,99,100],"
+                                           "\"finish_reason\":\"stop\"") != std::string::npos);
+  CHECK(through_pipe([&](int fd) {
+          TextStream stream(fd, &tokenizer(), kEos);
+          Request request = request_of("p");
+          request.stop = {"bcd"};
+          stream.begin(request);
+          for (const std::int32_t token : sample.tokens) stream.push(token);
+          stream.end();
+        }) == "pxa\n");
+  CHECK(through_pipe([&](int fd) {
+          TextStream stream(fd, &tokenizer(), kEos);
+          Request request = request_of("p");
+          request.stop = {"bcde"};
+          stream.begin(request);
+          for (const std::int32_t token : sample.tokens) stream.push(token);
+          stream.end();
+        }) == "pxabcd\n");
 }
 
 TEST_CASE("a stream shows characters when they are complete") {
@@ -239,7 +290,7 @@ TEST_CASE("a closed pipe and a full device are errors") {
   int ends[2] = {-1, -1};
   REQUIRE(::pipe(ends) == 0);
   ::close(ends[0]);
-  CHECK_THROWS_AS(make_text_sink(ends[1], nullptr, kEos)->write(request_of("a"), sample_of({1})), OutputError);
+  CHECK_THROWS_AS(make_text_sink(ends[1], nullptr, kEos)->write(request_of("a"), one(sample_of({1}))), OutputError);
   ::close(ends[1]);
   std::signal(SIGPIPE, old_handler);
   const int full = ::open("/dev/full", O_WRONLY);

@@ -1,5 +1,7 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <deque>
 #include <map>
 #include <random>
 #include <set>
@@ -23,7 +25,8 @@ Request request_of(std::int64_t index, std::int32_t prompt, std::int32_t max_new
   return r;
 }
 
-// Plays the stages: checks every microbatch against its own page tables, and answers in order with random tokens.
+// Plays the stages: checks every microbatch against its own page tables, and answers in order with random tokens. Knows
+// what was written to which page, so that a fork without its copy or a page with two writers is found out.
 class Stages {
  public:
   Stages(const SchedulerLimits& limits, std::mt19937& random) : limits_(limits), random_(random) {}
@@ -39,11 +42,12 @@ class Stages {
     for (const Row& row : m.rows) {
       if (row.slot != last) REQUIRE(seen.insert(row.slot).second);  // rows of a slot are adjacent
       last = row.slot;
-      REQUIRE(row.position == next_position_[row.slot]++);  // every position once, in order
-      REQUIRE(row.position < static_cast<std::int32_t>(tables_[row.slot].size()) * kPagePositions);
       REQUIRE(row.position < limits_.n_positions);
+      feed(row);
       if ((row.flags & kRowSample) != 0)
         answer.tokens.push_back({row.slot, static_cast<std::int32_t>(below(random_, 7)), 0.0F});
+      if ((row.flags & kRowScore) != 0)
+        answer.tokens.push_back({row.slot, row.target, static_cast<float>(row.position)});
     }
     queue_.push_back(std::move(answer));
     REQUIRE(static_cast<std::int32_t>(queue_.size()) <= limits_.in_flight);
@@ -56,79 +60,193 @@ class Stages {
   }
 
  private:
-  void apply(const SlotCommand& c) {
-    if (c.kind == SlotCommand::Kind::kDrop) {
-      for (const std::int32_t page : tables_[c.slot]) owner_.erase(page);
-      tables_[c.slot].clear();
-      next_position_[c.slot] = 0;
-      return;
+  using Table = std::vector<std::int32_t>;
+
+  // Every position of a slot is fed once and in order, or was there when it forked: all earlier ones must hold
+  // this slot's tokens.
+  void feed(const Row& row) {
+    Table& table = tables_[row.slot];
+    Table& fed = fed_[row.slot];
+    REQUIRE(row.position == static_cast<std::int32_t>(fed.size()));
+    fed.push_back(row.token);
+    REQUIRE(static_cast<std::size_t>(row.position / kPagePositions) < table.size());
+    const std::int32_t page = table[static_cast<std::size_t>(row.position / kPagePositions)];
+    REQUIRE(owner_.at(page) == row.slot);
+    Table& written = written_[page];
+    written.resize(static_cast<std::size_t>(row.position % kPagePositions));
+    written.push_back(row.token);
+    for (std::size_t p = 0; p < fed.size(); p += kPagePositions) {
+      const Table& held = written_[table[p / kPagePositions]];
+      for (std::size_t i = p; i < std::min(fed.size(), p + kPagePositions); ++i) REQUIRE(held.at(i - p) == fed[i]);
     }
-    for (const std::int32_t page : c.pages) {
-      REQUIRE(page >= 0);
-      REQUIRE(page < limits_.pages);
-      REQUIRE(owner_.emplace(page, c.slot).second);  // no page belongs to two sequences
-      tables_[c.slot].push_back(page);
+  }
+
+  void apply(const SlotCommand& c) {
+    REQUIRE(c.slot >= 0);
+    REQUIRE(c.slot < limits_.tables());
+    Table& table = tables_[c.slot];
+    switch (c.kind) {
+      case SlotCommand::Kind::kAppendPages:
+        for (const std::int32_t page : c.pages) {
+          REQUIRE(page >= 0);
+          REQUIRE(page < limits_.pages);
+          REQUIRE(owner_.emplace(page, c.slot).second);  // no page belongs to two sequences
+          table.push_back(page);
+        }
+        break;
+      case SlotCommand::Kind::kDrop:
+        for (const std::int32_t page : table) {
+          if (owner_.contains(page) && owner_.at(page) == c.slot) owner_.erase(page);
+        }
+        table.clear();
+        fed_[c.slot].clear();
+        break;
+      case SlotCommand::Kind::kFork: {
+        REQUIRE(table.empty());
+        REQUIRE(fed_[c.slot].empty());
+        const Table& source = tables_[c.source];
+        REQUIRE(c.count == static_cast<std::int32_t>(fed_[c.source].size()) / kPagePositions);
+        table.assign(source.begin(), source.begin() + c.count);
+        fed_[c.slot] = fed_[c.source];
+        break;
+      }
+      case SlotCommand::Kind::kCopyPage:
+        REQUIRE(owner_.at(table.back()) == c.slot);
+        written_[table.back()] = written_[c.source];
+        break;
+      case SlotCommand::Kind::kSampling:
+        break;
     }
   }
 
   SchedulerLimits limits_;
   std::mt19937& random_;
   std::deque<TokenBatch> queue_;
-  std::map<std::int32_t, std::vector<std::int32_t>> tables_;
-  std::map<std::int32_t, std::int32_t> next_position_;
+  std::map<std::int32_t, Table> tables_;   // [slot] pages
+  std::map<std::int32_t, Table> fed_;      // [slot] tokens by position
+  std::map<std::int32_t, Table> written_;  // [page] tokens
   std::map<std::int32_t, std::int32_t> owner_;
 };
 
+Request random_request(std::mt19937& random, std::int64_t index, std::int32_t n_positions) {
+  Request r = request_of(index, 1 + static_cast<std::int32_t>(below(random, static_cast<unsigned>(n_positions))),
+                         1 + static_cast<std::int32_t>(below(random, 40)));
+  for (std::int32_t& token : r.tokens) token = static_cast<std::int32_t>(below(random, 1000));
+  if (below(random, 2) == 0) r.num_samples = 1 + static_cast<std::int32_t>(below(random, 8));
+  if (below(random, 4) == 0) r.stop = {"acd", "gg"};
+  if (r.tokens.size() > 1 && below(random, 4) == 0) {
+    r.num_samples = 1;
+    r.score_from = 1 + static_cast<std::int32_t>(below(random, r.tokens.size() - 1));
+  }
+  return r;
+}
+
+std::string letter(std::int32_t token) {
+  return std::string(1, static_cast<char>('a' + token));
+}
+
+// What must hold of a finished sample.
+void check_sample(const Sample& s, const Request& r, const SchedulerLimits& limits) {
+  if (r.score_from > 0) {
+    REQUIRE(s.tokens.empty());
+    REQUIRE(s.logprobs.size() == r.tokens.size() - static_cast<std::size_t>(r.score_from));
+    for (std::size_t i = 0; i < s.logprobs.size(); ++i) {
+      CHECK(s.logprobs[i] == static_cast<float>(r.score_from - 1 + static_cast<std::int32_t>(i)));
+    }
+    return;
+  }
+  const auto generated = static_cast<std::int32_t>(s.tokens.size());
+  CHECK(generated <= r.max_new_tokens);
+  CHECK(s.prompt_tokens + generated <= limits.n_positions + 1);
+  std::string text;
+  for (const std::int32_t token : s.tokens) text += letter(token);
+  const bool stops = !r.stop.empty() && (text.ends_with("acd") || text.ends_with("gg"));
+  switch (s.finish) {
+    case FinishReason::kEos:
+      CHECK(s.tokens.back() == limits.eos);
+      break;
+    case FinishReason::kStop:
+      CHECK(stops);
+      CHECK(s.text_bytes == static_cast<std::int64_t>(text.size()) - (text.ends_with("gg") ? 2 : 3));
+      break;
+    case FinishReason::kLength:
+      CHECK(!stops);
+      CHECK((generated == r.max_new_tokens || s.prompt_tokens + generated == limits.n_positions + 1));
+  }
+}
+
 }  // namespace
 
-TEST_CASE("random workloads: every request finishes once, nothing leaks, bounds are kept") {
+TEST_CASE("random workloads: every sample finishes once, nothing leaks, bounds are kept") {
   const unsigned seed = std::random_device{}();
   std::mt19937 random(seed);
-  for (int round = 0; round < 2000; ++round) {
+  for (int round = 0; round < 1000; ++round) {
     INFO("seed " << seed << " round " << round);
     SchedulerLimits limits;
     limits.n_positions = 1 + static_cast<std::int32_t>(below(random, 300));
     limits.eos = static_cast<std::int32_t>(below(random, 9)) - 1;
-    limits.pages = pages_for(limits.n_positions) + static_cast<std::int32_t>(below(random, 10));
     limits.slots = 1 + static_cast<std::int32_t>(below(random, 6));
     limits.chunk_tokens = 1 + static_cast<std::int32_t>(below(random, 100));
     limits.in_flight = 1 + static_cast<std::int32_t>(below(random, 5));
     limits.hold_decode = below(random, 4) == 0;
-    Scheduler scheduler(limits);
-    Stages stages(limits, random);
     const std::int64_t count = 1 + below(random, 20);
-    std::int64_t added = 0;
-    std::map<std::int64_t, Sample> finished;
+    std::vector<Request> requests;
+    std::size_t expected = 0;
+    limits.pages = 1;
+    for (std::int64_t i = 0; i < count; ++i) {
+      requests.push_back(random_request(random, i, limits.n_positions));
+      expected += static_cast<std::size_t>(requests.back().num_samples);
+      limits.pages = std::max(limits.pages, pages_needed(requests.back(), limits.n_positions));
+    }
+    limits.pages += static_cast<std::int32_t>(below(random, 2) * below(random, 10));
+    Scheduler scheduler(limits, letter);
+    Stages stages(limits, random);
+    std::size_t added = 0;
+    std::set<std::pair<std::int64_t, std::int32_t>> finished;
     int steps = 0;
-    while (!(added == count && scheduler.idle())) {
+    while (!(added == requests.size() && scheduler.idle())) {
       REQUIRE(++steps < 100000);
-      while (added < count && scheduler.wants_requests()) {
-        scheduler.add(
-            request_of(added++, 1 + static_cast<std::int32_t>(below(random, static_cast<unsigned>(limits.n_positions))),
-                       1 + static_cast<std::int32_t>(below(random, 40))));
-      }
+      while (added < requests.size() && scheduler.wants_requests()) scheduler.add(requests[added++]);
       std::optional<Microbatch> m;
       if (below(random, 3) != 0) m = scheduler.next();
       if (m) stages.take(*m);
       if (!stages.empty() && (!m || below(random, 2) == 0)) {
-        for (Scheduler::Finished& done : scheduler.complete(stages.answer()).finished) {
-          REQUIRE(finished.emplace(done.sample.index, done.sample).second);
-          const Sample& s = done.sample;
-          const auto generated = static_cast<std::int32_t>(s.tokens.size());
-          CHECK(generated <= done.request.max_new_tokens);
-          CHECK(s.prompt_tokens + generated <= limits.n_positions + 1);
-          if (s.finish == FinishReason::kEos) {
-            CHECK(s.tokens.back() == limits.eos);
-          } else {
-            CHECK((generated == done.request.max_new_tokens || s.prompt_tokens + generated == limits.n_positions + 1));
-          }
+        for (const Sample& s : scheduler.complete(stages.answer()).finished) {
+          REQUIRE(finished.emplace(s.index, s.sample).second);
+          const Request& r = requests[static_cast<std::size_t>(s.index)];
+          REQUIRE(s.sample < r.num_samples);
+          check_sample(s, r, limits);
         }
       }
     }
-    CHECK(static_cast<std::int64_t>(finished.size()) == count);
+    CHECK(finished.size() == expected);
     CHECK(scheduler.free_pages() == limits.pages);
     CHECK(scheduler.in_flight() == 0);
+    CHECK(scheduler.active() == 0);
   }
+}
+
+TEST_CASE("samples share the pages of their prompt") {
+  // 200 prompt tokens are 3 full pages and one that each sample copies; 10 new tokens fit it.
+  SchedulerLimits limits{1000, -1, 4 + 5, 8, 300, 1, false};
+  Scheduler scheduler(limits);
+  Request request = request_of(0, 200, 10);
+  request.num_samples = 5;
+  CHECK(pages_needed(request, 1000) == 5);
+  scheduler.add(request);
+  const auto prompt = scheduler.next();
+  REQUIRE(prompt);
+  CHECK(prompt->rows.size() == 199);
+  CHECK(scheduler.complete({prompt->id, {}}).finished.empty());
+  const auto samples = scheduler.next();
+  REQUIRE(samples);
+  CHECK(samples->rows.size() == 5);
+  for (const Row& row : samples->rows) {
+    CHECK(row.position == 199);
+    CHECK(row.flags == kRowSample);
+  }
+  CHECK(scheduler.active() == 5);
+  CHECK(scheduler.free_pages() == 0);
 }
 
 TEST_CASE("several chunks of one prompt go one behind the other") {
