@@ -5,11 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 
-#include "runtime/json.hpp"
 #include "runtime/kv_cache.hpp"
+#include "tests/golden/golden_json.hpp"
 #include "tests/pipeline/harness.hpp"
 
 using namespace stagecoach;
@@ -29,20 +27,8 @@ struct Golden {
   std::vector<std::vector<std::int32_t>> greedy;
 };
 
-double number(const Json& value) {
-  if (const double* real = value.real()) return *real;
-  return static_cast<double>(*value.integer());
-}
-
-std::vector<std::int32_t> ids(const Json& list) {
-  std::vector<std::int32_t> result;
-  for (const Json& id : *list.array()) result.push_back(static_cast<std::int32_t>(*id.integer()));
-  return result;
-}
-
 Golden read_golden(const fs::path& directory) {
-  std::ifstream file(directory / "golden.json");
-  const Json root = parse_json(std::string{std::istreambuf_iterator<char>(file), {}});
+  const Json root = read_json(directory / "golden.json");
   Golden golden;
   golden.directory = directory;
   for (const Json& prompt : *root.find("prompts")->array()) golden.prompts.push_back(ids(prompt));
