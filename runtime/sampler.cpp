@@ -13,26 +13,31 @@ bool more_probable(const Candidate& a, const Candidate& b) {
   return a.probability != b.probability ? a.probability > b.probability : a.id < b.id;
 }
 
-// Sorts only as many of the most probable candidates as together reach `share` of the sum of all, and drops the rest.
-// A candidate stays while those before it do not reach the share; the first always stays.
-void keep_share(std::vector<Candidate>& candidates, double share) {
+// Drops all but `last` and what is more probable; keeps the order.
+void keep_up_to(std::vector<Candidate>& candidates, const Candidate& last) {
+  std::erase_if(candidates, [&last](const Candidate& c) { return more_probable(last, c); });
+}
+
+// The last of the fewest most probable candidates that together reach `share` of the sum of all: by halving, so in
+// linear time. A candidate counts while those before it do not reach the share; the first always does. Reorders.
+Candidate last_of_share(std::span<Candidate> candidates, double share) {
   double total = 0.0;
   for (const Candidate& c : candidates) total += c.probability;
-  double sum = 0.0;
-  std::size_t kept = 0;
-  for (std::size_t sorted = 0, step = 64; sorted < candidates.size(); step *= 4) {
-    const std::size_t end = std::min(candidates.size(), sorted + step);
-    const auto at = [&](std::size_t i) { return candidates.begin() + static_cast<std::ptrdiff_t>(i); };
-    std::partial_sort(at(sorted), at(end), candidates.end(), more_probable);
-    sorted = end;
-    for (; kept < sorted; ++kept) {
-      if (kept > 0 && sum >= share * total) {
-        candidates.resize(kept);
-        return;
-      }
-      sum += candidates[kept].probability;
+  double before = 0.0;  // sum of what stands before the rest, which all are more probable
+  std::span<Candidate> rest = candidates;
+  while (rest.size() > 1) {
+    const std::size_t half = rest.size() / 2;
+    std::nth_element(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(half), rest.end(), more_probable);
+    double sum = before;
+    for (const Candidate& c : rest.first(half)) sum += c.probability;
+    if (sum >= share * total) {
+      rest = rest.first(half);
+    } else {
+      before = sum;
+      rest = rest.subspan(half);
     }
   }
+  return rest.front();
 }
 
 }  // namespace
@@ -58,14 +63,17 @@ std::span<const Candidate> Sampler::distribution(std::span<const float> logits, 
     candidates_.push_back({static_cast<std::int32_t>(i), static_cast<double>(scores[i])});
   }
   if (options.top_k > 0 && static_cast<std::size_t>(options.top_k) < candidates_.size()) {
-    const auto end = candidates_.begin() + options.top_k;
-    std::nth_element(candidates_.begin(), end - 1, candidates_.end(), more_probable);
-    candidates_.erase(end, candidates_.end());
-    std::sort(candidates_.begin(), candidates_.end(), more_probable);
+    scratch_ = candidates_;
+    const auto last = scratch_.begin() + options.top_k - 1;
+    std::nth_element(scratch_.begin(), last, scratch_.end(), more_probable);
+    keep_up_to(candidates_, *last);
   }
   const auto largest = static_cast<double>(scores[best]);
   for (Candidate& c : candidates_) c.probability = std::exp((c.probability - largest) / options.temperature);
-  if (options.top_p < 1.0) keep_share(candidates_, options.top_p);
+  if (options.top_p < 1.0) {
+    scratch_ = candidates_;
+    keep_up_to(candidates_, last_of_share(scratch_, options.top_p));
+  }
   double total = 0.0;
   for (const Candidate& c : candidates_) total += c.probability;
   for (Candidate& c : candidates_) c.probability /= total;

@@ -24,7 +24,7 @@ class Sampler {
   std::int32_t pick(std::span<const float> logits, const SamplingOptions& options, std::span<const std::int32_t> seen,
                     double u);
   // What `pick` draws from at a temperature above 0: the tokens that pass top-k and top-p with probabilities that sum
-  // to 1, in the order in which u runs through them. Valid until the next call.
+  // to 1, in order of ids, in which u runs through them. Valid until the next call.
   std::span<const Candidate> distribution(std::span<const float> logits, const SamplingOptions& options,
                                           std::span<const std::int32_t> seen);
 
@@ -32,7 +32,7 @@ class Sampler {
   std::span<const float> penalised(std::span<const float> logits, double penalty, std::span<const std::int32_t> seen);
 
   std::vector<float> logits_;
-  std::vector<Candidate> candidates_;
+  std::vector<Candidate> candidates_, scratch_;
 };
 
 // Index of the largest logit; ties go to the lowest id. Throws like Sampler::pick.

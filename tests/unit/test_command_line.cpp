@@ -166,7 +166,7 @@ TEST_CASE("mistakes name the option and what would work") {
   const Row rows[] = {
       {{}, "no command; see stagecoach --help"},
       {{"genrate"}, "genrate: unknown command; did you mean generate?"},
-      {{"dance"}, "dance: unknown command; this version has generate, tokenize, bench"},
+      {{"dance"}, "dance: unknown command; this version has generate, score, tokenize, bench"},
       {{"plan"}, "plan: not part of this version yet; this version has generate, score, tokenize, bench"},
       {{"--model", "m"}, "--model: the command comes first, as in stagecoach generate --model"},
       {{"generate", "--prompt", "p"}, "--model: missing; give a model directory, or synthetic:gpt2 for random weights"},
@@ -194,7 +194,7 @@ TEST_CASE("mistakes name the option and what would work") {
       {generate({"--shard", "1"}), "--shard: 1 is not I/N with I from 0 to N-1, as in 0/4"},
       {generate({"--shard", "-1/2"}), "--shard: -1/2 is not I/N with I from 0 to N-1, as in 0/4"},
       {generate({"--output", "out.json"}),
-       "--output: out.json does not end in .jsonl; leave --output out for text on standard output"},
+       "--output: out.json does not end in .jsonl or .h5; leave --output out for text on standard output"},
       {generate({"--dtype", "flaot16"}),
        "--dtype: flaot16 is not one of float32, float16, bfloat16, int8; did you mean float16?"},
       {generate({"--quiet", "-v"}), "--quiet and --verbose exclude each other; give one"},

@@ -154,7 +154,7 @@ TEST_CASE("whole files are texts of any length, for scoring") {
   CHECK_THROWS_WITH_AS(PromptReader::from_whole_files({empty.path()}, &tokenizer(), options).check(),
                        (empty.path() + ": an empty prompt; a prompt has at least one token").c_str(), PromptError);
   CHECK_THROWS_WITH_AS(PromptReader::from_whole_files({"/nowhere"}, &tokenizer(), options).check(),
-                       "/nowhere: /nowhere: No such file or directory", PromptError);
+                       "/nowhere: No such file or directory", PromptError);
 }
 
 TEST_CASE("a bad line is named with what would work") {

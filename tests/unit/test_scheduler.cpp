@@ -49,6 +49,7 @@ class Stages {
       if ((row.flags & kRowScore) != 0)
         answer.tokens.push_back({row.slot, row.target, static_cast<float>(row.position)});
     }
+    for (const std::int32_t slot : seen) REQUIRE(pages_hold_tokens(slot));
     queue_.push_back(std::move(answer));
     REQUIRE(static_cast<std::int32_t>(queue_.size()) <= limits_.in_flight);
   }
@@ -62,8 +63,7 @@ class Stages {
  private:
   using Table = std::vector<std::int32_t>;
 
-  // Every position of a slot is fed once and in order, or was there when it forked: all earlier ones must hold
-  // this slot's tokens.
+  // Every position of a slot is fed once and in order, or was there when it forked.
   void feed(const Row& row) {
     Table& table = tables_[row.slot];
     Table& fed = fed_[row.slot];
@@ -75,10 +75,16 @@ class Stages {
     Table& written = written_[page];
     written.resize(static_cast<std::size_t>(row.position % kPagePositions));
     written.push_back(row.token);
-    for (std::size_t p = 0; p < fed.size(); p += kPagePositions) {
-      const Table& held = written_[table[p / kPagePositions]];
-      for (std::size_t i = p; i < std::min(fed.size(), p + kPagePositions); ++i) REQUIRE(held.at(i - p) == fed[i]);
+  }
+
+  // The slot's pages hold its tokens at every position so far: nobody wrote over them, and forks found their copy.
+  bool pages_hold_tokens(std::int32_t slot) {
+    const Table& fed = fed_[slot];
+    for (std::size_t i = 0; i < fed.size(); ++i) {
+      const Table& held = written_[tables_[slot][i / kPagePositions]];
+      if (i % kPagePositions >= held.size() || held[i % kPagePositions] != fed[i]) return false;
     }
+    return true;
   }
 
   void apply(const SlotCommand& c) {
