@@ -221,7 +221,8 @@ void apply(const OptionSpec& spec, const std::string& value, const std::string& 
 
 bool overrides(const Values& values, std::string_view name) {
   const auto given = [&values](std::string_view other) { return values.contains(other); };
-  if (name == "prompt" || name == "prompts" || name == "text") return given("prompt") || given("prompts") || given("text");
+  if (name == "prompt" || name == "prompts" || name == "text")
+    return given("prompt") || given("prompts") || given("text");
   if (name == "quiet" || name == "verbose") return values.contains("quiet") || values.contains("verbose");
   return values.contains(name);
 }

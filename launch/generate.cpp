@@ -36,9 +36,8 @@ void open_sink(PromptJob& job, const Options& options, const Model& model) {
   const Tokenizer* tokenizer = tokenizer_of(model);
   const std::int32_t eos = model.config.eos_token_id;
   if (!options.output_path.empty()) {
-    job.sink = make_file_sink(options.output_path, [&](const std::string& path) {
-      return make_jsonl_sink(path, tokenizer, eos);
-    });
+    job.sink = make_file_sink(options.output_path,
+                              [&](const std::string& path) { return make_jsonl_sink(path, tokenizer, eos); });
   } else if (job.size.sequences == 1) {
     auto streaming = std::make_unique<StreamSink>(TextStream(STDOUT_FILENO, tokenizer, eos));
     job.hooks.on_read = [s = streaming.get()](const Request& request) { s->stream().begin(request); };

@@ -13,7 +13,7 @@ namespace stagecoach {
 namespace {
 
 constexpr std::int64_t kMaxTokens = kNewTokenBounds.high;
-constexpr double kMaxTimeout = 604800.0;      // a week
+constexpr double kMaxTimeout = 604800.0;  // a week
 
 template <typename T>
 std::optional<T> parse(const std::string& text) {

@@ -16,9 +16,10 @@ namespace {
 std::int32_t stride_of(const Options& options, std::int32_t n_positions) {
   if (!options.stride) return std::max(1, n_positions / 2);
   if (*options.stride >= n_positions && n_positions > 1) {
-    throw UsageError(fmt::format("--stride: {} is not less than the model's {} positions; each window needs a token "
-                                 "before the first one it scores",
-                                 *options.stride, n_positions));
+    throw UsageError(
+        fmt::format("--stride: {} is not less than the model's {} positions; each window needs a token "
+                    "before the first one it scores",
+                    *options.stride, n_positions));
   }
   return *options.stride;
 }

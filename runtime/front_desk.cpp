@@ -26,11 +26,7 @@ struct Pending {
 
 struct FrontDesk::State {
   State(PromptReader& r, ResultSink& s, FrontDeskHooks h, Split split_prompt, std::int32_t w)
-      : reader(r),
-        sink(s),
-        hooks(std::move(h)),
-        split(std::move(split_prompt)),
-        window(static_cast<std::size_t>(w)) {}
+      : reader(r), sink(s), hooks(std::move(h)), split(std::move(split_prompt)), window(static_cast<std::size_t>(w)) {}
 
   PromptReader& reader;
   ResultSink& sink;

@@ -3,8 +3,8 @@
 //
 // The pipeline's loop talks to it without ever blocking. Bounded: it reads at most `window` prompts ahead of the oldest
 // one that is not written yet. It keeps each prompt until all its samples are there; with a `split`, each prompt is
-// handed out as several requests (windows of a long text), whose samples are told apart by their numbers. A failure of the thread (a full disk, a prompts file that changed) is rethrown in the
-// loop.
+// handed out as several requests (windows of a long text), whose samples are told apart by their numbers. A failure of
+// the thread (a full disk, a prompts file that changed) is rethrown in the loop.
 #pragma once
 
 #include <cstdint>
@@ -27,9 +27,9 @@ struct Written {
 
 struct FrontDeskHooks {
   // Both run on the front desk's thread and may be empty.
-  std::function<void(const Request&)> on_read;         // a prompt was taken from the input
-  std::function<void(std::int32_t token)> on_token;    // tokens as they come, of all requests
-  std::function<void(const Written&)> on_progress;     // after every change
+  std::function<void(const Request&)> on_read;       // a prompt was taken from the input
+  std::function<void(std::int32_t token)> on_token;  // tokens as they come, of all requests
+  std::function<void(const Written&)> on_progress;   // after every change
 };
 
 // The requests that a prompt stands for; none is allowed. Empty: itself.

@@ -35,7 +35,9 @@ struct Row {
   bool operator==(const Row&) const = default;
 };
 // Rows with either flag come back as one PickedToken each.
-constexpr bool wants_logits(const Row& row) { return (row.flags & (kRowSample | kRowScore)) != 0; }
+constexpr bool wants_logits(const Row& row) {
+  return (row.flags & (kRowSample | kRowScore)) != 0;
+}
 
 // How tokens of a slot are drawn; a fresh slot is greedy.
 struct SlotSampling {

@@ -178,14 +178,16 @@ std::vector<std::int32_t> encode(const std::string& text, const Tokenizer* token
   return tokens;
 }
 
-// Throws PromptError; a text is held in memory anyway.
+// A text is held in memory anyway.
 std::string read_whole(const std::string& path) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {
+    throw PromptError(fmt::format("{}: is a folder, not a file with a text", shown(path)));
+  }
   std::ifstream file(path, std::ios::binary);
   if (!file) throw PromptError(fmt::format("{}: {}", shown(path), std::strerror(errno)));
   std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (file.bad() || (text.empty() && std::filesystem::is_directory(path))) {
-    throw PromptError(fmt::format("{}: cannot be read (is it a directory?)", shown(path)));
-  }
+  if (file.bad()) throw PromptError(fmt::format("{}: cannot be read", shown(path)));
   return text;
 }
 

@@ -41,9 +41,9 @@ std::unique_ptr<ResultSink> make_jsonl_sink(const std::string& path, const Token
 std::unique_ptr<ResultSink> make_file_sink(
     const std::string& path, const std::function<std::unique_ptr<ResultSink>(const std::string& path)>& make_jsonl);
 
-// For people and several samples, each as "==> INDEX <==" ("==> INDEX: ID, sample N <==" when it has an id and is one of
-// several samples) on a line, prompt and completion in one piece, an empty line. Without a tokenizer, token ids separated by spaces. `fd` is not closed.
-// EPIPE (for whoever ignores SIGPIPE) and full devices throw OutputError.
+// For people and several samples, each as "==> INDEX <==" ("==> INDEX: ID, sample N <==" when it has an id and is one
+// of several samples) on a line, prompt and completion in one piece, an empty line. Without a tokenizer, token ids
+// separated by spaces. `fd` is not closed. EPIPE (for whoever ignores SIGPIPE) and full devices throw OutputError.
 std::unique_ptr<ResultSink> make_text_sink(int fd, const Tokenizer* tokenizer, std::int32_t eos);
 
 // For people and one sample: prompt and completion as they come, characters only when complete and when they cannot

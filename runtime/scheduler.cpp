@@ -31,9 +31,8 @@ bool is_plain_greedy(const SamplingOptions& options) {
 }  // namespace
 
 std::int32_t positions_needed(const Request& request, std::int32_t n_positions) {
-  const std::int64_t fed = request.score_from > 0
-                               ? std::int64_t{prompt_size(request)} - 1
-                               : std::int64_t{prompt_size(request)} + request.max_new_tokens - 1;
+  const std::int64_t fed = request.score_from > 0 ? std::int64_t{prompt_size(request)} - 1
+                                                  : std::int64_t{prompt_size(request)} + request.max_new_tokens - 1;
   return static_cast<std::int32_t>(std::min<std::int64_t>(fed, n_positions));
 }
 
@@ -203,7 +202,8 @@ void Scheduler::add_decode_rows(Microbatch& microbatch) {
     const std::int32_t slot = ready_.front();
     ready_.pop_front();
     const Sequence& sequence = at(slot);
-    const std::int32_t position = sequence.group->prompt() + static_cast<std::int32_t>(sequence.sample.tokens.size()) - 1;
+    const std::int32_t position =
+        sequence.group->prompt() + static_cast<std::int32_t>(sequence.sample.tokens.size()) - 1;
     append_pages(slot, position + 1, microbatch.commands);
     const std::uint32_t flags = kRowSample | (sequence.group->request.logprobs ? kRowLogprob : 0U);
     microbatch.rows.push_back({sequence.last_token, slot, position, flags});

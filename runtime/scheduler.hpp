@@ -1,13 +1,13 @@
 // Decides which rows travel in which microbatch: a pure state machine, without devices, clocks, threads or MPI.
 //
 // Runs on stage 0 only. Requests are admitted in order while a slot is free and the KV pool can hold a whole sample (so
-// nothing that was started ever waits for pages). A microbatch mixes one share of the sequences that are ready to decode
-// with up to `chunk_tokens` prompt rows; several chunks of one prompt may be in flight, one behind the other. Tokens do
-// not depend on any of these choices.
+// nothing that was started ever waits for pages). A microbatch mixes one share of the sequences that are ready to
+// decode with up to `chunk_tokens` prompt rows; several chunks of one prompt may be in flight, one behind the other.
+// Tokens do not depend on any of these choices.
 //
-// Several samples of one prompt share its pages: a slot of its own (the holder) takes the prompt but for its last token,
-// then each sample forks from it as slots and pages allow, shares the full pages, copies the partial one, and feeds the
-// prompt's last token itself.
+// Several samples of one prompt share its pages: a slot of its own (the holder) takes the prompt but for its last
+// token, then each sample forks from it as slots and pages allow, shares the full pages, copies the partial one, and
+// feeds the prompt's last token itself.
 #pragma once
 
 #include <cstdint>
@@ -78,9 +78,9 @@ class Scheduler {
     Request request;
     std::int32_t started = 0, finished = 0;  // samples
     std::int32_t sample_pages = 0;           // that each sample may need of its own
-    bool reserve_free = true;  // pages for one sample are set aside, so that the group always gets on
-    std::int32_t holder = -1;  // slot of the shared prompt
-    bool prompt_ready = true;  // the holder's rows have all left
+    bool reserve_free = true;                // pages for one sample are set aside, so that the group always gets on
+    std::int32_t holder = -1;                // slot of the shared prompt
+    bool prompt_ready = true;                // the holder's rows have all left
 
     std::int32_t prompt() const { return static_cast<std::int32_t>(request.tokens.size()); }
     bool scores() const { return request.score_from > 0; }

@@ -26,8 +26,7 @@ std::vector<ScoreWindow> score_windows(std::int64_t tokens, std::int32_t n_posit
 
 std::vector<Request> window_requests(const Request& text, std::int32_t n_positions, std::int32_t stride) {
   std::vector<Request> requests;
-  for (const ScoreWindow& window :
-       score_windows(static_cast<std::int64_t>(text.tokens.size()), n_positions, stride)) {
+  for (const ScoreWindow& window : score_windows(static_cast<std::int64_t>(text.tokens.size()), n_positions, stride)) {
     Request request;
     request.index = text.index;
     request.tokens.assign(text.tokens.begin() + window.begin, text.tokens.begin() + window.end);

@@ -15,11 +15,11 @@ struct ScoreWindow {
   bool operator==(const ScoreWindow&) const = default;
 };
 
-// Windows of `n_positions` tokens that begin at 0, stride, 2 * stride, ...; the last ends where the text does. Each scores
-// the tokens that none before it scored, so every token but the text's first is scored exactly once, with at least
-// n_positions - stride tokens before it once there are so many. One token has no windows. 1 <= stride < n_positions,
-// unless n_positions is 1: then nothing can be scored and there are none.
-// (The sliding window of Hugging Face's "Perplexity of fixed-length models".)
+// Windows of `n_positions` tokens that begin at 0, stride, 2 * stride, ...; the last ends where the text does. Each
+// scores the tokens that none before it scored, so every token but the text's first is scored exactly once, with at
+// least n_positions - stride tokens before it once there are so many. One token has no windows. 1 <= stride <
+// n_positions, unless n_positions is 1: then nothing can be scored and there are none. (The sliding window of Hugging
+// Face's "Perplexity of fixed-length models".)
 std::vector<ScoreWindow> score_windows(std::int64_t tokens, std::int32_t n_positions, std::int32_t stride);
 
 // The requests that score `text`, one per window; their sample numbers count the windows.

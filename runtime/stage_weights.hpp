@@ -16,7 +16,9 @@
 namespace stagecoach {
 
 // Arrays that share an allocation begin at multiples of 64 bytes, as Backend::allocate's do.
-constexpr std::int64_t aligned(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+constexpr std::int64_t aligned(std::int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
 
 // A (1, size) float32 vector on the backend.
 struct Vector {

@@ -63,9 +63,7 @@ std::vector<Sample> lead(const Job& job, const Layout& layout, const Model& mode
     return job.requests[next++];
   };
   hooks.exhausted = [&] { return next == job.requests.size(); };
-  hooks.on_finished = [&](Sample&& sample) {
-    samples.push_back(std::move(sample));
-  };
+  hooks.on_finished = [&](Sample&& sample) { samples.push_back(std::move(sample)); };
   Leader leader(context);
   leader.run(scheduler, hooks);
   leader.stop();
@@ -226,7 +224,8 @@ std::string difference(const std::vector<Sample>& expected, const std::vector<Sa
     const Sample& b = actual[i];
     if (a.tokens != b.tokens) return fmt::format("sample {}: tokens {}, expected {}", i, b.tokens, a.tokens);
     if (a.index != b.index || a.sample != b.sample) return fmt::format("sample {}: is another one", i);
-    if (a.finish != b.finish || a.text_bytes != b.text_bytes || a.prompt_tokens != b.prompt_tokens) return fmt::format("sample {}: another end", i);
+    if (a.finish != b.finish || a.text_bytes != b.text_bytes || a.prompt_tokens != b.prompt_tokens)
+      return fmt::format("sample {}: another end", i);
     if (a.logprobs.size() != b.logprobs.size())
       return fmt::format("sample {}: {} log-probabilities", i, b.logprobs.size());
     for (std::size_t t = 0; t < a.logprobs.size(); ++t) {

@@ -216,16 +216,9 @@ TEST_CASE("options of later versions pass when neutral and are refused otherwise
     CAPTURE(word);
     CHECK(error_of(generate({word})) == "no error");
   }
-  const Words refused = {"--replicas=2",
-                         "--context-shards=2",
-                         "--metrics=f",
-                         "--trace=f",
-                         "--memory-per-rank=8GiB",
-                         "--device=cuda",
-                         "--device=cuda:0",
-                         "--transport=nccl",
-                         "--dtype=int8",
-                         "--stages=auto"};
+  const Words refused = {"--replicas=2",           "--context-shards=2", "--metrics=f",     "--trace=f",
+                         "--memory-per-rank=8GiB", "--device=cuda",      "--device=cuda:0", "--transport=nccl",
+                         "--dtype=int8",           "--stages=auto"};
   for (const std::string& word : refused) {
     CAPTURE(word);
     CHECK(error_of(generate({word})).find("not part of this version yet") != std::string::npos);
@@ -235,9 +228,9 @@ TEST_CASE("options of later versions pass when neutral and are refused otherwise
 }
 
 TEST_CASE("sampling options and their ranges") {
-  const Options options = options_of(generate({"--temperature=0.8", "--top-k=40", "--top-p", "0.9",
-                                               "--repetition-penalty=1.2", "--seed=7", "--num-samples=3", "--stop=x",
-                                               "--stop", "y\n", "--output=x.h5"}));
+  const Options options =
+      options_of(generate({"--temperature=0.8", "--top-k=40", "--top-p", "0.9", "--repetition-penalty=1.2", "--seed=7",
+                           "--num-samples=3", "--stop=x", "--stop", "y\n", "--output=x.h5"}));
   CHECK(options.sampling == stagecoach::SamplingOptions{0.8, 40, 0.9, 1.2});
   CHECK(options.seed == 7);
   CHECK(options.num_samples == 3);
@@ -261,7 +254,8 @@ TEST_CASE("score takes files or prompts, and not the options of generate") {
   CHECK(error_of({"score", "--model", "m"}).find("no text; give --text FILE") == 0);
   CHECK(error_of({"score", "--model", "m", "--text", "a", "--prompts", "b"}) ==
         "--text and --prompts exclude each other; give one of them");
-  CHECK(error_of({"score", "--model", "m", "--text", "a", "--top-k", "4"}) == "--top-k: this command has no such option");
+  CHECK(error_of({"score", "--model", "m", "--text", "a", "--top-k", "4"}) ==
+        "--top-k: this command has no such option");
   CHECK(error_of({"score", "--model", "m", "--text", "a", "--stride", "0"}) ==
         "--stride: 0 is not a number from 1 to 1073741824");
 }

@@ -187,19 +187,16 @@ TEST_CASE("a bad line is named with what would work") {
   CHECK(json("{\"prompt\": \"a\", \"max_new_tokens\": 1.0}") ==
         "FILE:1: max_new_tokens: is a number, not a whole number");
   CHECK(json("{\"prompt\": \"a\", \"temperature\": \"0\"}") == "FILE:1: temperature: is a string, not a number");
-  CHECK(json("{\"prompt\": \"a\", \"temperature\": -1}") ==
-        "FILE:1: temperature: -1 is not a number from 0 to 1000");
+  CHECK(json("{\"prompt\": \"a\", \"temperature\": -1}") == "FILE:1: temperature: -1 is not a number from 0 to 1000");
   CHECK(json("{\"prompt\": \"a\", \"top_p\": 1.5}") == "FILE:1: top_p: 1.5 is not a number from 0 to 1");
   CHECK(json("{\"prompt\": \"a\", \"top_k\": 2.5}") == "FILE:1: top_k: is a number, not a whole number");
   CHECK(json("{\"prompt\": \"a\", \"repetition_penalty\": 0}") ==
         "FILE:1: repetition_penalty: 0 is not a number from 0.001 to 1000");
   CHECK(json("{\"prompt\": \"a\", \"seed\": -1}").find("FILE:1: seed: -1 is not a number from 0 to ") == 0);
-  CHECK(json("{\"prompt\": \"a\", \"num_samples\": 0}") ==
-        "FILE:1: num_samples: 0 is not a number from 1 to 1048576");
+  CHECK(json("{\"prompt\": \"a\", \"num_samples\": 0}") == "FILE:1: num_samples: 0 is not a number from 1 to 1048576");
   CHECK(json("{\"prompt\": \"a\", \"stop\": [\"x\", 4]}") ==
         "FILE:1: stop: holds a number; give a string or a list of strings");
-  CHECK(json("{\"prompt\": \"a\", \"stop\": \"\"}") ==
-        "FILE:1: stop: holds an empty string, which would stop at once");
+  CHECK(json("{\"prompt\": \"a\", \"stop\": \"\"}") == "FILE:1: stop: holds an empty string, which would stop at once");
   CHECK(json("{\"prompt\": \"a\", \"stop\": \"" + std::string(4097, 'x') + "\"}") ==
         "FILE:1: stop: is longer than 4096 bytes");
   CHECK(error_of(".jsonl", "{\"tokens\": [1], \"stop\": [\"x\"]}\n", small_model(), nullptr) ==

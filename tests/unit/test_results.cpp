@@ -236,8 +236,9 @@ TEST_CASE("a completion ends before the stop string, its tokens with it") {
   sample.text_bytes = 2;
   sink->write(request_of("p"), one(sample));
   sink->finish();
-  CHECK(content(folder / "out.jsonl").find("\"completion\":\"xa\",\"prompt_tokens\":3,\"tokens\":[120,256,99,100],"
-                                           "\"finish_reason\":\"stop\"") != std::string::npos);
+  CHECK(content(folder / "out.jsonl")
+            .find("\"completion\":\"xa\",\"prompt_tokens\":3,\"tokens\":[120,256,99,100],"
+                  "\"finish_reason\":\"stop\"") != std::string::npos);
   CHECK(through_pipe([&](int fd) {
           TextStream stream(fd, &tokenizer(), kEos);
           Request request = request_of("p");
