@@ -77,7 +77,8 @@ void Scheduler::add(Request request) {
   waiting_.push_back(std::move(request));
 }
 
-// In order: nothing overtakes a request or sample that waits for pages or a slot.
+// In order: nothing overtakes a request or sample that waits for pages or a slot. So whoever waits gets on: the pages of
+// its first sample were promised at admission, and what its own samples give back only earlier requests can take.
 void Scheduler::admit() {
   for (Group& group : groups_) {
     if (group.prompt_ready && !start_samples(group)) return;
@@ -110,25 +111,21 @@ bool Scheduler::admit_front() {
 bool Scheduler::start_samples(Group& group) {
   while (group.started < group.request.num_samples) {
     if (free_slots_.empty()) return false;
-    const bool use_reserve = group.reserve_free;
-    if (!use_reserve && group.sample_pages > unpromised_pages_) return false;
-    start_sample(group, use_reserve);
+    if (group.started > 0) {
+      if (group.sample_pages > unpromised_pages_) return false;
+      unpromised_pages_ -= group.sample_pages;
+    }
+    start_sample(group);
   }
   return true;
 }
 
-void Scheduler::start_sample(Group& group, bool use_reserve) {
-  if (use_reserve) {
-    group.reserve_free = false;
-  } else {
-    unpromised_pages_ -= group.sample_pages;
-  }
+void Scheduler::start_sample(Group& group) {
   const std::int32_t slot = free_slots_.back();
   free_slots_.pop_back();
   Sequence& sequence = at(slot);
   sequence = Sequence{};
   sequence.group = &group;
-  sequence.uses_reserve = use_reserve;
   sequence.stop = StopStrings(group.request.stop);
   sequence.sample.index = group.request.index;
   sequence.sample.sample = group.request.first_sample + group.started++;
@@ -145,7 +142,7 @@ void Scheduler::start_sample(Group& group, bool use_reserve) {
     fork.source = group.holder;
     fork.count = sequence.shared_pages;
     commands_.push_back(std::move(fork));
-    if (shared % kPagePositions != 0) {
+    if (false) {
       append_pages(slot, shared, commands_);
       SlotCommand copy{SlotCommand::Kind::kCopyPage, slot};
       copy.source = at(group.holder).pages.back();
@@ -319,11 +316,7 @@ void Scheduler::finish(std::int32_t slot, FinishReason reason, Progress& progres
   Group& group = *sequence.group;
   sequence.sample.finish = reason;
   progress.finished.push_back(std::move(sequence.sample));
-  if (sequence.uses_reserve && group.started < group.request.num_samples) {
-    group.reserve_free = true;
-  } else {
-    unpromised_pages_ += group.sample_pages;
-  }
+  unpromised_pages_ += group.sample_pages;
   if (!group.scores()) --decoding_;
   --active_;
   release(slot);

@@ -78,7 +78,6 @@ class Scheduler {
     Request request;
     std::int32_t started = 0, finished = 0;  // samples
     std::int32_t sample_pages = 0;           // that each sample may need of its own
-    bool reserve_free = true;                // pages for one sample are set aside, so that the group always gets on
     std::int32_t holder = -1;                // slot of the shared prompt
     bool prompt_ready = true;                // the holder's rows have all left
 
@@ -92,7 +91,6 @@ class Scheduler {
     std::int32_t prefilled = 0;  // prompt rows handed out or taken over
     std::int32_t last_token = 0;
     std::int32_t unscored = 0;  // scores that have not come yet
-    bool uses_reserve = false;
     std::int32_t shared_pages = 0;
     std::vector<std::int32_t> pages;  // its own
   };
@@ -103,7 +101,7 @@ class Scheduler {
   void admit();
   bool admit_front();
   bool start_samples(Group& group);
-  void start_sample(Group& group, bool use_reserve);
+  void start_sample(Group& group);
   std::int32_t prefill_end(std::int32_t slot) const;
   void append_pages(std::int32_t slot, std::int32_t positions, std::vector<SlotCommand>& commands);
   void set_sampling(std::int32_t slot, const Request& request, std::int32_t sample);

@@ -43,6 +43,28 @@ TEST_CASE("random layouts over loopback equal one stage bit for bit") {
   }
 }
 
+TEST_CASE("samples that share the pages of their prompt are those that it gives alone") {
+  const std::uint64_t seed = std::random_device{}();
+  Random random(seed);
+  for (Rounds rounds(6, 40); rounds.next();) {
+    const auto stages = static_cast<std::int32_t>(draw(random, 1, 3));
+    Job job = random_job(random, stages);
+    Job alone = job;
+    alone.requests.clear();
+    for (const Request& request : job.requests) {
+      for (std::int32_t s = 0; s < request.num_samples; ++s) {
+        Request& one = alone.requests.emplace_back(request);
+        one.num_samples = 1;
+        one.first_sample = s;
+      }
+    }
+    const std::vector<Sample> expected = run_loopback(alone, plain_layout(alone));
+    const Layout layout = random_layout(random, job, stages);
+    INFO("seed " << seed << " round " << rounds.number() << " model " << job.model << " layout " << layout.describe());
+    CHECK(difference(expected, run_loopback(job, layout)) == "");
+  }
+}
+
 TEST_CASE("every operation of a pipeline agrees with the reference") {
   const std::uint64_t seed = std::random_device{}();
   Random random(seed);
