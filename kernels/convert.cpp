@@ -1,5 +1,7 @@
 #include "kernels/convert.hpp"
 
+#include <algorithm>
+
 namespace stagecoach {
 
 // IEEE binary16: 1 sign, 5 exponent (bias 15), 10 fraction bits.
@@ -26,6 +28,66 @@ std::uint16_t f32_to_f16(float value) {
   }
   const std::uint32_t rounded = magnitude + 0xfffU + ((magnitude >> 13) & 1U);
   return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000U) >> 13));
+}
+
+namespace {
+
+using U16 = std::uint16_t;
+
+template <typename From, typename To, typename Convert>
+void convert_each(const void* source, void* result, std::int64_t count, const Convert& convert) {
+  const From* from = static_cast<const From*>(source);
+  To* to = static_cast<To*>(result);
+  for (std::int64_t i = 0; i < count; ++i) to[i] = convert(from[i]);
+}
+
+template <typename T>
+std::int64_t first_above(const void* data, std::int64_t count, T infinity) {
+  constexpr std::int64_t kStep = 4096;  // scanned without a branch per element
+  const T magnitude = static_cast<T>(~(T{1} << (8 * sizeof(T) - 1)));
+  const T* bits = static_cast<const T*>(data);
+  for (std::int64_t begin = 0; begin < count; begin += kStep) {
+    const std::int64_t end = std::min(begin + kStep, count);
+    T largest = 0;
+    for (std::int64_t i = begin; i < end; ++i) largest = std::max(largest, static_cast<T>(bits[i] & magnitude));
+    if (largest < infinity) continue;
+    for (std::int64_t i = begin; i < end; ++i) {
+      if (static_cast<T>(bits[i] & magnitude) >= infinity) return i;
+    }
+  }
+  return -1;
+}
+
+}  // namespace
+
+void convert_elements(const void* source, DType from, void* result, DType to, std::int64_t count) {
+  if (from == to) {
+    std::memcpy(result, source, static_cast<std::size_t>(count * size_of(from)));
+  } else if (from == DType::kFloat32 && to == DType::kFloat16) {
+    convert_each<float, U16>(source, result, count, f32_to_f16);
+  } else if (from == DType::kFloat32) {
+    convert_each<float, U16>(source, result, count, f32_to_bf16);
+  } else if (from == DType::kFloat16 && to == DType::kFloat32) {
+    convert_each<U16, float>(source, result, count, f16_to_f32);
+  } else if (from == DType::kFloat16) {
+    convert_each<U16, U16>(source, result, count, [](U16 bits) { return f32_to_bf16(f16_to_f32(bits)); });
+  } else if (to == DType::kFloat32) {
+    convert_each<U16, float>(source, result, count, bf16_to_f32);
+  } else {
+    convert_each<U16, U16>(source, result, count, [](U16 bits) { return f32_to_f16(bf16_to_f32(bits)); });
+  }
+}
+
+std::int64_t first_not_finite(const void* data, DType dtype, std::int64_t count) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return first_above<std::uint32_t>(data, count, 0x7f800000U);
+    case DType::kFloat16:
+      return first_above<U16>(data, count, U16{0x7c00U});
+    case DType::kBFloat16:
+      return first_above<U16>(data, count, U16{0x7f80U});
+  }
+  return -1;
 }
 
 }  // namespace stagecoach

@@ -34,4 +34,9 @@ inline void store_element(void* data, DType dtype, std::int64_t index, float val
   }
 }
 
+// `count` elements of `source` as `to`, rounded to nearest even; a copy when the dtypes are equal. `result` is apart.
+void convert_elements(const void* source, DType from, void* result, DType to, std::int64_t count);
+// Position of the first element that is infinite or not a number; -1 when all are finite.
+std::int64_t first_not_finite(const void* data, DType dtype, std::int64_t count);
+
 }  // namespace stagecoach

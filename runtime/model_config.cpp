@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <cmath>
 #include <limits>
 
@@ -144,6 +145,14 @@ std::int32_t eos_id(const Fields& fields, const Json& value, std::int32_t vocab_
   return *id < vocab_size ? static_cast<std::int32_t>(*id) : -1;
 }
 
+// The double that `value` is written as, 1e-05 rather than 9.999999747378752e-06, if it is the same float32.
+double short_double(float value) {
+  const std::string text = fmt::format("{}", value);
+  double result = 0.0;
+  std::from_chars(text.data(), text.data() + text.size(), result);
+  return static_cast<float>(result) == value ? result : static_cast<double>(value);
+}
+
 }  // namespace
 
 std::string_view name_of(ActivationName activation) {
@@ -197,6 +206,28 @@ ModelConfig parse_model_config(const Json& json, const std::string& file) {
     throw WeightError(fmt::format("{}: {}", file, error.what()));
   }
   return config;
+}
+
+Json::Object config_fields(const ModelConfig& config) {
+  Json::Object fields;
+  const auto number = [&](const char* name, std::int32_t value) {
+    fields.emplace_back(name, Json(std::int64_t{value}));
+  };
+  const auto flag = [&](const char* name, bool value) { fields.emplace_back(name, Json(value)); };
+  number("n_layer", config.n_layer);
+  number("n_head", config.n_head);
+  number("n_embd", config.n_embd);
+  number("n_inner", config.n_inner);
+  number("n_positions", config.n_positions);
+  number("vocab_size", config.vocab_size);
+  fields.emplace_back("activation_function", Json(std::string(name_of(config.activation))));
+  fields.emplace_back("layer_norm_epsilon", Json(short_double(config.layer_norm_epsilon)));
+  flag("scale_attn_weights", config.scale_attn_weights);
+  flag("scale_attn_by_inverse_layer_idx", config.scale_attn_by_inverse_layer_idx);
+  flag("reorder_and_upcast_attn", config.reorder_and_upcast_attn);
+  flag("tie_word_embeddings", config.tie_word_embeddings);
+  number("eos_token_id", config.eos_token_id);
+  return fields;
 }
 
 ModelConfig parse_model_config(std::string_view text, const std::string& file) {

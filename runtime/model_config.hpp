@@ -21,6 +21,9 @@ namespace stagecoach {
 ModelConfig parse_model_config(const Json& json, const std::string& file);
 ModelConfig parse_model_config(std::string_view text, const std::string& file);
 
+// The inverse: every field under its name in config.json. parse_model_config makes the same configuration of them.
+Json::Object config_fields(const ModelConfig& config);
+
 // "gelu_new" for kGeluNew, as in config.json.
 std::string_view name_of(ActivationName activation);
 std::optional<ActivationName> activation_of(std::string_view name);

@@ -19,6 +19,8 @@ class OutputFile {
   OutputFile& operator=(const OutputFile&) = delete;
   ~OutputFile();  // removes the partial file unless it was committed
 
+  // For libraries that open files themselves; what they put there is what `commit` makes durable.
+  const std::string& partial_path() const { return partial_; }
   void write(std::string_view bytes) { write_all(fd_, bytes, partial_); }
   void commit();  // durable when it returns; nothing can be written after it
 

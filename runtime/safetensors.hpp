@@ -37,12 +37,10 @@ std::vector<SafetensorsEntry> read_safetensors_header(const InputFile& file);
 
 // Weights of `directory`: model.safetensors, else the shards of model.safetensors.index.json. Reads headers
 // only.
-//
-// Names stand with or without "transformer."; the buffers h.N.attn.bias and h.N.attn.masked_bias (masks that
-// old versions stored) are skipped. Every other tensor must be one of tensor_table(config), there once, in
-// its shape. A tied model may also store lm_head.weight: whoever reads rows of wte.weight has the same rows
-// of lm_head.weight compared with them, so opening stays cheap and a head that differs is an error rather
-// than ignored.
+// make_stored_source says what is checked.
 std::unique_ptr<WeightSource> open_safetensors(const std::filesystem::path& directory, const ModelConfig& config);
+
+// Whether `directory` has one of the two.
+bool has_safetensors(const std::filesystem::path& directory);
 
 }  // namespace stagecoach

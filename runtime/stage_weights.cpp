@@ -1,21 +1,18 @@
 #include "runtime/stage_weights.hpp"
 
-#include <algorithm>
 #include <cstddef>
 
 #include "kernels/convert.hpp"
+#include "runtime/tensor_pieces.hpp"
 
 namespace stagecoach {
 namespace {
-
-// Host staging: large enough for sequential reads at full speed, small beside any device.
-constexpr std::int64_t kPieceBytes = 8 << 20;
 
 class Loader {
  public:
   Loader(Backend& backend, const WeightSource& source, DType dtype, std::int64_t total,
          const std::function<void(std::int64_t, std::int64_t)>& progress)
-      : backend_(backend), source_(source), dtype_(dtype), total_(total), progress_(progress) {}
+      : backend_(backend), reader_(source), dtype_(dtype), total_(total), progress_(progress) {}
 
   void matrix(const TensorSpec& spec, WeightLayout layout, Matrix& matrix) {
     const bool in_out = layout == WeightLayout::kInOut;
@@ -36,21 +33,13 @@ class Loader {
   }
 
  private:
-  // Reads `spec` in runs of whole rows and hands each to `use(first_row, host rows)`.
   template <typename Use>
   void pieces(const TensorSpec& spec, const Use& use) {
-    const DType stored = source_.dtype_of(spec);
-    const std::int64_t row_bytes = spec.cols * size_of(stored);
-    const std::int64_t rows_each = std::clamp<std::int64_t>(kPieceBytes / row_bytes, 1, spec.rows);
-    staging_.resize(static_cast<std::size_t>(rows_each * row_bytes));
-    for (std::int64_t first = 0; first < spec.rows; first += rows_each) {
-      const std::int64_t rows = std::min(rows_each, spec.rows - first);
-      const std::span<std::byte> bytes = std::span(staging_).first(static_cast<std::size_t>(rows * row_bytes));
-      source_.read_rows(spec, first, rows, bytes);
-      use(first, make_tensor(bytes.data(), stored, rows, spec.cols));
-      done_ += rows * row_bytes;
+    reader_.read_in_pieces(spec, [&](std::int64_t first, Tensor host) {
+      use(first, host);
+      done_ += host.bytes();
       if (progress_) progress_(done_, total_);
-    }
+    });
   }
 
   void upload(Tensor host, DType to, Tensor device) {
@@ -60,19 +49,16 @@ class Loader {
       return;
     }
     converted_.resize(static_cast<std::size_t>(count * size_of(to)));
-    for (std::int64_t i = 0; i < count; ++i) {
-      store_element(converted_.data(), to, i, load_element(host.data, host.dtype, i));
-    }
+    convert_elements(host.data, host.dtype, converted_.data(), to, count);
     backend_.upload(device.data, converted_.data(), count * size_of(to));
   }
 
   Backend& backend_;
-  const WeightSource& source_;
+  TensorReader reader_;
   DType dtype_;
   std::int64_t total_;
   const std::function<void(std::int64_t, std::int64_t)>& progress_;
   std::int64_t done_ = 0;
-  std::vector<std::byte> staging_;
   std::vector<std::byte> converted_;
 };
 

@@ -4,8 +4,11 @@
 
 #include <system_error>
 
+#include "runtime/hdf5_file.hpp"
 #include "runtime/input_file.hpp"
+#include "runtime/keras_h5.hpp"
 #include "runtime/model_config.hpp"
+#include "runtime/native_model.hpp"
 #include "runtime/safetensors.hpp"
 #include "runtime/synthetic.hpp"
 
@@ -15,46 +18,67 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int64_t kMaxConfigBytes = 16 << 20;
+constexpr std::int64_t kMaxTokenizerBytes = std::int64_t{1} << 30;
 
 void require_directory(const fs::path& path) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (status.type() == fs::file_type::not_found) {
     throw WeightError(
-        fmt::format("{}: does not exist; expected a Hugging Face model directory or synthetic:gpt2-xl", path.string()));
+        fmt::format("{}: does not exist; expected a Hugging Face model directory, a model file of stagecoach convert, "
+                    "or synthetic:gpt2-xl",
+                    path.string()));
   }
   if (status.type() == fs::file_type::none) throw WeightError(fmt::format("{}: {}", path.string(), error.message()));
   if (status.type() != fs::file_type::directory) {
-    throw WeightError(fmt::format(
-        "{}: is a file; expected the model's directory, with config.json and model.safetensors", path.string()));
+    throw WeightError(
+        fmt::format("{}: is a file; expected the model's directory, with config.json and model.safetensors, or a model "
+                    "file of stagecoach "
+                    "convert",
+                    path.string()));
   }
 }
 
-std::optional<Tokenizer> tokenizer_in(const fs::path& directory) {
-  const fs::path vocab = directory / "vocab.json";
-  const fs::path merges = directory / "merges.txt";
-  const bool has_vocab = fs::exists(vocab);
-  const bool has_merges = fs::exists(merges);
-  if (!has_vocab && !has_merges) return std::nullopt;
+// The native file that `name` stands for: itself, or model.h5 in a directory without config.json.
+std::optional<std::string> native_file(const std::string& name) {
+  const fs::path path(name);
+  if (fs::is_regular_file(path)) return looks_like_hdf5(name) ? std::optional(name) : std::nullopt;
+  if (fs::exists(path / "config.json") || !fs::is_regular_file(path / kNativeFileInDirectory)) return std::nullopt;
+  return (path / kNativeFileInDirectory).string();
+}
+
+bool has_tokenizer(const fs::path& directory) {
+  const bool has_vocab = fs::exists(directory / "vocab.json");
+  const bool has_merges = fs::exists(directory / "merges.txt");
   if (has_vocab != has_merges) {
     throw WeightError(fmt::format("{}: has {} but no {}; the tokenizer needs both, or neither for token prompts only",
                                   directory.string(), has_vocab ? "vocab.json" : "merges.txt",
                                   has_vocab ? "merges.txt" : "vocab.json"));
   }
+  return has_vocab;
+}
+
+std::optional<Tokenizer> tokenizer_in(const fs::path& directory) {
+  if (!has_tokenizer(directory)) return std::nullopt;
   try {
-    return Tokenizer::from_files(vocab, merges);
+    return Tokenizer::from_files(directory / "vocab.json", directory / "merges.txt");
   } catch (const TokenizerError& error) {
     throw WeightError(error.what());
   }
 }
 
-std::optional<Tokenizer> tokenizer_of_model(const fs::path& directory, const ModelConfig& config) {
-  std::optional<Tokenizer> tokenizer = tokenizer_in(directory);
-  if (tokenizer && tokenizer->vocab_size() > config.vocab_size) {
-    throw WeightError(fmt::format("{}: has {} tokens, but config.json has vocab_size {}; do the files belong together?",
-                                  (directory / "vocab.json").string(), tokenizer->vocab_size(), config.vocab_size));
+void require_fitting(const std::optional<Tokenizer>& tokenizer, const ModelConfig& config, const std::string& file,
+                     std::string_view configuration) {
+  if (!tokenizer || tokenizer->vocab_size() <= config.vocab_size) return;
+  throw WeightError(fmt::format("{}: has {} tokens, but {} has vocab_size {}; do the files belong together?", file,
+                                tokenizer->vocab_size(), configuration, config.vocab_size));
+}
+
+std::unique_ptr<WeightSource> open_weights(const fs::path& directory, const ModelConfig& config) {
+  if (!has_safetensors(directory) && fs::exists(directory / kKerasFile)) {
+    return open_keras_h5(directory / kKerasFile, config);
   }
-  return tokenizer;
+  return open_safetensors(directory, config);
 }
 
 Model open_synthetic(const std::string& name) {
@@ -77,29 +101,62 @@ Model open_directory(const std::string& name) {
   Model model;
   model.name = name;
   model.config = parse_model_config(read_text_file(config_path, kMaxConfigBytes), config_path.string());
-  model.weights = open_safetensors(directory, model.config);
+  model.weights = open_weights(directory, model.config);
   model.dtype = model.weights->dtype_of(tensor_table(model.config).front());
-  model.tokenizer = tokenizer_of_model(directory, model.config);
+  model.tokenizer = tokenizer_in(directory);
+  require_fitting(model.tokenizer, model.config, (directory / "vocab.json").string(), "config.json");
   return model;
+}
+
+Model open_native(const std::string& name, const std::string& file) {
+  Model model = open_native_model(file);
+  model.name = name;
+  require_fitting(model.tokenizer, model.config, file + ": vocab.json", "its configuration");
+  return model;
+}
+
+// Lets `action` run on a name of the file system. A directory that may not be searched, or a name that is too long, is
+// a WeightError.
+template <typename Action>
+auto on_files(const std::string& name, const Action& action) {
+  try {
+    return action();
+  } catch (const fs::filesystem_error& error) {
+    throw WeightError(fmt::format("{}: {}", name, error.code().message()));
+  }
 }
 
 }  // namespace
 
 Model open_model(const std::string& name) {
   if (is_synthetic(name)) return open_synthetic(name);
-  try {
-    return open_directory(name);
-  } catch (const fs::filesystem_error& error) {  // a directory that may not be searched, a name that is too long
-    throw WeightError(fmt::format("{}: {}", name, error.code().message()));
-  }
+  return on_files(name, [&] {
+    const std::optional<std::string> file = native_file(name);
+    return file ? open_native(name, *file) : open_directory(name);
+  });
 }
 
 Tokenizer open_tokenizer(const std::string& name) {
   if (!is_synthetic(name)) {
-    require_directory(name);
-    if (std::optional<Tokenizer> tokenizer = tokenizer_in(name)) return std::move(*tokenizer);
+    std::optional<Tokenizer> tokenizer = on_files(name, [&] {
+      if (const std::optional<std::string> file = native_file(name)) return open_native(name, *file).tokenizer;
+      require_directory(name);
+      return tokenizer_in(name);
+    });
+    if (tokenizer) return std::move(*tokenizer);
   }
   throw WeightError(fmt::format("{}: has no tokenizer; expected a directory with vocab.json and merges.txt", name));
+}
+
+std::optional<TokenizerTexts> read_tokenizer_texts(const std::string& name) {
+  if (is_synthetic(name)) return std::nullopt;
+  return on_files(name, [&]() -> std::optional<TokenizerTexts> {
+    if (const std::optional<std::string> file = native_file(name)) return read_native_tokenizer(*file);
+    const fs::path directory(name);
+    if (!has_tokenizer(directory)) return std::nullopt;
+    return TokenizerTexts{read_text_file(directory / "vocab.json", kMaxTokenizerBytes),
+                          read_text_file(directory / "merges.txt", kMaxTokenizerBytes)};
+  });
 }
 
 }  // namespace stagecoach

@@ -37,6 +37,16 @@ class WeightSource {
                          std::span<std::byte> out) const = 0;
   // Bytes read (files) or made (synthetic) so far.
   virtual std::int64_t bytes_read() const = 0;
+  // Whether the checksum of `tensor` is known. Then whoever reads all of it passes the XXH3-64 of what came to
+  // `verify`, which throws WeightError when that is not what was stored. read_in_pieces does so.
+  virtual bool has_checksum(const TensorSpec&) const { return false; }
+  virtual void verify(const TensorSpec&, std::uint64_t) const {}
+};
+
+// A tokenizer as its two files.
+struct TokenizerTexts {
+  std::string vocab_json;
+  std::string merges_txt;
 };
 
 struct Model {
@@ -47,12 +57,16 @@ struct Model {
   std::optional<Tokenizer> tokenizer;  // absent when the model has no vocabulary files
 };
 
-// `name` is a Hugging Face directory or "synthetic:gpt2-xl,n_layer=8,seed=3,dtype=float16".
+// `name` is a Hugging Face directory, a native model file (or a directory with one as model.h5 and no config.json), or
+// "synthetic:gpt2-xl,n_layer=8,seed=3,dtype=float16".
 // Reads the configuration, the tensor headers and the vocabulary, but no weights. Every tensor of the model must be
 // there exactly once with its shape, none may be unknown. Throws WeightError.
 Model open_model(const std::string& name);
 
 // The tokenizer alone: a directory with vocab.json and merges.txt is enough. Throws WeightError when there is none.
 Tokenizer open_tokenizer(const std::string& name);
+
+// The tokenizer's files as the model has them, unchecked; none when it has no tokenizer. Throws WeightError.
+std::optional<TokenizerTexts> read_tokenizer_texts(const std::string& name);
 
 }  // namespace stagecoach

@@ -66,11 +66,12 @@ TEST_CASE("open_model: weights in other formats say what would work") {
   const Directory directory;
   std::filesystem::remove(directory.path() / "model.safetensors");
   CHECK(contains(error_of(directory.name()),
-                 ": has no weights; expected model.safetensors or model.safetensors.index.json"));
-  for (const char* other : {"tf_model.h5", "pytorch_model.bin"}) {
+                 ": has no weights; expected model.safetensors, model.safetensors.index.json or tf_model.h5"));
+  for (const char* other : {"flax_model.msgpack", "pytorch_model.bin"}) {
     directory.write(other, "x");
-    CHECK(contains(error_of(directory.name()),
-                   fmt::format(": has {} but no model.safetensors; this version reads safetensors", other)));
+    CHECK(contains(error_of(directory.name()), fmt::format(": has {} but no model.safetensors; this version reads "
+                                                           "safetensors and tf_model.h5",
+                                                           other)));
   }
 }
 
