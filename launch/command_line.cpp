@@ -30,9 +30,10 @@ constexpr CommandSpec kCommands[] = {
      "log-probabilities and perplexity of texts"},
     {Command::kTokenize, "tokenize", "--model M [--decode] [FILE|-]...",
      "turn each file, or standard input, into a line of token ids"},
+    {Command::kConvert, "convert", "--model M --output FILE.h5 [--dtype D]", "make one self-contained model file"},
     {Command::kBench, "bench", "--model M [options]", "measure prefill and decode"},
 };
-constexpr std::string_view kLaterCommands[] = {"plan", "convert", "slurm"};
+constexpr std::string_view kLaterCommands[] = {"plan", "slurm"};
 
 // Values per option name, in the order of the command line.
 using Values = std::map<std::string_view, std::vector<std::string>>;
@@ -261,7 +262,7 @@ void settle_stages(const Values& values, Options& options) {
     return;
   }
   options.stages = static_cast<std::int32_t>(file.stages->size());
-  if (options.command == Command::kTokenize) return;
+  if (options.command == Command::kTokenize || options.command == Command::kConvert) return;
   for (std::size_t s = 0; s < file.stages->size(); ++s) {
     const StageSpec& stage = (*file.stages)[s];
     const auto refuse = [&](std::string_view what) {
@@ -285,6 +286,9 @@ void require_consistent(const Options& options) {
     if (options.text_paths.empty() && options.prompts_path.empty()) {
       throw UsageError("no text; give --text FILE, or --prompts FILE with a text per line (- is standard input)");
     }
+  }
+  if (options.command == Command::kConvert && options.output_path.empty()) {
+    throw UsageError("--output: missing; name the model file to write, as in --output model.h5");
   }
   if (options.command != Command::kGenerate) return;
   if (!options.prompt_texts.empty() && !options.prompts_path.empty()) {

@@ -26,7 +26,7 @@ class UsageError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-enum class Command : std::uint8_t { kGenerate, kTokenize, kBench, kScore = 4 };
+enum class Command : std::uint8_t { kGenerate, kTokenize, kBench, kConvert, kScore };
 enum class DeviceChoice : std::uint8_t { kAuto, kCpu };
 enum class TransportChoice : std::uint8_t { kAuto, kMpi };
 enum class SimdChoice : std::uint8_t { kBest, kAvx2, kAvx512, kNeon };

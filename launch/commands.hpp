@@ -9,6 +9,7 @@ namespace stagecoach {
 int run_generate(const Options& options, const World& world);
 int run_score(const Options& options, const World& world);
 int run_tokenize(const Options& options, const World& world);
+int run_convert(const Options& options, const World& world);
 int run_bench(const Options& options, const World& world);
 
 }  // namespace stagecoach

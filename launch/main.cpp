@@ -3,6 +3,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <variant>
 
 #include "kernels/backend.hpp"
@@ -27,6 +28,8 @@ int run_command(const Options& options, const World& world) {
       return run_score(options, world);
     case Command::kTokenize:
       return run_tokenize(options, world);
+    case Command::kConvert:
+      return run_convert(options, world);
     case Command::kBench:
       return run_bench(options, world);
   }
@@ -60,6 +63,9 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a closed standard output is an error that is reported, not a sudden death
+  std::signal(SIGXFSZ, SIG_IGN);  // so is a file that may not grow further
+  // Output files have a lock of their own (runtime/output_file.hpp), which HDF5's would take for another writer's.
+  ::setenv("HDF5_USE_FILE_LOCKING", "FALSE", 1);
   stagecoach::set_up_log(stagecoach::LogLevel::kNormal);
   try {
     return stagecoach::run(argc, argv);

@@ -133,6 +133,13 @@ void set_shard(Options& o, const std::string& v) {
 
 void set_output(Options& o, const std::string& v) {
   const std::string name = v.substr(v.rfind('/') + 1);
+  if (o.command == Command::kConvert) {
+    if (!name.ends_with(".h5") || name == ".h5") {
+      throw UsageError(fmt::format("{} does not end in .h5; name the model file to write", shown(v)));
+    }
+    o.output_path = v;
+    return;
+  }
   if ((!name.ends_with(".jsonl") && !name.ends_with(".h5")) || name == ".jsonl" || name == ".h5") {
     throw UsageError(
         fmt::format("{} does not end in .jsonl or .h5; leave --output out for text on standard output", shown(v)));
@@ -172,7 +179,7 @@ void refuse_size(Options&, const std::string& v) {
 
 constexpr std::uint8_t kForPrompts = kForGenerate | kForScore;
 constexpr std::uint8_t kForRuns = kForPrompts | kForBench;
-constexpr std::uint8_t kForAll = kForRuns | kForTokenize;
+constexpr std::uint8_t kForAll = kForRuns | kForTokenize | kForConvert;
 constexpr std::string_view kModel = "Model";
 constexpr std::string_view kInOut = "Prompts and results";
 constexpr std::string_view kGeneration = "Generation";
@@ -185,14 +192,15 @@ constexpr std::string_view kLater = "";
 
 const OptionSpec kTable[] = {
     {"model", "M", kForAll, kModel,
-     "model directory as downloaded, or synthetic:gpt2-xl (also gpt2, gpt2-medium, "
+     "model directory as downloaded, model file of convert, or synthetic:gpt2-xl (also gpt2, gpt2-medium, "
      "gpt2-large; synthetic:gpt2,n_layer=4,seed=3 changes any dimension)",
      false, [](Options& o, const std::string& v) { o.model = path(v); }},
     {"config", "FILE", kForAll, kModel,
      "run file (YAML) with any of these options; the command line wins. Paths in it "
      "count from the current directory",
      false, [](Options&, const std::string&) {}},
-    {"dtype", "D", kForRuns, kModel, "weights as float32, float16 or bfloat16 [as stored]", false, set_dtype},
+    {"dtype", "D", kForRuns | kForConvert, kModel, "weights as float32, float16 or bfloat16 [as stored]", false,
+     set_dtype},
     {"kv-dtype", "D", kForRuns, kModel, "keys and values as float32, float16 or bfloat16 [float32]", false,
      set_kv_dtype},
 
@@ -205,9 +213,9 @@ const OptionSpec kTable[] = {
      "for generate any of \"max_new_tokens\" \"temperature\" \"top_k\" \"top_p\" \"repetition_penalty\" \"seed\" "
      "\"stop\" \"num_samples\"), anything else with one per line; - is standard input, in either form",
      false, [](Options& o, const std::string& v) { o.prompts_path = path(v); }},
-    {"output", "FILE", kForPrompts, kInOut,
+    {"output", "FILE", kForPrompts | kForConvert, kInOut,
      "write one JSON object per sample or text to FILE.jsonl, or the same as HDF5 to FILE.h5, complete or not at all "
-     "[text on standard output]",
+     "[text on standard output]; of convert: the model file, FILE.h5",
      false, set_output},
     {"long-prompt", "error|truncate", kForGenerate, kInOut,
      "a prompt with more tokens than the model has positions is an "

@@ -20,7 +20,7 @@ class NotYet : public UsageError {
   using UsageError::UsageError;
 };
 
-enum CommandBits : std::uint8_t { kForGenerate = 1, kForTokenize = 2, kForBench = 4, kForScore = 16 };
+enum CommandBits : std::uint8_t { kForGenerate = 1, kForTokenize = 2, kForBench = 4, kForConvert = 8, kForScore = 16 };
 
 struct OptionSpec {
   std::string_view name;   // without dashes
