@@ -4,6 +4,8 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <random>
+#include <vector>
 
 #include "kernels/convert.hpp"
 
@@ -78,5 +80,32 @@ TEST_CASE("load_element and store_element agree for every dtype") {
     store_element(narrow, dtype, 1, -1.5F);
     CHECK(load_element(narrow, dtype, 1) == -1.5F);
     CHECK(narrow[0] == 0);
+  }
+}
+
+TEST_CASE("arrays are converted as their elements are, and what is not finite is found") {
+  std::mt19937 random{std::random_device{}()};
+  constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+  for (const DType from : kDTypes) {
+    for (const DType to : kDTypes) {
+      const std::int64_t count = 5000 + static_cast<std::int64_t>(random() % 5000);
+      std::vector<std::byte> source(static_cast<std::size_t>(count * size_of(from)));
+      for (std::byte& byte : source) byte = static_cast<std::byte>(random());
+      std::vector<std::byte> expected(static_cast<std::size_t>(count * size_of(to)));
+      std::int64_t first = -1;
+      for (std::int64_t i = 0; i < count; ++i) {
+        const float value = load_element(source.data(), from, i);
+        store_element(expected.data(), to, i, value);
+        if (first < 0 && !std::isfinite(value)) first = i;
+      }
+      if (from == to) expected = source;  // keeps every NaN as it is
+      std::vector<std::byte> result(expected.size());
+      convert_elements(source.data(), from, result.data(), to, count);
+      CHECK(result == expected);
+      CHECK(first_not_finite(source.data(), from, count) == first);
+    }
+    const std::vector<std::byte> zeros(40000);
+    CHECK(first_not_finite(zeros.data(), from, 10000) == -1);
+    CHECK(first_not_finite(zeros.data(), from, 0) == -1);
   }
 }
