@@ -9,10 +9,12 @@ random weights. One machine, one PyTorch build and one seed give the same files 
 in the form of a Hugging Face GPT-2 directory. Needs Python 3.9 or later with torch (1.13 or later, CPU), tokenizers,
 safetensors and numpy:
 
-    python3 train.py                          train with the recorded settings
+    python3 train.py --output DIR             train with the recorded settings
     python3 train.py --steps 200 --output /tmp/demo        a quick trial
-    python3 train.py --score --output DIR     only score the stored files on DIR/held_out.txt
+    python3 train.py --score --output DIR     only score the stored files on held_out.txt (of DIR, or the bundled one)
     python3 train.py --sample "A cold rain" --output DIR   only continue a text, greedily
+
+`stagecoach convert --model DIR --output model.h5` makes the bundled model file of it.
 
 With --checkpoint FILE the state is kept every --save-every steps, and the same command goes on from there.
 """
@@ -285,7 +287,7 @@ def sha256(path):
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default=here, metavar="DIR", help="where the files go (default: beside this script)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where the files go, or are")
     parser.add_argument("--seed", type=int, default=1, help="stories, initial weights and batches (default %(default)s)")
     parser.add_argument("--steps", type=int, default=1800, help="optimizer steps (default %(default)s)")
     parser.add_argument("--stories", type=int, default=30000, help="training stories (default %(default)s)")
@@ -313,6 +315,8 @@ def main():
         print(continue_text(model, tokenizer, options.sample, 100, config["eos_token_id"]))
         return
     if options.score:
+        if not os.path.exists(held_out_path):
+            held_out_path = os.path.join(here, "held_out.txt")
         model, tokenizer, _ = load(options.output)
         perplexity, count = perplexity_of(model, tokenizer, lines_of(held_out_path))
         print(f"perplexity {perplexity:.6f} over {count} tokens")
