@@ -166,8 +166,8 @@ TEST_CASE("mistakes name the option and what would work") {
   const Row rows[] = {
       {{}, "no command; see stagecoach --help"},
       {{"genrate"}, "genrate: unknown command; did you mean generate?"},
-      {{"dance"}, "dance: unknown command; this version has generate, score, tokenize, bench"},
-      {{"plan"}, "plan: not part of this version yet; this version has generate, score, tokenize, bench"},
+      {{"dance"}, "dance: unknown command; this version has generate, score, tokenize, convert, bench"},
+      {{"plan"}, "plan: not part of this version yet; this version has generate, score, tokenize, convert, bench"},
       {{"--model", "m"}, "--model: the command comes first, as in stagecoach generate --model"},
       {{"generate", "--prompt", "p"}, "--model: missing; give a model directory, or synthetic:gpt2 for random weights"},
       {{"generate", "--model", "m"},
@@ -349,6 +349,24 @@ TEST_CASE("help and version win over mistakes and end nothing") {
     CHECK(end - begin <= 100);
     begin = end + 1;
   }
+}
+
+TEST_CASE("convert has a model, an output that ends in .h5 and a dtype") {
+  const Options o = options_of({"convert", "--model", "m", "--output", "dir/model.h5", "--dtype", "float16"});
+  CHECK(o.command == Command::kConvert);
+  CHECK(o.output_path == "dir/model.h5");
+  CHECK(o.dtype == DType::kFloat16);
+  CHECK_FALSE(options_of({"convert", "--model", "m", "--output", "x.h5"}).dtype);
+  CHECK(error_of({"convert", "--model", "m"}).starts_with("--output: missing"));
+  CHECK(error_of({"convert", "--output", "x.h5"}).starts_with("--model: missing"));
+  CHECK(error_of({"convert", "--model", "m", "--output", "x.jsonl"}).find("does not end in .h5") != std::string::npos);
+  CHECK(error_of({"convert", "--model", "m", "--output", "a/.h5"}).find("does not end in .h5") != std::string::npos);
+  CHECK(error_of({"convert", "--model", "m", "--output", "x.h5", "--dtype", "int8"}).find("not part of this version") !=
+        std::string::npos);
+  CHECK(error_of({"convert", "--model", "m", "--output", "x.h5", "--threads", "2"}).find("no such option") !=
+        std::string::npos);
+  CHECK(options_of({"convert", "--config", "r.yaml", "--output", "x.h5"}, "model: m\ndtype: bfloat16\n").dtype ==
+        DType::kBFloat16);
 }
 
 TEST_CASE("run-file keys and options are the same set") {
