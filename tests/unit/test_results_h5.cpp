@@ -28,7 +28,7 @@ struct Converted : TemporaryDirectory {
   std::vector<T> values(const std::string& path) const {
     const std::vector<std::byte> bytes = reader->read(path, 1 << 30);
     std::vector<T> result(bytes.size() / sizeof(T));
-    std::memcpy(result.data(), bytes.data(), bytes.size());
+    if (!bytes.empty()) std::memcpy(result.data(), bytes.data(), bytes.size());
     return result;
   }
   // Line `i` of a ragged group of bytes.
