@@ -15,7 +15,6 @@ namespace stagecoach {
 namespace {
 
 constexpr std::size_t kChunkBytes = std::size_t{1} << 18;
-constexpr std::size_t kMaxLineBytes = std::size_t{64} << 20;
 
 [[noreturn]] void fail(const std::string& name, const char* what) {
   throw PromptError(fmt::format("{}: {}: {}", name, what, std::strerror(errno)));
@@ -82,8 +81,8 @@ bool same_content(const struct stat& a, const struct stat& b) {
 
 }  // namespace
 
-LineReader::LineReader(const std::string& path, const std::string& temporary_folder)
-    : name_(path == "-" ? "standard input" : shown(path)) {
+LineReader::LineReader(const std::string& path, const std::string& temporary_folder, std::size_t max_line_bytes)
+    : name_(path == "-" ? "standard input" : shown(path)), max_line_bytes_(max_line_bytes) {
   Descriptor opened(path == "-" ? ::dup(STDIN_FILENO) : ::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (opened.get() < 0) fail(name_, "cannot open the prompts");
   struct stat info = {};
@@ -122,8 +121,8 @@ bool LineReader::next(std::string& line) {
     const std::size_t end = buffer_.find('\n', searched);
     const bool found = end != std::string::npos;
     const std::size_t length = (found ? end : buffer_.size()) - begin_;
-    if (length > kMaxLineBytes) {
-      throw PromptError(fmt::format("{}:{}: longer than a line can be (64 MiB)", name_, line_ + 1));
+    if (length > max_line_bytes_) {
+      throw PromptError(fmt::format("{}:{}: longer than a line can be ({} MiB)", name_, line_ + 1, max_line_bytes_ >> 20));
     }
     if (found || at_end_) {
       if (!found && length == 0) return false;

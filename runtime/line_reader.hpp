@@ -7,6 +7,7 @@
 
 #include <sys/stat.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -14,8 +15,9 @@ namespace stagecoach {
 
 class LineReader {
  public:
-  // "-" is standard input. Throws PromptError, as all functions here.
-  LineReader(const std::string& path, const std::string& temporary_folder);
+  // "-" is standard input. Throws PromptError, as all functions here; also for a longer line.
+  LineReader(const std::string& path, const std::string& temporary_folder,
+             std::size_t max_line_bytes = std::size_t{64} << 20);
   LineReader(const LineReader&) = delete;
   LineReader& operator=(const LineReader&) = delete;
   ~LineReader();
@@ -34,6 +36,7 @@ class LineReader {
   void fill();
 
   std::string name_;
+  std::size_t max_line_bytes_;
   int fd_ = -1;
   bool spooled_ = false;
   struct stat first_seen_ = {};

@@ -49,11 +49,15 @@ void write_all(int fd, std::string_view bytes, const std::string& name) {
   }
 }
 
-OutputFile::OutputFile(std::string path) : path_(std::move(path)), partial_(path_ + ".partial") {
+void require_replaceable(const std::string& path) {
   struct stat info = {};
-  if (::stat(path_.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
-    throw OutputError(fmt::format("{}: is not a plain file, so results cannot replace it", shown(path_)));
+  if (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
+    throw OutputError(fmt::format("{}: is not a plain file, so results cannot replace it", shown(path)));
   }
+}
+
+OutputFile::OutputFile(std::string path) : path_(std::move(path)), partial_(path_ + ".partial") {
+  require_replaceable(path_);
   open_partial();
 }
 

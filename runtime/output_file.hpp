@@ -10,6 +10,9 @@ namespace stagecoach {
 // with `name`.
 void write_all(int fd, std::string_view bytes, const std::string& name);
 
+// Throws OutputError when `path` is there and no plain file.
+void require_replaceable(const std::string& path);
+
 // PATH.partial until `commit` renames it to PATH: an older PATH stays as it is until then, and for good if
 // anything fails. Only one process at a time has the partial file of one PATH. Throws OutputError.
 class OutputFile {

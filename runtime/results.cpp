@@ -4,10 +4,12 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
 #include <iterator>
 #include <span>
 
 #include "runtime/output_file.hpp"
+#include "runtime/results_h5.hpp"
 
 namespace stagecoach {
 namespace {
@@ -89,6 +91,24 @@ class JsonlSink : public ResultSink {
   std::int32_t eos_;
 };
 
+class H5Sink final : public ResultSink {
+ public:
+  H5Sink(std::string path, std::string journal, std::unique_ptr<ResultSink> lines)
+      : path_(std::move(path)), journal_(std::move(journal)), lines_(std::move(lines)) {}
+
+  void write(const Request& request, std::span<const Sample> samples) override { lines_->write(request, samples); }
+  void finish() override {
+    lines_->finish();
+    write_results_h5(journal_, path_);
+    std::error_code ignored;  // what remains is only untidy
+    std::filesystem::remove(journal_, ignored);
+  }
+
+ private:
+  std::string path_, journal_;
+  std::unique_ptr<ResultSink> lines_;
+};
+
 class TextSink : public ResultSink {
  public:
   TextSink(int fd, const Tokenizer* tokenizer, std::int32_t eos) : fd_(fd), tokenizer_(tokenizer), eos_(eos) {}
@@ -123,7 +143,10 @@ std::unique_ptr<ResultSink> make_jsonl_sink(const std::string& path, const Token
 
 std::unique_ptr<ResultSink> make_file_sink(
     const std::string& path, const std::function<std::unique_ptr<ResultSink>(const std::string& path)>& make_jsonl) {
-  return make_jsonl(path);
+  if (!path.ends_with(".h5")) return make_jsonl(path);
+  require_replaceable(path);
+  const std::string journal = path + ".journal";
+  return std::make_unique<H5Sink>(path, journal, make_jsonl(journal));
 }
 
 std::unique_ptr<ResultSink> make_text_sink(int fd, const Tokenizer* tokenizer, std::int32_t eos) {

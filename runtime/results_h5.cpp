@@ -324,7 +324,7 @@ bool holds_scores(LineReader& lines) {
 void write_results_h5(const std::string& jsonl_path, const std::string& h5_path) {
   OutputFile output(h5_path);
   try {
-    LineReader lines(jsonl_path, "/tmp");
+    LineReader lines(jsonl_path, "/tmp", std::size_t{1} << 40);  // a long text is one line
     Table table(holds_scores(lines));
     add_lines(lines, table);
     lines.rewind();

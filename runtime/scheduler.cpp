@@ -142,7 +142,7 @@ void Scheduler::start_sample(Group& group) {
     fork.source = group.holder;
     fork.count = sequence.shared_pages;
     commands_.push_back(std::move(fork));
-    if (false) {
+    if (shared % kPagePositions != 0) {
       append_pages(slot, shared, commands_);
       SlotCommand copy{SlotCommand::Kind::kCopyPage, slot};
       copy.source = at(group.holder).pages.back();
