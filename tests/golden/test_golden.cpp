@@ -1,12 +1,14 @@
 // Every checkpoint under data/ gives the logits and greedy tokens that Hugging Face transformers computed in float64.
 #include <doctest/doctest.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
 
 #include "runtime/kv_cache.hpp"
+#include "runtime/native_model.hpp"
 #include "tests/golden/golden_json.hpp"
 #include "tests/pipeline/harness.hpp"
 
@@ -53,8 +55,8 @@ std::vector<Golden> all_golden() {
 }
 
 // Worst relative difference of all rows of all prompts, one stage, the prompt in one microbatch.
-double worst_difference(const Golden& golden, std::unique_ptr<Backend> backend) {
-  const Model model = open_model(golden.directory.string());
+double worst_difference(const Golden& golden, std::unique_ptr<Backend> backend, const std::string& name) {
+  const Model model = open_model(name);
   const BlockRange all{0, model.config.n_layer - 1};
   const StageLimits limits{model.config.n_positions, pages_for(model.config.n_positions), 1, DType::kFloat32};
   StageExecutor executor(*backend, model.config, all,
@@ -99,8 +101,15 @@ TEST_CASE("logits are those of Hugging Face") {
   REQUIRE(all.size() >= 20);
   for (const Golden& golden : all) {
     INFO(golden.directory.filename().string());
-    CHECK(worst_difference(golden, make_cpu_backend({1, Simd::kBest})) < kTolerance);
-    CHECK(worst_difference(golden, make_reference_backend()) < kTolerance);
+    const std::string name = golden.directory.string();
+    const double worst = worst_difference(golden, make_cpu_backend({1, Simd::kBest}), name);
+    CHECK(worst < kTolerance);
+    CHECK(worst_difference(golden, make_reference_backend(), name) < kTolerance);
+    const std::string converted =
+        (fs::temp_directory_path() / fmt::format("stagecoach-golden-{}.h5", ::getpid())).string();
+    write_native_model(open_model(name), {}, {}, converted, {});
+    CHECK(worst_difference(golden, make_cpu_backend({1, Simd::kBest}), converted) == worst);
+    fs::remove(converted);
   }
 }
 

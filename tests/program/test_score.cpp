@@ -6,8 +6,13 @@
 #include <cstdlib>
 #include <random>
 
+#include "kernels/convert.hpp"
 #include "runtime/json.hpp"
+#include "runtime/model_config.hpp"
+#include "runtime/results_h5.hpp"
+#include "runtime/weight_source.hpp"
 #include "tests/program/run_program.hpp"
+#include "tests/unit/keras_builder.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;
@@ -46,6 +51,106 @@ TEST_CASE("the demo model's perplexity is the one recorded at training") {
         fmt::format("\n{} texts, {} tokens scored, perplexity {:.6f}\n", *recorded->find("stories")->integer(),
                     *recorded->find("scored_tokens")->integer(), number(recorded->find("perplexity")))));
   }
+}
+
+// The demo model's tensors, as float16 or as float32, in the form that the builders of files take.
+std::vector<FakeTensor> demo_tensors(const Model& demo, DType dtype, const std::string& prefix) {
+  std::vector<FakeTensor> tensors;
+  for (const TensorSpec& spec : tensor_table(demo.config)) {
+    std::string stored(static_cast<std::size_t>(spec.elements() * 2), '\0');
+    REQUIRE(demo.weights->dtype_of(spec) == DType::kFloat16);
+    demo.weights->read_rows(spec, 0, spec.rows, std::as_writable_bytes(std::span(stored)));
+    FakeTensor& tensor = tensors.emplace_back();
+    tensor.name = prefix + spec.name;
+    tensor.dtype = dtype == DType::kFloat16 ? "F16" : "F32";
+    tensor.shape = spec.is_vector ? std::vector{spec.cols} : std::vector{spec.rows, spec.cols};
+    tensor.bytes.resize(static_cast<std::size_t>(spec.elements() * size_of(dtype)));
+    convert_elements(stored.data(), DType::kFloat16, tensor.bytes.data(), dtype, spec.elements());
+  }
+  return tensors;
+}
+
+std::string config_json(const ModelConfig& config) {
+  std::string json = "{\"model_type\": \"gpt2\"";
+  for (const auto& [name, value] : config_fields(config)) {
+    json += fmt::format(", \"{}\": ", name);
+    if (value.integer() != nullptr) json += fmt::format("{}", *value.integer());
+    if (value.boolean() != nullptr) json += *value.boolean() ? "true" : "false";
+    if (value.real() != nullptr) json += fmt::format("{}", *value.real());
+    if (value.string() != nullptr) json += fmt::format("\"{}\"", *value.string());
+  }
+  return json + "}";
+}
+
+TEST_CASE("the demo model's scores are the same through every format, byte for byte") {
+  const Model demo = open_model(kDemo);
+  const auto texts = read_tokenizer_texts(kDemo);
+  REQUIRE(texts);
+  const ScratchFolder folder;
+  const auto directory = [&](const std::string& name) {
+    std::filesystem::create_directory(folder / name);
+    write_file(folder / name + "/config.json", config_json(demo.config));
+    write_file(folder / name + "/vocab.json", texts->vocab_json);
+    write_file(folder / name + "/merges.txt", texts->merges_txt);
+    return folder / name;
+  };
+  const std::vector<FakeTensor> halves = demo_tensors(demo, DType::kFloat16, "transformer.");
+  write_file(directory("single") + "/model.safetensors", safetensors(halves));
+  std::string weight_map;
+  std::vector<FakeTensor> shards[2];
+  for (std::size_t t = 0; t < halves.size(); ++t) {
+    shards[t % 2].push_back(halves[t]);
+    weight_map += fmt::format("{}\"{}\": \"s{}.safetensors\"", t == 0 ? "" : ", ", halves[t].name, t % 2);
+  }
+  const std::string sharded = directory("sharded");
+  for (int s = 0; s < 2; ++s) write_file(fmt::format("{}/s{}.safetensors", sharded, s), safetensors(shards[s]));
+  write_file(sharded + "/model.safetensors.index.json", "{\"weight_map\": {" + weight_map + "}}");
+  write_keras(directory("keras") + "/tf_model.h5", demo_tensors(demo, DType::kFloat32, ""));
+  for (const char* from : {"single", "keras"}) {
+    const Ended converted = run_program(0, fmt::format("convert --quiet --model {} --output {}/{}.h5 --dtype float32",
+                                                       folder / from, folder.path().string(), from));
+    INFO(converted.err);
+    REQUIRE(converted.status == 0);
+  }
+
+  const auto scores = [&](const std::string& model) {
+    const Ended ended = run_program(2, "score --dtype float32 --model " + model + " --prompts " + kDemo +
+                                           "/held_out.txt --output " + (folder / "s.jsonl"));
+    INFO(model << ": " << ended.err);
+    CHECK(ended.status == 0);
+    CHECK(ended.out == "70 texts, 17945 tokens scored, perplexity 1.786438\n");
+    return read_file(folder / "s.jsonl");
+  };
+  const std::string expected = scores(kDemo);
+  for (const char* model : {"single", "sharded", "keras", "single.h5", "keras.h5"}) {
+    INFO(model);
+    CHECK(scores(folder / model) == expected);
+  }
+  CHECK(read_file(folder / "single.h5") == read_file(folder / "keras.h5"));
+}
+
+TEST_CASE("results as HDF5 hold what the JSON lines say, and leave no journal") {
+  const ScratchFolder folder;
+  const std::string generate = "generate --model " + kDemo + " --prompts " + kDemo +
+                               "/prompts.txt --max-new-tokens 9 --temperature 1 --num-samples 2 --logprobs --output ";
+  const std::string score = "score --model " + kDemo + " --prompts " + kDemo + "/prompts.txt --output ";
+  for (const std::string& command : {generate, score}) {
+    REQUIRE(run_program(0, command + (folder / "lines.jsonl")).status == 0);
+    write_results_h5(folder / "lines.jsonl", folder / "expected.h5");
+    for (const int ranks : {0, 2}) {
+      const Ended ended = run_program(ranks, command + (folder / "out.h5"));
+      INFO(ended.err);
+      CHECK(ended.status == 0);
+      CHECK(read_file(folder / "out.h5") == read_file(folder / "expected.h5"));
+      std::filesystem::remove(folder / "out.h5");
+      CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 2);
+    }
+  }
+  std::filesystem::create_directory(folder / "dir.h5");
+  const Ended taken = run_program(3, generate + (folder / "dir.h5"));
+  CHECK(taken.status == 1);
+  CHECK(taken.messages() == 1);
+  CHECK(taken.says("dir.h5"));
 }
 
 TEST_CASE("scores are the same for every layout, byte for byte, with and without windows") {
