@@ -86,7 +86,7 @@ std::string letters(std::int32_t token) {
   return kTexts[static_cast<std::size_t>(token) % kTexts.size()];
 }
 
-std::vector<Sample> run_loopback(const Job& job, const Layout& layout) {
+std::vector<Sample> run_loopback(const Job& job, const Layout& layout, Instrument* instrument) {
   const Model model = open_model(job.model);
   const auto stages = static_cast<std::int32_t>(layout.stages.size());
   LoopbackHub hub(stages, layout.mode);
@@ -100,8 +100,13 @@ std::vector<Sample> run_loopback(const Job& job, const Layout& layout) {
         try {
           Parts parts = make_parts(job, layout, model, stage);
           StageContext context = context_of(layout, stage, parts);
-          const std::unique_ptr<Mailbox> mailbox = hub.mailbox(stage);
-          const std::unique_ptr<Transport> transport = hub.transport(stage);
+          std::unique_ptr<Mailbox> mailbox = hub.mailbox(stage);
+          std::unique_ptr<Transport> transport = hub.transport(stage);
+          if (instrument != nullptr) {
+            mailbox = instrument->around(stage, std::move(mailbox));
+            transport = instrument->around(stage, std::move(transport));
+            instrument->begin(stage);
+          }
           if (stages > 1) {
             context.mailbox = mailbox.get();
             context.transport = transport.get();
@@ -111,10 +116,12 @@ std::vector<Sample> run_loopback(const Job& job, const Layout& layout) {
           } else {
             run_follower(context);
           }
+          if (instrument != nullptr) instrument->end(stage, nullptr);
         } catch (const std::exception& e) {
           const std::scoped_lock lock(mutex);
           if (!failure) failure = std::current_exception();
           hub.fail(e.what());
+          if (instrument != nullptr) instrument->end(stage, e.what());
         }
       });
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -41,8 +42,18 @@ struct Job {
 // The text that a token stands for in these tests, for stop strings: one of four letters or two.
 std::string letters(std::int32_t token);
 
+// Stands between the stages of a loopback run and their messages.
+class Instrument {
+ public:
+  virtual ~Instrument() = default;
+  virtual std::unique_ptr<Mailbox> around(std::int32_t stage, std::unique_ptr<Mailbox> mailbox) = 0;
+  virtual std::unique_ptr<Transport> around(std::int32_t stage, std::unique_ptr<Transport> transport) = 0;
+  virtual void begin(std::int32_t stage) = 0;                     // on the stage's thread, before its loop
+  virtual void end(std::int32_t stage, const char* failure) = 0;  // after it; null when all went well
+};
+
 // Samples in order of request index and sample number. Over loopback; throws the first failure of any stage.
-std::vector<Sample> run_loopback(const Job& job, const Layout& layout);
+std::vector<Sample> run_loopback(const Job& job, const Layout& layout, Instrument* instrument = nullptr);
 // The same as ranks 0..stages-1 of the job; samples on rank 0, empty elsewhere. Ranks beyond do nothing.
 std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiProcess& process);
 
