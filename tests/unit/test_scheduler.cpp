@@ -38,18 +38,26 @@ class Stages {
     TokenBatch answer;
     answer.id = m.id;
     for (const SlotCommand& c : m.commands) apply(c);
+    for (auto& [slot, since] : waiting_) ++since;
+    check_order(m);
     std::int32_t last = -1;
     for (const Row& row : m.rows) {
       if (row.slot != last) REQUIRE(seen.insert(row.slot).second);  // rows of a slot are adjacent
       last = row.slot;
       REQUIRE(row.position < limits_.n_positions);
       feed(row);
+      waiting_.erase(row.slot);
       if ((row.flags & kRowSample) != 0)
         answer.tokens.push_back({row.slot, static_cast<std::int32_t>(below(random_, 7)), 0.0F});
+      if ((row.flags & kRowScore) != 0) scoring_.insert(row.slot);
       if ((row.flags & kRowScore) != 0)
         answer.tokens.push_back({row.slot, row.target, static_cast<float>(row.position)});
     }
     for (const std::int32_t slot : seen) REQUIRE(pages_hold_tokens(slot));
+    // Nobody starves: whoever may decode does so before every slot has had its turn again.
+    for (const auto& [slot, since] : waiting_) {
+      if (!limits_.hold_decode) REQUIRE(since <= limits_.slots);
+    }
     queue_.push_back(std::move(answer));
     REQUIRE(static_cast<std::int32_t>(queue_.size()) <= limits_.in_flight);
   }
@@ -57,11 +65,24 @@ class Stages {
   TokenBatch answer() {
     TokenBatch first = std::move(queue_.front());
     queue_.pop_front();
+    // Whoever has finished is dropped by the next microbatch.
+    for (const PickedToken& token : first.tokens) {
+      if (!scoring_.contains(token.slot)) waiting_.emplace(token.slot, 0);
+    }
     return first;
   }
 
  private:
   using Table = std::vector<std::int32_t>;
+
+  // Prompts begin in the order of the input: their first token tells which it is.
+  void check_order(const Microbatch& m) {
+    for (const Row& row : m.rows) {
+      if (row.position != 0) continue;
+      REQUIRE(row.token >= latest_);
+      latest_ = row.token;
+    }
+  }
 
   // Every position of a slot is fed once and in order, or was there when it forked.
   void feed(const Row& row) {
@@ -106,6 +127,8 @@ class Stages {
         }
         table.clear();
         fed_[c.slot].clear();
+        waiting_.erase(c.slot);
+        scoring_.erase(c.slot);
         break;
       case SlotCommand::Kind::kFork: {
         REQUIRE(table.empty());
@@ -132,12 +155,16 @@ class Stages {
   std::map<std::int32_t, Table> fed_;      // [slot] tokens by position
   std::map<std::int32_t, Table> written_;  // [page] tokens
   std::map<std::int32_t, std::int32_t> owner_;
+  std::set<std::int32_t> scoring_;  // slots
+  std::int32_t latest_ = 0;
+  std::map<std::int32_t, std::int32_t> waiting_;  // [slot] microbatches since it may decode
 };
 
 Request random_request(std::mt19937& random, std::int64_t index, std::int32_t n_positions) {
   Request r = request_of(index, 1 + static_cast<std::int32_t>(below(random, static_cast<unsigned>(n_positions))),
                          1 + static_cast<std::int32_t>(below(random, 40)));
   for (std::int32_t& token : r.tokens) token = static_cast<std::int32_t>(below(random, 1000));
+  r.tokens.front() = static_cast<std::int32_t>(1000 + index);
   if (below(random, 2) == 0) r.num_samples = 1 + static_cast<std::int32_t>(below(random, 8));
   if (below(random, 4) == 0) r.stop = {"acd", "gg"};
   if (r.tokens.size() > 1 && below(random, 4) == 0) {
@@ -183,10 +210,10 @@ void check_sample(const Sample& s, const Request& r, const SchedulerLimits& limi
 
 }  // namespace
 
-TEST_CASE("random workloads: every sample finishes once, nothing leaks, bounds are kept") {
+TEST_CASE("random workloads: every sample finishes once, nothing leaks or starves, bounds are kept") {
   const unsigned seed = std::random_device{}();
   std::mt19937 random(seed);
-  for (int round = 0; round < 1000; ++round) {
+  for (int round = 0; round < 2000; ++round) {
     INFO("seed " << seed << " round " << round);
     SchedulerLimits limits;
     limits.n_positions = 1 + static_cast<std::int32_t>(below(random, 300));
@@ -204,7 +231,7 @@ TEST_CASE("random workloads: every sample finishes once, nothing leaks, bounds a
       expected += static_cast<std::size_t>(requests.back().num_samples);
       limits.pages = std::max(limits.pages, pages_needed(requests.back(), limits.n_positions));
     }
-    limits.pages += static_cast<std::int32_t>(below(random, 2) * below(random, 10));
+    limits.pages += static_cast<std::int32_t>(below(random, 2) * below(random, below(random, 4) == 0 ? 1000 : 10));
     Scheduler scheduler(limits, letter);
     Stages stages(limits, random);
     std::size_t added = 0;
