@@ -103,7 +103,11 @@ Tokenizer Tokenizer::from_files(const std::filesystem::path& vocab_json, const s
 
 Tokenizer Tokenizer::from_text(std::string_view vocab_json, std::string_view merges_txt, const std::string& name,
                                UseJit use_jit) {
-  return {Vocabulary({vocab_json, name + ": vocab.json"}, {merges_txt, name + ": merges.txt"}), use_jit};
+  return from_text({vocab_json, name + ": vocab.json"}, {merges_txt, name + ": merges.txt"}, use_jit);
+}
+
+Tokenizer Tokenizer::from_text(const NamedText& vocab_json, const NamedText& merges_txt, UseJit use_jit) {
+  return {Vocabulary(vocab_json, merges_txt), use_jit};
 }
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view bytes) const {

@@ -27,6 +27,12 @@
 
 namespace stagecoach {
 
+// A tokenizer as its two files.
+struct TokenizerTexts {
+  std::string vocab_json;
+  std::string merges_txt;
+};
+
 class Tokenizer {
  public:
   // The files of a GPT-2 model directory. Throws TokenizerError; see Vocabulary for what is refused.
@@ -34,6 +40,9 @@ class Tokenizer {
                               UseJit use_jit = UseJit::kWhenAvailable);
   // The same from memory; errors call the texts "<name>: vocab.json" and "<name>: merges.txt".
   static Tokenizer from_text(std::string_view vocab_json, std::string_view merges_txt, const std::string& name,
+                             UseJit use_jit = UseJit::kWhenAvailable);
+  // The same with names of the caller's choice.
+  static Tokenizer from_text(const NamedText& vocab_json, const NamedText& merges_txt,
                              UseJit use_jit = UseJit::kWhenAvailable);
 
   // Takes time in proportion to the text (times the logarithm of its longest word), whatever it contains.

@@ -11,6 +11,7 @@
 #include "runtime/native_model.hpp"
 #include "runtime/safetensors.hpp"
 #include "runtime/synthetic.hpp"
+#include "runtime/tokenizer_json.hpp"
 
 namespace stagecoach {
 namespace {
@@ -47,24 +48,42 @@ std::optional<std::string> native_file(const std::string& name) {
   return (path / kNativeFileInDirectory).string();
 }
 
-bool has_tokenizer(const fs::path& directory) {
+constexpr const char* kTokenizerFile = "tokenizer.json";
+
+enum class TokenizerFiles : std::uint8_t { kNone, kTwo, kOne };
+
+// vocab.json and merges.txt, else tokenizer.json.
+TokenizerFiles tokenizer_files(const fs::path& directory) {
   const bool has_vocab = fs::exists(directory / "vocab.json");
   const bool has_merges = fs::exists(directory / "merges.txt");
+  if (has_vocab && has_merges) return TokenizerFiles::kTwo;
+  if (fs::exists(directory / kTokenizerFile)) return TokenizerFiles::kOne;
   if (has_vocab != has_merges) {
-    throw WeightError(fmt::format("{}: has {} but no {}; the tokenizer needs both, or neither for token prompts only",
-                                  directory.string(), has_vocab ? "vocab.json" : "merges.txt",
-                                  has_vocab ? "merges.txt" : "vocab.json"));
+    throw WeightError(fmt::format(
+        "{}: has {} but no {}; the tokenizer needs both, or {}, or none for token prompts only", directory.string(),
+        has_vocab ? "vocab.json" : "merges.txt", has_vocab ? "merges.txt" : "vocab.json", kTokenizerFile));
   }
-  return has_vocab;
+  return TokenizerFiles::kNone;
+}
+
+TokenizerTexts read_tokenizer_json(const fs::path& path) {
+  return texts_of_tokenizer_json(read_text_file(path, kMaxTokenizerBytes), path.string());
 }
 
 std::optional<Tokenizer> tokenizer_in(const fs::path& directory) {
-  if (!has_tokenizer(directory)) return std::nullopt;
-  try {
-    return Tokenizer::from_files(directory / "vocab.json", directory / "merges.txt");
-  } catch (const TokenizerError& error) {
-    throw WeightError(error.what());
+  switch (tokenizer_files(directory)) {
+    case TokenizerFiles::kTwo:
+      return Tokenizer::from_files(directory / "vocab.json", directory / "merges.txt");
+    case TokenizerFiles::kOne: {
+      const std::string name = (directory / kTokenizerFile).string();
+      const TokenizerTexts texts = read_tokenizer_json(name);
+      return Tokenizer::from_text({texts.vocab_json, name + ": model.vocab"},
+                                  {texts.merges_txt, name + ": model.merges"});
+    }
+    case TokenizerFiles::kNone:
+      break;
   }
+  return std::nullopt;
 }
 
 void require_fitting(const std::optional<Tokenizer>& tokenizer, const ModelConfig& config, const std::string& file,
@@ -104,7 +123,9 @@ Model open_directory(const std::string& name) {
   model.weights = open_weights(directory, model.config);
   model.dtype = model.weights->dtype_of(tensor_table(model.config).front());
   model.tokenizer = tokenizer_in(directory);
-  require_fitting(model.tokenizer, model.config, (directory / "vocab.json").string(), "config.json");
+  const bool one = tokenizer_files(directory) == TokenizerFiles::kOne;
+  require_fitting(model.tokenizer, model.config, (directory / (one ? kTokenizerFile : "vocab.json")).string(),
+                  "config.json");
   return model;
 }
 
@@ -116,13 +137,15 @@ Model open_native(const std::string& name, const std::string& file) {
 }
 
 // Lets `action` run on a name of the file system. A directory that may not be searched, or a name that is too long, is
-// a WeightError.
+// a WeightError, and so is what is wrong with the tokenizer.
 template <typename Action>
 auto on_files(const std::string& name, const Action& action) {
   try {
     return action();
   } catch (const fs::filesystem_error& error) {
     throw WeightError(fmt::format("{}: {}", name, error.code().message()));
+  } catch (const TokenizerError& error) {
+    throw WeightError(error.what());
   }
 }
 
@@ -145,7 +168,8 @@ Tokenizer open_tokenizer(const std::string& name) {
     });
     if (tokenizer) return std::move(*tokenizer);
   }
-  throw WeightError(fmt::format("{}: has no tokenizer; expected a directory with vocab.json and merges.txt", name));
+  throw WeightError(fmt::format(
+      "{}: has no tokenizer; expected a directory with vocab.json and merges.txt, or tokenizer.json", name));
 }
 
 std::optional<TokenizerTexts> read_tokenizer_texts(const std::string& name) {
@@ -153,9 +177,16 @@ std::optional<TokenizerTexts> read_tokenizer_texts(const std::string& name) {
   return on_files(name, [&]() -> std::optional<TokenizerTexts> {
     if (const std::optional<std::string> file = native_file(name)) return read_native_tokenizer(*file);
     const fs::path directory(name);
-    if (!has_tokenizer(directory)) return std::nullopt;
-    return TokenizerTexts{read_text_file(directory / "vocab.json", kMaxTokenizerBytes),
-                          read_text_file(directory / "merges.txt", kMaxTokenizerBytes)};
+    switch (tokenizer_files(directory)) {
+      case TokenizerFiles::kTwo:
+        return TokenizerTexts{read_text_file(directory / "vocab.json", kMaxTokenizerBytes),
+                              read_text_file(directory / "merges.txt", kMaxTokenizerBytes)};
+      case TokenizerFiles::kOne:
+        return read_tokenizer_json(directory / kTokenizerFile);
+      case TokenizerFiles::kNone:
+        break;
+    }
+    return std::nullopt;
   });
 }
 

@@ -37,16 +37,12 @@ class WeightSource {
                          std::span<std::byte> out) const = 0;
   // Bytes read (files) or made (synthetic) so far.
   virtual std::int64_t bytes_read() const = 0;
+  // How messages call `tensor`: "FILE: tensor NAME", with the name that the file has.
+  virtual std::string place_of(const TensorSpec& tensor) const { return "tensor " + tensor.name; }
   // Whether the checksum of `tensor` is known. Then whoever reads all of it passes the XXH3-64 of what came to
   // `verify`, which throws WeightError when that is not what was stored. read_in_pieces does so.
   virtual bool has_checksum(const TensorSpec&) const { return false; }
   virtual void verify(const TensorSpec&, std::uint64_t) const {}
-};
-
-// A tokenizer as its two files.
-struct TokenizerTexts {
-  std::string vocab_json;
-  std::string merges_txt;
 };
 
 struct Model {
@@ -63,10 +59,12 @@ struct Model {
 // there exactly once with its shape, none may be unknown. Throws WeightError.
 Model open_model(const std::string& name);
 
-// The tokenizer alone: a directory with vocab.json and merges.txt is enough. Throws WeightError when there is none.
+// The tokenizer alone: a directory with vocab.json and merges.txt, or with tokenizer.json, is enough; the two files win
+// where all three are there. Throws WeightError when there is none.
 Tokenizer open_tokenizer(const std::string& name);
 
-// The tokenizer's files as the model has them, unchecked; none when it has no tokenizer. Throws WeightError.
+// The tokenizer's files as the model has them, or as texts_of_tokenizer_json makes them of tokenizer.json, unchecked;
+// none when it has no tokenizer. Throws WeightError.
 std::optional<TokenizerTexts> read_tokenizer_texts(const std::string& name);
 
 }  // namespace stagecoach

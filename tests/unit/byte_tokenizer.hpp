@@ -7,7 +7,7 @@
 
 namespace stagecoach {
 
-inline Tokenizer byte_tokenizer() {
+inline std::string byte_vocab_json() {
   const auto utf8 = [](unsigned code) {  // code points below 0x800
     if (code < 0x80) return std::string(1, static_cast<char>(code));
     return std::string{static_cast<char>(0xc0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3f))};
@@ -20,8 +20,11 @@ inline Tokenizer byte_tokenizer() {
     if (name == "\"" || name == "\\") name.insert(0, "\\");
     vocab += "\"" + name + "\": " + std::to_string(byte) + ", ";
   }
-  vocab += R"("ab": 256, "<|endoftext|>": 257})";
-  return Tokenizer::from_text(vocab, "#version: 0.2\na b\n", "byte tokenizer");
+  return vocab + R"("ab": 256, "<|endoftext|>": 257})";
+}
+
+inline Tokenizer byte_tokenizer() {
+  return Tokenizer::from_text(byte_vocab_json(), "#version: 0.2\na b\n", "byte tokenizer");
 }
 
 }  // namespace stagecoach
