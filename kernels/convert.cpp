@@ -1,6 +1,7 @@
 #include "kernels/convert.hpp"
 
 #include <algorithm>
+#include <limits>
 
 namespace stagecoach {
 
@@ -41,18 +42,22 @@ void convert_each(const void* source, void* result, std::int64_t count, const Co
   for (std::int64_t i = 0; i < count; ++i) to[i] = convert(from[i]);
 }
 
+// Position of the first element whose bits without the sign are at least `limit`. Bits of magnitudes order as
+// magnitudes do, and as signed numbers, which every vector unit compares.
 template <typename T>
-std::int64_t first_above(const void* data, std::int64_t count, T infinity) {
-  constexpr std::int64_t kStep = 4096;  // scanned without a branch per element
-  const T magnitude = static_cast<T>(~(T{1} << (8 * sizeof(T) - 1)));
+std::int64_t first_from(const void* data, std::int64_t count, T limit) {
+  constexpr std::int64_t kStep = 2048;  // scanned without a branch per element
+  constexpr T kMagnitude = std::numeric_limits<T>::max();
   const T* bits = static_cast<const T*>(data);
   for (std::int64_t begin = 0; begin < count; begin += kStep) {
     const std::int64_t end = std::min(begin + kStep, count);
-    T largest = 0;
-    for (std::int64_t i = begin; i < end; ++i) largest = std::max(largest, static_cast<T>(bits[i] & magnitude));
-    if (largest < infinity) continue;
+    T found = 0;
     for (std::int64_t i = begin; i < end; ++i) {
-      if (static_cast<T>(bits[i] & magnitude) >= infinity) return i;
+      found = static_cast<T>(found | ((bits[i] & kMagnitude) >= limit ? T{-1} : T{0}));
+    }
+    if (found == 0) continue;
+    for (std::int64_t i = begin; i < end; ++i) {
+      if ((bits[i] & kMagnitude) >= limit) return i;
     }
   }
   return -1;
@@ -78,14 +83,19 @@ void convert_elements(const void* source, DType from, void* result, DType to, st
   }
 }
 
-std::int64_t first_not_finite(const void* data, DType dtype, std::int64_t count) {
+std::int64_t first_not_finite(const void* data, DType dtype, DType to, std::int64_t count) {
+  using I16 = std::int16_t;
+  const bool small = to == DType::kFloat16;  // whose largest number is 65504; from 65520 on values round to infinity
   switch (dtype) {
     case DType::kFloat32:
-      return first_above<std::uint32_t>(data, count, 0x7f800000U);
+      return first_from<std::int32_t>(data, count,
+                                      small                    ? 0x477ff000
+                                      : to == DType::kBFloat16 ? 0x7f7f8000
+                                                               : 0x7f800000);
     case DType::kFloat16:
-      return first_above<U16>(data, count, U16{0x7c00U});
+      return first_from<I16>(data, count, I16{0x7c00});
     case DType::kBFloat16:
-      return first_above<U16>(data, count, U16{0x7f80U});
+      return first_from<I16>(data, count, small ? I16{0x4780} : I16{0x7f80});
   }
   return -1;
 }

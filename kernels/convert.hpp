@@ -36,7 +36,11 @@ inline void store_element(void* data, DType dtype, std::int64_t index, float val
 
 // `count` elements of `source` as `to`, rounded to nearest even; a copy when the dtypes are equal. `result` is apart.
 void convert_elements(const void* source, DType from, void* result, DType to, std::int64_t count);
-// Position of the first element that is infinite or not a number; -1 when all are finite.
-std::int64_t first_not_finite(const void* data, DType dtype, std::int64_t count);
+// Position of the first element of `dtype` that is infinite or not a number as a `to`, also because it is too large for
+// `to`; -1 when there is none.
+std::int64_t first_not_finite(const void* data, DType dtype, DType to, std::int64_t count);
+inline std::int64_t first_not_finite(const void* data, DType dtype, std::int64_t count) {
+  return first_not_finite(data, dtype, dtype, count);
+}
 
 }  // namespace stagecoach

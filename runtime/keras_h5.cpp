@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "runtime/hdf5_file.hpp"
+#include "runtime/h5_inventory.hpp"
 #include "runtime/hdf5_tensors.hpp"
 #include "runtime/quote.hpp"
 #include "runtime/stored_tensors.hpp"
@@ -44,7 +44,7 @@ std::unique_ptr<WeightSource> open_keras_h5(const std::filesystem::path& file, c
   TensorCatalogue catalogue(file, kH5TensorTypes, "config.json");
   const std::size_t index = catalogue.add_file(file);
   try {
-    for (const H5Dataset& dataset : H5Reader(file.string()).datasets()) {
+    for (const H5Dataset& dataset : inventory_of(file.string(), {}, {}).datasets) {
       StoredTensor tensor = stored_tensor(dataset, name_of_keras_path(dataset.path), file.string());
       const bool row = tensor.shape.size() == 2 && tensor.shape.front() == 1;
       if (row && tensor.name.ends_with(".bias")) tensor.shape.erase(tensor.shape.begin());

@@ -11,6 +11,7 @@
 
 #include "kernels/convert.hpp"
 #include "runtime/checksum.hpp"
+#include "runtime/h5_inventory.hpp"
 #include "runtime/hdf5_file.hpp"
 #include "runtime/hdf5_tensors.hpp"
 #include "runtime/model_config.hpp"
@@ -68,15 +69,15 @@ Json json_of(const H5Value& value) {
   return Json(std::get<std::string>(value));
 }
 
-void check_kind(const H5Reader& reader, const std::string& file) {
-  const std::optional<H5Value> format = reader.attribute("/", "format");
-  if (!format && reader.attribute("/", "keras_version")) {
+void check_kind(const H5Inventory& inventory, const std::string& file) {
+  const std::optional<H5Value> format = inventory.attribute("/", "format");
+  if (!format && inventory.attribute("/", "keras_version")) {
     fail(file, "is a Keras checkpoint; give the directory that holds it and its config.json");
   }
   if (!format || *format != H5Value(std::string(kFormat))) {
     fail(file, "is an HDF5 file, but no model of stagecoach convert (a tf_model.h5 is given by its directory)");
   }
-  const std::optional<H5Value> version = reader.attribute("/", "format_version");
+  const std::optional<H5Value> version = inventory.attribute("/", "format_version");
   if (!version || *version != H5Value(kVersion)) {
     const Json shown = version ? json_of(*version) : Json();
     fail(file, fmt::format("has format_version {}, but this program reads version {}; convert the model again",
@@ -85,8 +86,8 @@ void check_kind(const H5Reader& reader, const std::string& file) {
   }
 }
 
-std::uint64_t checksum_of(const H5Reader& reader, const std::string& path, const std::string& file) {
-  const std::optional<H5Value> value = reader.attribute(path, kChecksum);
+std::uint64_t checksum_of(const H5Inventory& inventory, const std::string& path, const std::string& file) {
+  const std::optional<H5Value> value = inventory.attribute(path, kChecksum);
   if (!value || !std::holds_alternative<std::uint64_t>(*value)) {
     fail(file, fmt::format("{}: has no checksum; the file is damaged, convert it again", printable(path)));
   }
@@ -107,35 +108,42 @@ std::string name_of_path(const std::string& path) {
 // A file whose metadata has been checked against `contents`.
 struct OpenFile {
   std::string file;
-  H5Reader reader;
   ModelConfig config;
-  std::vector<std::pair<H5Dataset, std::uint64_t>> tensors;  // with their checksums
-  std::map<std::string, std::uint64_t> tokenizer;            // checksums by path
+  std::vector<std::pair<H5Dataset, std::uint64_t>> tensors;              // with their checksums
+  std::map<std::string, std::pair<H5Dataset, std::uint64_t>> tokenizer;  // the same, by path
 };
 
-ModelConfig read_config(const H5Reader& reader, const std::string& file) {
+ModelConfig read_config(const H5Inventory& inventory, const std::string& file) {
   Json::Object fields;
   for (const auto& [name, like] : config_fields(ModelConfig())) {
-    const std::optional<H5Value> value = reader.attribute("/", name);
+    const std::optional<H5Value> value = inventory.attribute("/", name);
     if (!value) fail(file, fmt::format("has no attribute {}; the file is damaged, convert it again", name));
     fields.emplace_back(name, json_of(*value));
   }
   return parse_model_config(Json(std::move(fields)), file);
 }
 
+std::vector<std::string> names_of_root_attributes() {
+  std::vector<std::string> names = {"format", "format_version", "keras_version", kContents};
+  for (const auto& [name, value] : config_fields(ModelConfig())) names.push_back(name);
+  return names;
+}
+
 OpenFile open_file(const std::string& file) {
-  OpenFile result{file, H5Reader(file), {}, {}, {}};
-  check_kind(result.reader, file);
-  const std::optional<H5Value> contents = result.reader.attribute("/", kContents);
+  H5Inventory inventory = inventory_of(file, names_of_root_attributes(), {kChecksum});
+  OpenFile result{file, {}, {}, {}};
+  check_kind(inventory, file);
+  const std::optional<H5Value> contents = inventory.attribute("/", kContents);
   constexpr std::string_view kUnfinished = "is an unfinished or damaged conversion; convert the model again";
   if (!contents || *contents == H5Value(std::uint64_t{0})) fail(file, kUnfinished);
-  result.config = read_config(result.reader, file);
+  result.config = read_config(inventory, file);
   DatasetLines lines;
-  for (H5Dataset& dataset : result.reader.datasets()) {
-    const std::uint64_t xxh3 = checksum_of(result.reader, dataset.path, file);
+  for (H5Dataset& dataset : inventory.datasets) {
+    const std::uint64_t xxh3 = checksum_of(inventory, dataset.path, file);
     lines.emplace(dataset.path, line_of(dataset.type, dataset.shape, xxh3));
     if (dataset.path == kVocab || dataset.path == kMerges) {
-      result.tokenizer.emplace(dataset.path, xxh3);
+      const std::string path = dataset.path;
+      result.tokenizer.emplace(path, std::pair(std::move(dataset), xxh3));
     } else {
       result.tensors.emplace_back(std::move(dataset), xxh3);
     }
@@ -144,20 +152,24 @@ OpenFile open_file(const std::string& file) {
   return result;
 }
 
-std::string read_text(const OpenFile& open, const char* path, std::uint64_t xxh3) {
-  const std::vector<std::byte> bytes = open.reader.read(path, kMaxTokenizerBytes);
-  if (xxh3_of(bytes) != xxh3) {
+std::string read_text(const OpenFile& open, const char* path) {
+  const auto& [dataset, xxh3] = open.tokenizer.at(path);
+  const InputFile file(open.file);
+  const std::int64_t offset = dataset.bytes == 0 ? 0 : dataset.offset.value_or(-1);
+  const bool inside = offset >= 0 && dataset.bytes <= std::min(file.bytes(), kMaxTokenizerBytes);
+  std::string text(inside ? static_cast<std::size_t>(dataset.bytes) : 0, '\0');
+  if (inside) file.read(offset, std::as_writable_bytes(std::span(text)), path);
+  if (!inside || xxh3_of(std::as_bytes(std::span(text))) != xxh3) {
     fail(open.file,
          fmt::format("{}: its bytes do not match their checksum; the file is damaged, convert it again", path));
   }
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+  return text;
 }
 
 std::optional<TokenizerTexts> read_texts(const OpenFile& open) {
   if (open.tokenizer.empty()) return std::nullopt;
   if (open.tokenizer.size() != 2) fail(open.file, "has only one of /tokenizer/vocab.json and /tokenizer/merges.txt");
-  return TokenizerTexts{read_text(open, kVocab, open.tokenizer.at(kVocab)),
-                        read_text(open, kMerges, open.tokenizer.at(kMerges))};
+  return TokenizerTexts{read_text(open, kVocab), read_text(open, kMerges)};
 }
 
 template <typename Action>
@@ -239,8 +251,8 @@ class Conversion {
     const std::string path = native_path(spec);
     const DType dtype = result_dtype(spec);
     Xxh3 hash;
-    reader_.read_in_pieces(spec, [&](std::int64_t first_row, Tensor piece) {
-      const std::span<const std::byte> bytes = converted(spec, first_row, piece, dtype);
+    reader_.read_in_pieces(spec, dtype, [&](std::int64_t first_row, Tensor piece) {
+      const std::span<const std::byte> bytes = converted(piece, dtype);
       hash.update(bytes);
       writer.write(path, first_row, bytes);
       done_ += piece.bytes();
@@ -250,22 +262,12 @@ class Conversion {
   }
 
   // The piece as `dtype`, valid until the next call.
-  std::span<const std::byte> converted(const TensorSpec& spec, std::int64_t first_row, Tensor piece, DType dtype) {
+  std::span<const std::byte> converted(Tensor piece, DType dtype) {
     const std::int64_t count = piece.rows * piece.cols;
-    const auto fail_at = [&](std::int64_t index, std::string_view what) {
-      throw WeightError(fmt::format("{}: tensor {}: element {} is {}{}", model_.name, spec.name,
-                                    first_row * spec.cols + index, load_element(piece.data, piece.dtype, index), what));
-    };
-    if (const std::int64_t bad = first_not_finite(piece.data, piece.dtype, count); bad >= 0) {
-      fail_at(bad, ", no finite number; these weights are broken");
-    }
     if (piece.dtype == dtype)
       return {static_cast<const std::byte*>(piece.data), static_cast<std::size_t>(piece.bytes())};
     converted_.resize(static_cast<std::size_t>(count * size_of(dtype)));
     convert_elements(piece.data, piece.dtype, converted_.data(), dtype, count);
-    if (const std::int64_t bad = first_not_finite(converted_.data(), dtype, count); bad >= 0) {
-      fail_at(bad, fmt::format(", too large for {}; choose another --dtype", name_of(dtype)));
-    }
     return converted_;
   }
 

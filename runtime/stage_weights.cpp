@@ -17,25 +17,25 @@ class Loader {
   void matrix(const TensorSpec& spec, WeightLayout layout, Matrix& matrix) {
     const bool in_out = layout == WeightLayout::kInOut;
     matrix = backend_.make_matrix(in_out ? spec.rows : spec.cols, in_out ? spec.cols : spec.rows, dtype_);
-    pieces(spec, [&](std::int64_t first, Tensor host) { backend_.load_rows(matrix, layout, first, host); });
+    pieces(spec, dtype_, [&](std::int64_t first, Tensor host) { backend_.load_rows(matrix, layout, first, host); });
   }
 
   void vector(const TensorSpec& spec, Vector& vector) {
     vector.storage = backend_.allocate(aligned(spec.cols * 4));
     vector.view = make_tensor(vector.storage.data(), DType::kFloat32, 1, spec.cols);
-    pieces(spec, [&](std::int64_t, Tensor host) { upload(host, DType::kFloat32, vector.view); });
+    pieces(spec, DType::kFloat32, [&](std::int64_t, Tensor host) { upload(host, DType::kFloat32, vector.view); });
   }
 
   void table(const TensorSpec& spec, Buffer& storage, Tensor& view) {
     storage = backend_.allocate(aligned(spec.elements() * size_of(dtype_)));
     view = make_tensor(storage.data(), dtype_, spec.rows, spec.cols);
-    pieces(spec, [&](std::int64_t first, Tensor host) { upload(host, dtype_, view.slice(first, host.rows)); });
+    pieces(spec, dtype_, [&](std::int64_t first, Tensor host) { upload(host, dtype_, view.slice(first, host.rows)); });
   }
 
  private:
   template <typename Use>
-  void pieces(const TensorSpec& spec, const Use& use) {
-    reader_.read_in_pieces(spec, [&](std::int64_t first, Tensor host) {
+  void pieces(const TensorSpec& spec, DType to, const Use& use) {
+    reader_.read_in_pieces(spec, to, [&](std::int64_t first, Tensor host) {
       use(first, host);
       done_ += host.bytes();
       if (progress_) progress_(done_, total_);

@@ -54,7 +54,7 @@ struct StageWeights {
 std::int64_t stage_weight_bytes(const Backend& backend, const ModelConfig& config, BlockRange blocks, DType dtype);
 
 // Reads this stage's tensors and nothing else. `progress(done, total)` hears bytes of the source, between pieces.
-// Throws WeightError (names the tensor) and DeviceError.
+// Throws WeightError (names the tensor; also for values that are not finite or too large for `dtype`) and DeviceError.
 StageWeights load_stage(Backend& backend, const WeightSource& source, const ModelConfig& config, BlockRange blocks,
                         DType dtype, const std::function<void(std::int64_t, std::int64_t)>& progress);
 

@@ -42,14 +42,14 @@ class StoredSource final : public WeightSource {
 
   std::int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
 
+  std::string place_of(const TensorSpec& tensor) const override { return place_of(stored_of(tensor)); }
+
   bool has_checksum(const TensorSpec& tensor) const override { return stored_of(tensor).xxh3.has_value(); }
 
   void verify(const TensorSpec& tensor, std::uint64_t xxh3) const override {
     const StoredTensor& stored = stored_of(tensor);
     if (!stored.xxh3 || *stored.xxh3 == xxh3) return;
-    throw WeightError(
-        fmt::format("{}: tensor {}: its bytes do not match their checksum; the file is damaged, convert it again",
-                    catalogue_.file_of(stored).path().string(), stored.stored_name));
+    fail(stored, "its bytes do not match their checksum; the file is damaged, convert it again");
   }
 
  private:
@@ -75,9 +75,11 @@ class StoredSource final : public WeightSource {
     }
   }
 
+  std::string place_of(const StoredTensor& stored) const {
+    return fmt::format("{}: tensor {}", catalogue_.file_of(stored).path().string(), printable(stored.stored_name));
+  }
   [[noreturn]] void fail(const StoredTensor& stored, std::string_view what) const {
-    throw WeightError(fmt::format("{}: tensor {}: {}", catalogue_.file_of(stored).path().string(),
-                                  printable(stored.stored_name), what));
+    throw WeightError(fmt::format("{}: {}", place_of(stored), what));
   }
 
   [[noreturn]] void fail_untied(const StoredTensor& head, std::string_view what) const {
@@ -108,6 +110,19 @@ class StoredSource final : public WeightSource {
     if (known < catalogue_.all().size()) fail_unknown(table, head != nullptr);
     for (const TensorSpec& spec : table) {
       if (catalogue_.find(spec.name) == nullptr) fail_missing(spec, table.size() - known + (head != nullptr ? 1 : 0));
+    }
+    check_apart();
+  }
+
+  // No byte belongs to two tensors: an offset that damage has moved would pass otherwise.
+  void check_apart() const {
+    std::vector<const StoredTensor*> sorted;
+    for (const StoredTensor& stored : catalogue_.all()) sorted.push_back(&stored);
+    std::ranges::sort(sorted, {}, [](const StoredTensor* t) { return std::pair(t->file, t->offset); });
+    for (std::size_t i = 1; i < sorted.size(); ++i) {
+      const StoredTensor& before = *sorted[i - 1];
+      if (before.file != sorted[i]->file || sorted[i]->offset - before.offset >= before.bytes) continue;
+      fail(*sorted[i], fmt::format("shares bytes with tensor {}; the file is damaged", printable(before.stored_name)));
     }
   }
 

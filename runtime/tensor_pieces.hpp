@@ -1,11 +1,18 @@
-// Whole tensors, read in pieces that fit a small buffer and verified on the way.
+// Whole tensors, read in pieces that fit a small buffer and verified on the way: against their checksum where there is
+// one, and for values that are no finite numbers, which would spread through the model unseen.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <vector>
 
+#include "kernels/convert.hpp"
 #include "kernels/tensor.hpp"
 #include "runtime/checksum.hpp"
 #include "runtime/weight_source.hpp"
@@ -21,26 +28,45 @@ class TensorReader {
   explicit TensorReader(const WeightSource& source) : source_(source) {}
 
   // Reads `spec` in runs of whole rows, in order, and hands each to `use(first_row, host rows)`; then has the source
-  // verify the checksum, if it has one. Throws WeightError.
+  // verify the checksum, if it has one. Throws WeightError, also for a value that is not finite or that `to` (the dtype
+  // that the caller converts to; as stored when there is none) cannot hold.
   template <typename Use>
-  void read_in_pieces(const TensorSpec& spec, const Use& use) {
+  void read_in_pieces(const TensorSpec& spec, std::optional<DType> to, const Use& use) {
     const DType stored = source_.dtype_of(spec);
     const bool verify = source_.has_checksum(spec);
     const std::int64_t row_bytes = spec.cols * size_of(stored);
     const std::int64_t rows_each = std::clamp<std::int64_t>(kPieceBytes / row_bytes, 1, spec.rows);
-    staging_.resize(static_cast<std::size_t>(rows_each * row_bytes));
+    const auto needed = static_cast<std::size_t>(rows_each * row_bytes);
+    if (staging_.size() < needed) staging_.resize(needed);  // never shrinks: growing again would clear it each time
     hash_.reset();
+    std::string broken;  // told only once the checksum matches: otherwise damage is the better word for it
     for (std::int64_t first = 0; first < spec.rows; first += rows_each) {
       const std::int64_t rows = std::min(rows_each, spec.rows - first);
       const std::span<std::byte> bytes = std::span(staging_).first(static_cast<std::size_t>(rows * row_bytes));
       source_.read_rows(spec, first, rows, bytes);
       if (verify) hash_.update(bytes);
-      use(first, make_tensor(bytes.data(), stored, rows, spec.cols));
+      const Tensor piece = make_tensor(bytes.data(), stored, rows, spec.cols);
+      if (broken.empty()) broken = broken_value(spec, first, piece, to.value_or(stored));
+      if (!broken.empty() && !verify) throw WeightError(broken);
+      use(first, piece);
     }
     if (verify) source_.verify(spec, hash_.value());
+    if (!broken.empty()) throw WeightError(broken);
   }
 
  private:
+  // What is wrong with the first value that is not finite or too large for `to`; empty when there is none.
+  std::string broken_value(const TensorSpec& spec, std::int64_t first_row, Tensor piece, DType to) const {
+    const std::int64_t at = first_not_finite(piece.data, piece.dtype, to, piece.rows * piece.cols);
+    if (at < 0) return "";
+    const float value = load_element(piece.data, piece.dtype, at);
+    const std::string element =
+        spec.is_vector ? fmt::format("{}", at) : fmt::format("({}, {})", first_row + at / spec.cols, at % spec.cols);
+    return fmt::format("{}: element {} is {}{}", source_.place_of(spec), element, value,
+                       std::isfinite(value) ? fmt::format(", too large for {}; choose another --dtype", name_of(to))
+                                            : ", no finite number; these weights are broken");
+  }
+
   const WeightSource& source_;
   std::vector<std::byte> staging_;
   Xxh3 hash_;

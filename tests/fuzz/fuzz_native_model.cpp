@@ -24,7 +24,7 @@ std::string contents_of(const Model& model) {
   std::string all;
   TensorReader reader(*model.weights);
   for (const TensorSpec& spec : tensor_table(model.config)) {
-    reader.read_in_pieces(spec, [&](std::int64_t, Tensor piece) {
+    reader.read_in_pieces(spec, std::nullopt, [&](std::int64_t, Tensor piece) {
       all.append(static_cast<const char*>(piece.data), static_cast<std::size_t>(piece.bytes()));
     });
   }

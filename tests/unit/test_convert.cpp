@@ -103,6 +103,14 @@ TEST_CASE("arrays are converted as their elements are, and what is not finite is
       convert_elements(source.data(), from, result.data(), to, count);
       CHECK(result == expected);
       CHECK(first_not_finite(source.data(), from, count) == first);
+      // Without what is not finite to begin with, only what `to` cannot hold is left.
+      std::int64_t first_too_large = -1;
+      for (std::int64_t i = count - 1; i >= 0; --i) {
+        if (!std::isfinite(load_element(source.data(), from, i))) store_element(source.data(), from, i, 1.0F);
+        store_element(expected.data(), to, i, load_element(source.data(), from, i));
+        if (!std::isfinite(load_element(expected.data(), to, i))) first_too_large = i;
+      }
+      CHECK(first_not_finite(source.data(), from, to, count) == first_too_large);
     }
     const std::vector<std::byte> zeros(40000);
     CHECK(first_not_finite(zeros.data(), from, 10000) == -1);

@@ -46,7 +46,7 @@ std::vector<std::vector<std::byte>> load_all(const Model& model) {
   TensorReader reader(*model.weights);
   for (const TensorSpec& spec : tensor_table(model.config)) {
     std::vector<std::byte> bytes;
-    reader.read_in_pieces(spec, [&](std::int64_t, Tensor piece) {
+    reader.read_in_pieces(spec, std::nullopt, [&](std::int64_t, Tensor piece) {
       const auto* begin = static_cast<const std::byte*>(piece.data);
       bytes.insert(bytes.end(), begin, begin + piece.bytes());
     });
@@ -97,6 +97,7 @@ class OddSource final : public WeightSource {
     std::memcpy(out.data(), values.data(), 4 * values.size());
   }
   std::int64_t bytes_read() const override { return 0; }
+  std::string place_of(const TensorSpec& tensor) const override { return "odd: tensor " + tensor.name; }
 
  private:
   float odd_;
@@ -337,15 +338,15 @@ TEST_CASE("native: values that the dtype cannot hold, and values that are no num
   const float infinity = std::numeric_limits<float>::infinity();
   CHECK(odd_error(65519.0F, DType::kFloat16).empty());
   CHECK(contains(odd_error(65520.0F, DType::kFloat16),
-                 "odd: tensor wpe.weight: element 3 is 65520, too large for float16; choose another --dtype"));
-  CHECK(contains(odd_error(-1e30F, DType::kFloat16), "tensor wpe.weight: element 3 is -1e+30"));
+                 "odd: tensor wpe.weight: element (0, 3) is 65520, too large for float16; choose another --dtype"));
+  CHECK(contains(odd_error(-1e30F, DType::kFloat16), "tensor wpe.weight: element (0, 3) is -1e+30"));
   CHECK(odd_error(-1e30F, DType::kBFloat16).empty());
   CHECK(contains(odd_error(3.4e38F, DType::kBFloat16), "too large for bfloat16"));
   CHECK(odd_error(3.4e38F, DType::kFloat32).empty());
   CHECK(odd_error(3.4e38F, std::nullopt).empty());
   CHECK(odd_error(1e-40F, DType::kFloat16).empty());
   for (const auto dtype : {std::optional<DType>(), std::optional(DType::kFloat16), std::optional(DType::kFloat32)}) {
-    CHECK(contains(odd_error(infinity, dtype), "tensor wpe.weight: element 3 is inf, no finite number"));
+    CHECK(contains(odd_error(infinity, dtype), "tensor wpe.weight: element (0, 3) is inf, no finite number"));
     CHECK(contains(odd_error(std::nanf(""), dtype), "is nan, no finite number"));
   }
 }

@@ -1,0 +1,143 @@
+// Each stage reads its own tensors and nothing else, and finds broken values in them: for every file format.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/backend.hpp"
+#include "kernels/convert.hpp"
+#include "partition/plan.hpp"
+#include "runtime/native_model.hpp"
+#include "runtime/stage_weights.hpp"
+#include "tests/unit/keras_builder.hpp"
+
+using namespace stagecoach;
+using namespace stagecoach::test;
+
+namespace {
+
+ModelConfig small_config() {
+  ModelConfig config = tiny_config();
+  config.n_layer = 5;
+  config.n_embd = 8;
+  config.n_inner = 32;
+  config.vocab_size = 50;
+  return config;
+}
+
+constexpr const char* kConfigJson =
+    R"({"n_layer":5,"n_head":2,"n_embd":8,"n_inner":32,"n_positions":5,"vocab_size":50})";
+
+// The directory or file to open, in each of the four formats.
+struct Formats : TemporaryDirectory {
+  explicit Formats(const std::vector<FakeTensor>& tensors) {
+    for (const char* format : {"single", "shards", "keras"}) {
+      std::filesystem::create_directory(path() / format);
+      write(std::string(format) + "/config.json", kConfigJson);
+      names.push_back(name() + "/" + format);
+    }
+    write("single/model.safetensors", safetensors(tensors));
+    std::string map;
+    for (std::size_t half = 0; half < 2; ++half) {
+      const auto middle = tensors.begin() + static_cast<std::ptrdiff_t>(tensors.size() / 2);
+      const std::vector<FakeTensor> part =
+          half == 0 ? std::vector(tensors.begin(), middle) : std::vector(middle, tensors.end());
+      write(fmt::format("shards/part{}.safetensors", half), safetensors(part));
+      for (const FakeTensor& t : part) {
+        map += fmt::format(R"({}"{}":"part{}.safetensors")", map.empty() ? "" : ",", t.name, half);
+      }
+    }
+    write("shards/model.safetensors.index.json", R"({"weight_map":{)" + map + "}}");
+    write_keras(name() + "/keras/tf_model.h5", tensors);
+  }
+  void add_native() {
+    names.push_back(name() + "/native.h5");
+    write_native_model(open_model(names.front()), {}, {}, names.back(), {});
+  }
+  std::vector<std::string> names;
+};
+
+StageWeights load(const Model& model, BlockRange blocks, DType dtype = DType::kFloat32) {
+  const auto backend = make_reference_backend();
+  StageWeights weights = load_stage(*backend, *model.weights, model.config, blocks, dtype, {});
+  weights = {};  // before the backend
+  return weights;
+}
+
+void set_value(FakeTensor& tensor, std::size_t index, float value) {
+  std::memcpy(tensor.bytes.data() + 4 * index, &value, sizeof value);
+}
+
+}  // namespace
+
+TEST_CASE("every stage reads the bytes of its own tensors, once, and no others") {
+  const ModelConfig config = small_config();
+  Formats formats(tensors_of(config, ""));
+  formats.add_native();
+  for (const std::string& name : formats.names) {
+    for (std::int32_t stages = 1; stages <= config.n_layer; ++stages) {
+      for (const StageSpec& stage : even_split(config, stages)) {
+        const Model model = open_model(name);
+        CHECK(model.weights->bytes_read() == 0);  // headers and lists are not counted
+        load(model, stage.blocks);
+        std::int64_t expected = 0;
+        for (const TensorSpec& spec : stage_tensors(config, stage.blocks)) expected += 4 * spec.elements();
+        INFO(name << ", blocks " << stage.blocks.first << " to " << stage.blocks.last);
+        CHECK(model.weights->bytes_read() == expected);
+      }
+    }
+  }
+}
+
+TEST_CASE("values that are not finite are found while loading and named, by the stage that has them") {
+  const ModelConfig config = small_config();
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const float value : {std::nanf(""), infinity, -infinity}) {
+    std::vector<FakeTensor> tensors = tensors_of(config, "");
+    for (FakeTensor& tensor : tensors) {
+      if (tensor.name == "h.3.mlp.c_fc.weight") set_value(tensor, 2 * 32 + 7, value);  // (8, 32)
+      if (tensor.name == "h.4.ln_2.bias") set_value(tensor, 6, value);
+    }
+    const Formats formats(tensors);
+    for (const std::string& name : formats.names) {
+      const Model model = open_model(name);
+      CHECK_NOTHROW(load(model, {0, 2}));
+      const auto error = [&](std::int32_t block) {
+        return message_of<WeightError>([&] { load(model, {block, block}); });
+      };
+      INFO(error(3));
+      CHECK(contains(error(3), name + "/"));
+      CHECK(contains(error(3), fmt::format(": element (2, 7) is {}, no finite number", value)));
+      CHECK((contains(error(3), "tensor h.3.mlp.c_fc.weight: ") || contains(error(3), "h_._3/mlp/c_fc/weight:0: ")));
+      CHECK(contains(error(4), fmt::format(": element 6 is {}, no finite number", value)));
+    }
+    CHECK(contains(message_of<WeightError>(
+                       [&] { write_native_model(open_model(formats.names[0]), {}, {}, formats.name() + "/x.h5", {}); }),
+                   "model.safetensors: tensor h.3.mlp.c_fc.weight: element (2, 7) is"));
+  }
+}
+
+TEST_CASE("values that a 16-bit dtype cannot hold are found while loading") {
+  const ModelConfig config = small_config();
+  std::vector<FakeTensor> tensors = tensors_of(config, "");
+  for (FakeTensor& tensor : tensors) {
+    for (std::size_t i = 0; i < tensor.bytes.size() / 4; ++i) set_value(tensor, i, 0.25F);
+    if (tensor.name == "wpe.weight") set_value(tensor, 9, 65519.0F);   // rounds to 65504
+    if (tensor.name == "h.1.ln_1.weight") set_value(tensor, 3, 1e9F);  // vectors stay float32
+    if (tensor.name == "h.2.attn.c_proj.weight") set_value(tensor, 17, -65520.0F);
+    if (tensor.name == "h.4.attn.c_proj.weight") set_value(tensor, 17, 3.4e38F);
+  }
+  const Formats formats(tensors);
+  for (const std::string& name : formats.names) {
+    const Model model = open_model(name);
+    const auto error = [&](std::int32_t block, DType dtype) {
+      return message_of<WeightError>([&] { load(model, {block, block}, dtype); });
+    };
+    for (const std::int32_t block : {0, 1, 3}) CHECK(error(block, DType::kFloat16).empty());
+    CHECK(contains(error(2, DType::kFloat16),
+                   ": element (2, 1) is -65520, too large for float16; choose another --dtype"));
+    CHECK(error(2, DType::kBFloat16).empty());
+    CHECK(contains(error(4, DType::kBFloat16), ", too large for bfloat16"));
+    CHECK(error(4, DType::kFloat32).empty());
+  }
+}
