@@ -1,0 +1,136 @@
+// How fast weights come from a file that is in the page cache: bench_loading MODEL [DTYPE] (a native file, or a
+// directory). Medians of several rounds, as shares of what plain sequential reads of the same bytes reach:
+//   sequential   pread of 8 MiB after 8 MiB into one buffer, as dd reads
+//   read_rows    all tensors through WeightSource
+//   checked      the same with what loading verifies: the checksums of a native file, and no value that is not finite
+//   scan alone   the search for values that are not finite, in memory, over as many bytes
+//   load_stage   all of it packed on the CPU backend (one thread)
+//   two stages   each half of the blocks loaded by a process of its own, side by side, against load_stage alone
+#include <fmt/format.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "kernels/convert.hpp"
+#include "partition/plan.hpp"
+#include "runtime/input_file.hpp"
+#include "runtime/stage_weights.hpp"
+#include "runtime/tensor_pieces.hpp"
+
+namespace {
+
+using namespace stagecoach;
+
+constexpr int kRounds = 7;
+
+double seconds(const std::function<void()>& action) {
+  std::vector<double> all;
+  for (int round = 0; round < kRounds; ++round) {
+    const auto start = std::chrono::steady_clock::now();
+    action();
+    all.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::ranges::sort(all);
+  return all[kRounds / 2];
+}
+
+std::vector<std::filesystem::path> weight_files(const std::string& name) {
+  if (std::filesystem::is_regular_file(name)) return {name};
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::directory_iterator(name)) {
+    const std::string extension = entry.path().extension().string();
+    if (extension == ".safetensors" || extension == ".h5") files.push_back(entry.path());
+  }
+  return files;
+}
+
+std::int64_t read_sequentially(const std::vector<std::filesystem::path>& files, std::vector<std::byte>& buffer) {
+  std::int64_t total = 0;
+  for (const auto& path : files) {
+    const InputFile file(path);
+    for (std::int64_t at = 0; at < file.bytes(); at += kPieceBytes) {
+      file.read(at, std::span(buffer).first(static_cast<std::size_t>(std::min(kPieceBytes, file.bytes() - at))), "it");
+    }
+    total += file.bytes();
+  }
+  return total;
+}
+
+void read_rows(const Model& model, std::vector<std::byte>& buffer) {
+  for (const TensorSpec& spec : tensor_table(model.config)) {
+    const std::int64_t row_bytes = spec.cols * size_of(model.weights->dtype_of(spec));
+    const std::int64_t rows_each = std::clamp<std::int64_t>(kPieceBytes / row_bytes, 1, spec.rows);
+    for (std::int64_t first = 0; first < spec.rows; first += rows_each) {
+      const std::int64_t rows = std::min(rows_each, spec.rows - first);
+      model.weights->read_rows(spec, first, rows, std::span(buffer).first(static_cast<std::size_t>(rows * row_bytes)));
+    }
+  }
+}
+
+void load(const Model& model, BlockRange blocks, DType dtype) {
+  const auto backend = make_cpu_backend({1, Simd::kBest});
+  const StageWeights weights = load_stage(*backend, *model.weights, model.config, blocks, dtype, {});
+}
+
+void load_side_by_side(const Model& model, DType dtype) {
+  for (const StageSpec& stage : even_split(model.config, 2)) {
+    if (::fork() != 0) continue;
+    load(model, stage.blocks, dtype);
+    ::_exit(0);
+  }
+  while (::wait(nullptr) > 0) {
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  if (argc < 2) {
+    fmt::print(stderr, "usage: bench_loading MODEL [float32|float16|bfloat16]\n");
+    return 2;
+  }
+  const Model model = open_model(argv[1]);
+  DType dtype = model.dtype;
+  for (const DType each : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    if (argc > 2 && name_of(each) == argv[2]) dtype = each;
+  }
+  std::vector<std::byte> buffer(static_cast<std::size_t>(kPieceBytes));
+  const std::vector<std::filesystem::path> files = weight_files(argv[1]);
+  const std::int64_t bytes = read_sequentially(files, buffer);
+  double sequential = 0.0;
+  const auto show = [&](const char* what, double took) {
+    fmt::print("{:<12} {:7.3f} s  {:6.2f} GB/s  {:.2f} of sequential\n", what, took,
+               static_cast<double>(bytes) / took / 1e9, sequential / took);
+  };
+  fmt::print("{}: {} MB, {} loaded as {}\n", argv[1], bytes / 1000000, name_of(model.dtype), name_of(dtype));
+  sequential = seconds([&] { read_sequentially(files, buffer); });
+  show("sequential", sequential);
+  show("read_rows", seconds([&] { read_rows(model, buffer); }));
+  show("checked", seconds([&] {
+         TensorReader reader(*model.weights);
+         for (const TensorSpec& spec : tensor_table(model.config)) {
+           reader.read_in_pieces(spec, dtype, [](std::int64_t, Tensor) {});
+         }
+       }));
+  show("scan alone", seconds([&] {
+         for (std::int64_t at = 0; at < bytes; at += kPieceBytes) {
+           if (first_not_finite(buffer.data(), model.dtype, dtype, kPieceBytes / size_of(model.dtype)) == -2) return;
+         }
+       }));
+  const double one = seconds([&] { load(model, {0, model.config.n_layer - 1}, dtype); });
+  show("load_stage", one);
+  const double two = seconds([&] { load_side_by_side(model, dtype); });
+  show("two stages", two);
+  return 0;
+} catch (const std::exception& error) {
+  fmt::print(stderr, "bench_loading: {}\n", error.what());
+  return 1;
+}
