@@ -19,7 +19,7 @@
 
 namespace stagecoach {
 
-constexpr std::int64_t kInventoryCpuSeconds = 5;
+constexpr std::int64_t kInventoryCpuSeconds = 2;
 constexpr std::int64_t kInventoryBytes = std::int64_t{1} << 30;
 
 struct H5Inventory {

@@ -379,7 +379,7 @@ std::vector<H5Dataset> H5Reader::datasets() const {
     const auto visit = [](hid_t, const char* name, const H5O_info_t* info, void* out) noexcept -> herr_t {
       try {
         if (info->type == H5O_TYPE_DATASET)
-          static_cast<std::vector<std::string>*>(out)->push_back("/" + std::string(name));
+          static_cast<std::vector<std::string>*>(out)->push_back(std::string("/").append(name));
         return 0;
       } catch (const std::bad_alloc&) {  // exceptions may not pass through C
         return -1;

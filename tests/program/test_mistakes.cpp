@@ -74,6 +74,8 @@ TEST_CASE("models that cannot be used") {
   renamed.replace(renamed.find("h.1.ln_1.bias"), 13, "h.1.ln_1.bios");
   write_file(folder / "model.safetensors", renamed);
   expect({arguments, 2, "h.1.ln_1"});
+  write_file(folder / "model.safetensors", weights.substr(0, weights.size() - 4) + std::string("\0\0\xc0\x7f", 4));
+  expect({arguments, 2, "is nan, no finite number"});
   write_file(folder / "model.safetensors", weights);
   CHECK(run_program(0, arguments).status == 0);
   write_file(folder / "config.json", "{\"n_layer\": 3,");
@@ -82,6 +84,15 @@ TEST_CASE("models that cannot be used") {
   expect({arguments, 2, "n_embd"});
   std::filesystem::remove(folder / "config.json");
   expect({arguments, 2, "config.json"});
+}
+
+// One byte changed, on which libhdf5 1.10 crashes: an error of a run with MPI like any other.
+TEST_CASE("a damaged HDF5 file is one error") {
+  const ScratchFolder folder;
+  std::string file = read_file(STAGECOACH_SOURCE_DIR "/tests/golden/data/keras_base/tf_model.h5");
+  file[2139] = 1;
+  write_file(folder / "m.h5", file);
+  expect({"bench --model " + (folder / "m.h5") + " --prompt-tokens 4 --new-tokens 2", 2, "m.h5"});
 }
 
 TEST_CASE("prompts that cannot be used are named by line, before anything runs") {

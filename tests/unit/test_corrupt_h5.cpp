@@ -55,6 +55,8 @@ class Victim {
   const std::string& whole() const { return whole_; }
   const std::vector<std::size_t>& metadata() const { return metadata_; }  // positions outside of the datasets' values
 
+  int broken() const { return broken_; }  // opens in which the HDF5 library itself broke down
+
   enum class Outcome : std::uint8_t { kSame, kRefused, kWrong };
   Outcome open(const std::string& bytes) {
     std::ofstream(file_, std::ios::binary) << bytes;
@@ -63,6 +65,7 @@ class Victim {
     } catch (const WeightError& error) {
       const std::string what = error.what();
       CHECK(what.starts_with(file_));
+      if (contains(what, "HDF5 library")) ++broken_;
       CHECK(what.size() < 1000);
       return Outcome::kRefused;
     }
@@ -71,6 +74,7 @@ class Victim {
  private:
   std::string name_, file_, whole_, weights_;
   std::vector<std::size_t> metadata_;
+  int broken_ = 0;
 };
 
 struct Tally {
@@ -117,7 +121,8 @@ Tally campaign(Victim& victim, int count) {
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     tally.slowest_s = std::max(tally.slowest_s, took.count());
   }
-  MESSAGE(count << " corruptions: " << tally.same << " without effect, " << tally.refused << " refused, " << tally.wrong
+  MESSAGE(count << " corruptions: " << tally.same << " without effect, " << tally.refused
+                << " refused (the library broke down in " << victim.broken() << "), " << tally.wrong
                 << " unnoticed; slowest " << tally.slowest_s << " s");
   return tally;
 }
@@ -159,14 +164,17 @@ TEST_CASE("damaged Keras files: refused or without effect, but for addresses tha
 
 TEST_CASE("damaged HDF5 files that break the library: a crash and a loop become errors") {
   const KerasCopy directory;
-  Victim victim(directory.name(), directory.name() + "/tf_model.h5");
-  // Found by campaigns over libhdf5 1.10.8: each crashed it.
-  const std::vector<std::vector<std::pair<std::size_t, unsigned>>> known = {
-      {{106208, 1}, {2142, 63}, {68649, 128}, {28931, 255}}, {{105256, 95}, {1069, 2}, {99828, 1}}, {{2139, 1}}};
-  for (const auto& changes : known) {
-    std::string bytes = victim.whole();
-    for (const auto& [at, value] : changes) bytes[at] = static_cast<char>(value);
-    CHECK(victim.open(bytes) != Victim::Outcome::kWrong);
+  const std::string file = directory.name() + "/tf_model.h5";
+  const std::string whole = bytes_of_file(file);
+  // Found by a campaign over libhdf5 1.10.8, which on looking for attributes of the root crashes on the first and never
+  // ends on the second. A Keras file by its own name is an error anyway; here it must be one at all.
+  for (const auto& [at, value] : {std::pair<std::size_t, char>(2139, 1), std::pair<std::size_t, char>(3617, 8)}) {
+    std::string bytes = whole;
+    bytes[at] = value;
+    directory.write("tf_model.h5", bytes);
+    const std::string error = message_of<WeightError>([&] { open_model(file); });
+    MESSAGE(error);
+    CHECK(error.starts_with(file));
   }
 }
 
