@@ -95,7 +95,8 @@ TEST_CASE("standard output that is full, closed or goes away") {
   const std::string score = "score --model " + kTiny + " --prompts " + (folder / "p.jsonl");
   for (const std::string& arguments : {many, "generate --model " + kDemo + " --prompt 'The coach'", score,
                                        "tokenize --model " + kDemo + " " + (folder / "p.jsonl"),
-                                       "bench --model " + kTiny + " --prompt-tokens 3 --new-tokens 2"}) {
+                                       "bench --model " + kTiny + " --prompt-tokens 3 --new-tokens 2",
+                                       std::string("generate --help"), std::string("--version")}) {
     expect({arguments + " >/dev/full", 1, "standard output"}, {0});
     expect({arguments + " >&-", 1, "standard output"}, {0});
   }

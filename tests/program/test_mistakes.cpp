@@ -144,7 +144,7 @@ TEST_CASE("prompts of every wrong form are named by line") {
 
 TEST_CASE("prompts are bytes: invalid UTF-8 and zero bytes work, also where a message would quote them") {
   const ScratchFolder folder;
-  write_file(folder / "p.txt", std::string("a\xff\xc3(\n\0b\0\n\xed\xa0\x80\n", 14));
+  write_file(folder / "p.txt", std::string("a\xff\xc3(\n\0b\0\n\xed\xa0\x80\n", 13));
   for (const int ranks : {0, 2}) {
     const Ended ended = run_program(ranks, "generate --model " + kDemo + " --prompts " + (folder / "p.txt") +
                                                " --max-new-tokens 2 --output " + (folder / "o.jsonl"));
