@@ -1,8 +1,8 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <numeric>
 
 #include "launch/commands.hpp"
@@ -127,19 +127,20 @@ void write_json(const Options& options, const Session& session, const Figures& f
 }
 
 void print_table(const Options& options, const Session& session, const Figures& f) {
-  const auto row = [](const char* name, const Spread& s, const char* unit) {
-    fmt::print("  {:<22} {:>10.4g} {:>10.4g} {:>10.4g}  {}\n", name, s.min, s.median, s.max, unit);
+  std::string table =
+      fmt::format("{} {}, {} stages x {} threads, batch {}, {} prompt tokens, {} new tokens, {} repeats\n",
+                  session.model().name, name_of(session.dtype()), session.plan().stage_count(), session.threads(),
+                  options.batch, options.prompt_tokens, options.new_tokens, options.repeat);
+  const auto row = [&table](const char* name, const Spread& s, const char* unit) {
+    table += fmt::format("  {:<22} {:>10.4g} {:>10.4g} {:>10.4g}  {}\n", name, s.min, s.median, s.max, unit);
   };
-  fmt::print("{} {}, {} stages x {} threads, batch {}, {} prompt tokens, {} new tokens, {} repeats\n",
-             session.model().name, name_of(session.dtype()), session.plan().stage_count(), session.threads(),
-             options.batch, options.prompt_tokens, options.new_tokens, options.repeat);
-  fmt::print("  {:<22} {:>10} {:>10} {:>10}\n", "", "min", "median", "max");
+  table += fmt::format("  {:<22} {:>10} {:>10} {:>10}\n", "", "min", "median", "max");
   row("prefill", f.prefill, "tokens/s");
   if (options.new_tokens > 1) row("decode", f.decode, "tokens/s");
   row("time to first token", f.ttft, "s");
-  fmt::print("  weights {}, KV cache {}, peak {} (sum over stages)\n", readable_bytes(f.weight_bytes),
-             readable_bytes(f.kv_bytes), readable_bytes(f.peak_bytes));
-  std::fflush(stdout);
+  table += fmt::format("  weights {}, KV cache {}, peak {} (sum over stages)\n", readable_bytes(f.weight_bytes),
+                       readable_bytes(f.kv_bytes), readable_bytes(f.peak_bytes));
+  write_all(STDOUT_FILENO, table, "standard output");
 }
 
 }  // namespace

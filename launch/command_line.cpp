@@ -103,7 +103,7 @@ std::string command_help(const CommandSpec& command) {
   }
   out +=
       "\nEvery option can stand in the run file as well, with _ for -. Brackets hold defaults.\n"
-      "Exit status: 0 done, 1 failed while running, 2 wrong usage or input, 3 does not fit.\n";
+      "Exit status: 0 done, 1 failed while running, 2 wrong usage or input, 3 does not fit, 75 interrupted.\n";
   return out;
 }
 

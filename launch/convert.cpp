@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "launch/commands.hpp"
+#include "launch/interrupt.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
 #include "partition/wording.hpp"
@@ -12,14 +13,16 @@
 namespace stagecoach {
 namespace {
 
-void convert(const Options& options) {
+void convert(const Options& options, bool under_launcher) {
   const auto start = std::chrono::steady_clock::now();
   const Model model = open_model(options.model);
   const std::optional<TokenizerTexts> tokenizer = read_tokenizer_texts(options.model);
+  catch_interrupts(under_launcher);
   {
     StatusLine line(!options.quiet);
     write_native_model(model, tokenizer, options.dtype, options.output_path,
                        [&line](std::int64_t done, std::int64_t total) {
+                         throw_if_interrupted();
                          line.update(fmt::format("converting {} of {}", readable_bytes(done), readable_bytes(total)));
                        });
   }
@@ -33,7 +36,7 @@ void convert(const Options& options) {
 
 int run_convert(const Options& options, const World& world) {
   world.agree([&] {
-    if (world.rank() == 0) convert(options);
+    if (world.rank() == 0) convert(options, world.mpi() != nullptr);
   });
   return 0;
 }

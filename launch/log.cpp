@@ -9,10 +9,10 @@
 namespace stagecoach {
 namespace {
 
-// One line per message even when a message quotes something with line breaks.
+// One line per message, without a word to the terminal, whatever a message quotes.
 std::string one_line(std::string text) {
   for (char& c : text) {
-    if (c == '\n' || c == '\r') c = ' ';
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
   }
   return text;
 }

@@ -1,8 +1,8 @@
 // The program: reads the command line, runs the command, turns failures into one message and an exit status.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 #include <variant>
 
@@ -11,6 +11,7 @@
 #include "launch/commands.hpp"
 #include "launch/log.hpp"
 #include "launch/world.hpp"
+#include "runtime/output_file.hpp"
 
 namespace stagecoach {
 namespace {
@@ -42,7 +43,7 @@ int run(int argc, char** argv) {
     std::variant<Options, HelpText> parsed;
     world.agree([&] { parsed = parse_command_line({argv + 1, argv + argc}, features()); });
     if (const auto* help = std::get_if<HelpText>(&parsed)) {
-      if (world.rank() == 0 && (std::fputs(help->text.c_str(), stdout) < 0 || std::fflush(stdout) != 0)) return 1;
+      if (world.rank() == 0) write_all(STDOUT_FILENO, help->text, "standard output");
       return 0;
     }
     const Options& options = std::get<Options>(parsed);

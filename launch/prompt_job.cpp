@@ -42,6 +42,7 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
     if (!job.split) return measure(request);
     for (const Request& part : job.split(request)) measure(part);
   });
+  session.catch_interrupts();
 }
 
 void run_prompts(PromptJob& job, const Options& options, Session& session, const char* unit) {

@@ -24,7 +24,7 @@ struct PromptJob {
 };
 
 // Opens the prompts, checks all of them and fills reader, count and size; `split` stands already. Throws what the user
-// did wrong.
+// did wrong. Signals are caught afterwards, so that the sink may open its file.
 void open_prompts(PromptJob& job, const Options& options, const Session& session, const PromptOptions& prompts);
 // Runs them; collective. Progress messages count `unit`s.
 void run_prompts(PromptJob& job, const Options& options, Session& session, const char* unit);

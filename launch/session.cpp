@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include "launch/interrupt.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
 
@@ -140,6 +141,7 @@ void Session::prepare(const std::function<WorkSize()>& size) {
   world_.agree([&] {
     if (leads()) work = size();
   });
+  catch_interrupts();
   const std::vector<std::byte> first = world_.from_first(std::as_bytes(std::span(&work, 1)));
   std::memcpy(&work, first.data(), sizeof work);
 
@@ -161,11 +163,16 @@ void Session::prepare(const std::function<WorkSize()>& size) {
   world_.agree([this] { load_all(); });
 }
 
+void Session::catch_interrupts() const {
+  stagecoach::catch_interrupts(world_.mpi() != nullptr);
+}
+
 void Session::load(Stage& stage) {
   const BlockRange blocks = plan_.stages[static_cast<std::size_t>(stage.index)].blocks;
   StatusLine line(stage.index == 0 && !options_.quiet);
   StageWeights weights = load_stage(
       *stage.backend, *model_->weights, plan_.model, blocks, dtype_, [&line](std::int64_t done, std::int64_t total) {
+        throw_if_interrupted();
         line.update(fmt::format("loading {} of {}", readable_bytes(done), readable_bytes(total)));
       });
   const StageLimits limits{scheduler_limits().max_rows(), pages_, scheduler_limits().tables(), kv_dtype_};
@@ -218,6 +225,11 @@ StageContext Session::context(Stage& stage) const {
   context.executor = stage.executor.get();
   context.mailbox = stage.mailbox.get();
   context.transport = stage.transport.get();
+  context.check = [follows = !leads()] {
+    const std::optional<Interrupt> noted = interrupt();
+    // What every rank was told is for rank 0, which ends the job with one message.
+    if (noted && !(follows && noted->from_launcher)) throw_interrupted(*noted);
+  };
   return context;
 }
 
@@ -230,7 +242,10 @@ std::vector<StageReport> Session::run(const std::function<void(Leader&)>& lead) 
     } catch (...) {
       const Outcome outcome = outcome_of_current_exception();
       const std::scoped_lock lock(mutex);
-      if (!failure) failure = RunFailed{outcome.status, fmt::format("{}{}", prefix(stage), outcome.message)};
+      const bool needs_prefix = outcome.status != 75 || (stage != 0 && !threads_are_stages());
+      if (!failure) {
+        failure = RunFailed{outcome.status, (needs_prefix ? prefix(stage) : "") + outcome.message};
+      }
       if (hub_) hub_->fail(outcome.message);
     }
   };

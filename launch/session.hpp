@@ -35,6 +35,8 @@ class Session {
   const Model& model() const { return *model_; }
   const Plan& plan() const { return plan_; }
   bool leads() const { return world_.rank() == 0; }
+  // From here on INT, TERM and USR1 end the run in an orderly way: before anything is written.
+  void catch_interrupts() const;
 
   // Sizes and loads this process's stages. `size` runs on rank 0 only and may throw what the user did wrong.
   void prepare(const std::function<WorkSize()>& size);

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "launch/command_line.hpp"
+#include "launch/interrupt.hpp"
 #include "launch/log.hpp"
 #include "runtime/prompts.hpp"
 #include "runtime/weight_source.hpp"
@@ -44,6 +45,8 @@ Outcome outcome_of_current_exception() {
     return {2, e.what()};
   } catch (const FitError& e) {
     return {3, e.what()};
+  } catch (const Interrupted& e) {
+    return {75, e.what()};
   } catch (const std::bad_alloc&) {
     return {1, "out of memory on the host"};
   } catch (const std::exception& e) {
@@ -71,7 +74,7 @@ void World::agree(const std::function<void()>& step) const {
   for (std::size_t r = 0; r < all.size(); ++r) {
     const int status = static_cast<int>(all[r].at(0));
     if (status == 0) continue;
-    if (rank() == 0) {
+    if (rank() == 0 && all[r].size() > 1) {
       const std::string message(reinterpret_cast<const char*>(all[r].data()) + 1, all[r].size() - 1);
       // A mistake that all ranks see, or one in what only rank 0 reads, needs no rank named.
       const bool everywhere = std::ranges::all_of(all, [&](const auto& other) { return other == all[r]; });
@@ -97,6 +100,7 @@ std::int64_t World::minimum(std::int64_t value) const {
 }
 
 int World::fail(const RunFailed& failure) const {
+  if (failure.message.empty()) return failure.status;  // the job is being ended, and that was said
   log_error(failure.message);
   if (size() > 1) mpi_->abort(failure.status);
   return failure.status;

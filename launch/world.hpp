@@ -59,7 +59,8 @@ class World {
   // The smallest of all ranks' values. Collective.
   std::int64_t minimum(std::int64_t value) const;
 
-  // For main: says the message and, when others would wait for this rank, ends the job. Returns the status otherwise.
+  // For main: says the message (none: nothing is left to say or end) and, when others would wait for this rank, ends
+  // the job. Returns the status otherwise.
   int fail(const RunFailed& failure) const;
 
  private:

@@ -111,6 +111,7 @@ class Pipeline {
 
   // Moves pending messages and exchanges signs of life; cheap enough to call between any two operations.
   void keep_alive() {
+    if (c_.check) c_.check();
     if (c_.mailbox == nullptr) return;
     c_.mailbox->flushed();
     const Clock::time_point now = Clock::now();

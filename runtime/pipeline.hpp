@@ -37,6 +37,8 @@ struct StageContext {
   StageExecutor* executor = nullptr;
   Mailbox* mailbox = nullptr;
   Transport* transport = nullptr;
+  // Called between operations and while waiting. What it throws ends the loop. May be empty.
+  std::function<void()> check = {};
 };
 
 // What a stage did, for reports. Times in seconds.

@@ -1,5 +1,6 @@
 #include "runtime/vocab_json.hpp"
 
+#include "partition/wording.hpp"
 #include "runtime/json.hpp"
 #include "runtime/tokenizer_error.hpp"
 
@@ -22,7 +23,7 @@ std::vector<VocabEntry> parse_vocab_json(std::string_view text, const std::strin
   for (const auto& [token, value] : *members) {
     const std::int64_t* id = value.integer();
     if (id == nullptr || *id < 0 || *id > kMaxTokenId) {
-      throw TokenizerError(name + ": token '" + token + "' has the id " +
+      throw TokenizerError(name + ": token '" + shown(token) + "' has the id " +
                            (id == nullptr ? std::string(value.type_name()) : std::to_string(*id)) +
                            ", expected a whole number from 0 to " + std::to_string(kMaxTokenId));
     }

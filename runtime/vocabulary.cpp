@@ -1,5 +1,6 @@
 #include "runtime/vocabulary.hpp"
 
+#include "partition/wording.hpp"
 #include "runtime/tokenizer_error.hpp"
 
 #include <algorithm>
@@ -59,7 +60,7 @@ IdOfToken index_tokens(const std::vector<VocabEntry>& entries, const std::string
   for (const VocabEntry& entry : entries) {
     const auto [other, is_new] = ids.emplace(entry.token, entry.id);
     if (is_new) continue;
-    throw TokenizerError(name + ": the token '" + entry.token + "' is there twice, with ids " +
+    throw TokenizerError(name + ": the token '" + shown(entry.token) + "' is there twice, with ids " +
                          std::to_string(other->second) + " and " + std::to_string(entry.id) +
                          "; every token needs one id");
   }
@@ -108,7 +109,7 @@ std::vector<MergeLine> split_merges(const NamedText& merges_txt) {
     const std::size_t space = line.find(' ');
     if (space == 0 || space == std::string_view::npos || space + 1 == line.size() ||
         line.find(' ', space + 1) != std::string_view::npos) {
-      throw TokenizerError(merges_txt.name + ":" + std::to_string(number) + ": '" + std::string(line) +
+      throw TokenizerError(merges_txt.name + ":" + std::to_string(number) + ": '" + shown(line) +
                            "' is not a merge, expected two tokens with one space between them");
     }
     merges.push_back({line.substr(0, space), line.substr(space + 1), number});
@@ -120,13 +121,13 @@ MergeTable read_merges(const NamedText& merges_txt, const IdOfToken& ids, const 
   const std::vector<MergeLine> lines = split_merges(merges_txt);
   MergeTable table(lines.size());
   const auto at_line = [&](const MergeLine& line) {
-    return merges_txt.name + ":" + std::to_string(line.number) + ": the merge '" + std::string(line.left) + " " +
-           std::string(line.right) + "' ";
+    return merges_txt.name + ":" + std::to_string(line.number) + ": the merge '" + shown(line.left) + " " +
+           shown(line.right) + "' ";
   };
   const auto id_of = [&](const MergeLine& line, const std::string& token) {
     const auto found = ids.find(token);
     if (found != ids.end()) return found->second;
-    throw TokenizerError(at_line(line) + "needs the token '" + token + "', which " + vocab_name +
+    throw TokenizerError(at_line(line) + "needs the token '" + shown(token) + "', which " + vocab_name +
                          " lacks; do both files belong to the same model?");
   };
   std::uint32_t rank = 0;
@@ -162,8 +163,9 @@ void Vocabulary::read_tokens(const std::vector<VocabEntry>& entries, const std::
     const std::string bytes = bytes_of_spelling(entry.token);
     if (token.length != kHole) {
       const auto same_id = [&](const VocabEntry& other) { return other.id == entry.id; };
-      throw TokenizerError(name + ": the tokens '" + std::find_if(entries.begin(), entries.end(), same_id)->token +
-                           "' and '" + entry.token + "' both have the id " + std::to_string(entry.id));
+      throw TokenizerError(name + ": the tokens '" +
+                           shown(std::find_if(entries.begin(), entries.end(), same_id)->token) + "' and '" +
+                           shown(entry.token) + "' both have the id " + std::to_string(entry.id));
     }
     if (bytes.size() >= kHole) {
       throw TokenizerError(name + ": token " + std::to_string(entry.id) + " is longer than 4 GiB");

@@ -1,15 +1,14 @@
-// Any bytes as model.safetensors. Either a WeightError, or entries that lie inside the file and do not
+// Any bytes as model.safetensors. Either a WeightError of one line, or entries that lie inside the file and do not
 // overlap; and with the configuration of a one-block model every tensor of an accepted file can be read.
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
+#include <algorithm>
 #include <string>
 #include <vector>
 
 #include "runtime/safetensors.hpp"
+#include "tests/fuzz/fuzz.hpp"
 
 namespace {
 
@@ -19,31 +18,34 @@ using namespace stagecoach;
 class FuzzDirectory {
  public:
   FuzzDirectory() {
-    char name[] = "/tmp/stagecoach-fuzz-XXXXXX";
-    if (::mkdtemp(name) == nullptr) std::abort();
-    path_ = name;
     descriptor_ = ::memfd_create("model", 0);
-    std::filesystem::create_symlink("/proc/self/fd/" + std::to_string(descriptor_), path_ / "model.safetensors");
+    std::filesystem::create_symlink("/proc/self/fd/" + std::to_string(descriptor_), folder_ / "model.safetensors");
   }
-  ~FuzzDirectory() { std::filesystem::remove_all(path_); }
   void set(const std::uint8_t* data, std::size_t size) const {
     if (::ftruncate(descriptor_, 0) != 0) std::abort();
     if (::pwrite(descriptor_, data, size, 0) != static_cast<ssize_t>(size)) std::abort();
   }
-  const std::filesystem::path& path() const { return path_; }
+  const std::filesystem::path& path() const { return folder_.path(); }
 
  private:
-  std::filesystem::path path_;
+  fuzz::FuzzFolder folder_;
   int descriptor_ = -1;
 };
 
 void check_entries(const std::vector<SafetensorsEntry>& entries, std::int64_t file_bytes) {
   std::int64_t total = 8;
+  std::vector<SafetensorsEntry> by_offset = entries;
+  std::ranges::sort(by_offset, {}, &SafetensorsEntry::offset);
+  std::int64_t end = 8;
+  for (const SafetensorsEntry& entry : by_offset) {
+    if (entry.bytes > 0 && entry.offset < end) std::abort();
+    end = std::max(end, entry.offset + entry.bytes);
+  }
   for (const SafetensorsEntry& entry : entries) {
     if (entry.offset < 8 || entry.bytes < 0 || entry.bytes > file_bytes - entry.offset) std::abort();
     total += entry.bytes;
   }
-  if (total > file_bytes) std::abort();  // they cannot overlap
+  if (total > file_bytes) std::abort();
 }
 
 }  // namespace
@@ -66,7 +68,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       std::vector<std::byte> bytes(static_cast<std::size_t>(spec.elements() * size_of(source->dtype_of(spec))));
       source->read_rows(spec, 0, spec.rows, bytes);
     }
-  } catch (const WeightError&) {
+  } catch (const WeightError& error) {
+    fuzz::require_plain(error.what());
   }
   return 0;
 }

@@ -3,26 +3,21 @@
 
 #include "runtime/tokenizer.hpp"
 
-#include <cstddef>
-#include <cstdint>
-#include <cstdlib>
-#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "tests/fuzz/fuzz.hpp"
 
 namespace {
 
 using stagecoach::Tokenizer;
 using stagecoach::UseJit;
+using stagecoach::fuzz::require;
 
 Tokenizer load(UseJit use_jit) {
   const std::filesystem::path folder = STAGECOACH_SOURCE_DIR "/tests/data/tiny_tokenizer";
   return Tokenizer::from_files(folder / "vocab.json", folder / "merges.txt", use_jit);
-}
-
-void require(bool holds) {
-  if (!holds) std::abort();
 }
 
 }  // namespace

@@ -1,24 +1,21 @@
 // libFuzzer: whatever vocab.json and merges.txt hold, loading gives a Tokenizer that round-trips, or
-// TokenizerError. The first byte of the input chooses what the rest is: a vocab.json, a merges.txt for the
+// TokenizerError of one line. The first byte of the input chooses what the rest is: a vocab.json, a merges.txt for the
 // vocabulary of the tests, or members for a vocabulary that has all bytes, then a NUL, then a merges.txt.
 
 #include "runtime/tokenizer.hpp"
 
-#include <cstddef>
-#include <cstdint>
-#include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <string_view>
+
+#include "tests/fuzz/fuzz.hpp"
 
 namespace {
 
 using stagecoach::Tokenizer;
 
 std::string read(const char* file) {
-  std::ifstream in(std::string(STAGECOACH_SOURCE_DIR "/tests/data/tiny_tokenizer/") + file, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  std::string text =
+      stagecoach::fuzz::contents_of_file(std::string(STAGECOACH_SOURCE_DIR "/tests/data/tiny_tokenizer/") + file);
   if (text.empty()) std::abort();
   return text;
 }
@@ -28,8 +25,8 @@ void load(std::string_view vocab, std::string_view merges) {
     const Tokenizer tokenizer = Tokenizer::from_text(vocab, merges, "fuzz", stagecoach::UseJit::kNever);
     constexpr std::string_view kText = "The stages aren't\n  full: 12 é <|endoftext|> \xFF\xFF aaaa abab";
     if (tokenizer.decode(tokenizer.encode(kText)) != kText) std::abort();
-  } catch (const stagecoach::TokenizerError&) {
-    return;
+  } catch (const stagecoach::TokenizerError& error) {
+    stagecoach::fuzz::require_plain(error.what());
   }
 }
 

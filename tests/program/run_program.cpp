@@ -22,12 +22,14 @@ int Ended::messages() const {
   return count;
 }
 
-Ended run_program(int ranks, const std::string& arguments, int limit_s) {
+Ended run_program(int ranks, const std::string& arguments, int limit_s, const std::string& before) {
   const ScratchFolder scratch;
   const std::string launcher = ranks == 0 ? "" : fmt::format("{} -n {} ", STAGECOACH_MPIEXEC, ranks);
   // The program's own redirections stand last and win.
-  const std::string command = fmt::format("timeout -k 5 {} {}{} >{} 2>{} {}", limit_s, launcher, STAGECOACH_PROGRAM,
-                                          scratch / "out", scratch / "err", arguments);
+  const std::string limit = limit_s > 0 ? fmt::format("timeout -k 5 {} ", limit_s) : "";
+  write_file(scratch / "command", fmt::format("{}exec {}{}{} >{} 2>{} {}\n", before, limit, launcher,
+                                              STAGECOACH_PROGRAM, scratch / "out", scratch / "err", arguments));
+  const std::string command = "bash " + (scratch / "command");
   const auto start = std::chrono::steady_clock::now();
   const int code = std::system(command.c_str());
   Ended ended;

@@ -17,8 +17,9 @@ struct Ended {
   bool says(const std::string& text) const { return err.find(text) != std::string::npos; }
 };
 
-// `arguments` go through the shell: quotes and redirections work. ranks 0: without mpirun.
-Ended run_program(int ranks, const std::string& arguments, int limit_s = 60);
+// `arguments` go through bash: quotes and redirections work. ranks 0: without mpirun. `before`: what the shell
+// does first. limit_s 0: none, and the program takes the shell's process id.
+Ended run_program(int ranks, const std::string& arguments, int limit_s = 60, const std::string& before = "");
 
 // A fresh folder, removed with the object.
 class ScratchFolder {

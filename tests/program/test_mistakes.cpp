@@ -2,42 +2,16 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
+#include <string_view>
+#include <vector>
 
-#include "tests/program/run_program.hpp"
+#include "launch/option_table.hpp"
+#include "tests/program/mistakes.hpp"
 
+using namespace stagecoach;
 using namespace stagecoach::test;
-
-namespace {
-
-const std::string kTiny = "synthetic:gpt2,n_layer=3,n_embd=16,n_head=2,n_positions=40,vocab_size=50,seed=1";
-const std::string kGoldenBase = STAGECOACH_SOURCE_DIR "/tests/golden/data/base";
-
-struct Mistake {
-  std::string arguments;
-  int status;
-  std::string says;
-};
-
-void expect(const Mistake& mistake) {
-  for (const int ranks : {0, 3}) {
-    const Ended ended = run_program(ranks, mistake.arguments);
-    INFO(ranks << " ranks: " << mistake.arguments << "\nout: " << ended.out << "\nerr: " << ended.err);
-    CHECK(ended.status == mistake.status);
-    CHECK(ended.messages() == 1);
-    CHECK(ended.says(mistake.says));
-    CHECK(ended.seconds < 10.0);
-  }
-}
-
-// A copy of the golden model with one file changed.
-void copy_model(const ScratchFolder& folder) {
-  for (const char* name : {"config.json", "model.safetensors"}) {
-    std::filesystem::copy_file(kGoldenBase + "/" + name, folder / name);
-  }
-}
-
-}  // namespace
 
 TEST_CASE("wrong usage") {
   const std::array mistakes{
@@ -57,42 +31,51 @@ TEST_CASE("wrong usage") {
   for (const Mistake& mistake : mistakes) expect(mistake);
 }
 
-TEST_CASE("models that cannot be used") {
-  expect({"generate --model /does/not/exist --prompt x", 2, "/does/not/exist"});
-  expect({"generate --model synthetic:gpt3 --prompt x", 2, "gpt3"});
-  expect({"generate --model " + kTiny + " --prompt x", 2, "token"});  // text, but the model has no vocabulary
-  const ScratchFolder folder;
-  copy_model(folder);
-  const std::string arguments = "generate --model " + folder.path().string() + " --prompts " + (folder / "p.jsonl");
-  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2]}\n");
-  const std::string weights = read_file(folder / "model.safetensors");
-  write_file(folder / "model.safetensors", weights.substr(0, weights.size() - 5));
-  expect({arguments, 2, "model.safetensors"});
-  write_file(folder / "model.safetensors", weights.substr(0, 100));
-  expect({arguments, 2, "model.safetensors"});
-  std::string renamed = weights;
-  renamed.replace(renamed.find("h.1.ln_1.bias"), 13, "h.1.ln_1.bios");
-  write_file(folder / "model.safetensors", renamed);
-  expect({arguments, 2, "h.1.ln_1"});
-  write_file(folder / "model.safetensors", weights.substr(0, weights.size() - 4) + std::string("\0\0\xc0\x7f", 4));
-  expect({arguments, 2, "is nan, no finite number"});
-  write_file(folder / "model.safetensors", weights);
-  CHECK(run_program(0, arguments).status == 0);
-  write_file(folder / "config.json", "{\"n_layer\": 3,");
-  expect({arguments, 2, "config.json"});
-  write_file(folder / "config.json", "{\"n_layer\": 3, \"n_head\": 5, \"n_embd\": 21}");
-  expect({arguments, 2, "n_embd"});
-  std::filesystem::remove(folder / "config.json");
-  expect({arguments, 2, "config.json"});
+// Every option whose value is a number, by what the table calls the value: a new option is tried without a word here.
+bool is_number(const OptionSpec& spec) {
+  constexpr std::string_view kWords[] = {"",     "M",        "FILE",     "FILE|-",        "D", "TEXT", "STR",
+                                         "NAME", "auto|cpu", "auto|mpi", "error|truncate"};
+  for (const std::string_view word : kWords) {
+    if (spec.value == word) return false;
+  }
+  return true;
 }
 
-// One byte changed, on which libhdf5 1.10 crashes: an error of a run with MPI like any other.
-TEST_CASE("a damaged HDF5 file is one error") {
+TEST_CASE("numbers that are none, infinite, negative, absurd or empty are refused with the option's name") {
+  const std::vector<std::string> values = {"nan", "inf", "-inf", "-1", "99999999999999999999", "1e400", "1x", " 1", ""};
+  const std::pair<Command, std::string> commands[] = {{Command::kGenerate, "generate --prompt x"},
+                                                      {Command::kScore, "score --text x"},
+                                                      {Command::kBench, "bench"},
+                                                      {Command::kConvert, "convert --output x.h5"}};
+  std::size_t tried = 0;
+  for (const OptionSpec& spec : option_table()) {
+    if (!is_number(spec)) continue;
+    bool under_mpirun = true;  // one value in one command, another one for each option
+    for (const auto& [command, start] : commands) {
+      if ((spec.commands & bit_of(command)) == 0) continue;
+      for (std::size_t v = 0; v < values.size(); ++v) {
+        const Mistake mistake{fmt::format("{} --model {} '--{}={}'", start, kTiny, spec.name, values[v]), 2,
+                              fmt::format("stagecoach: --{}: ", spec.name)};
+        expect(mistake, {0});
+        if (under_mpirun && v == tried % values.size()) expect(mistake, {3});
+      }
+      under_mpirun = false;
+      ++tried;
+    }
+  }
+  CHECK(tried > 30);
+}
+
+TEST_CASE("numbers of the run file are held to the same bounds, with their place") {
   const ScratchFolder folder;
-  std::string file = read_file(STAGECOACH_SOURCE_DIR "/tests/golden/data/keras_base/tf_model.h5");
-  file[2139] = 1;
-  write_file(folder / "m.h5", file);
-  expect({"bench --model " + (folder / "m.h5") + " --prompt-tokens 4 --new-tokens 2", 2, "m.h5"});
+  const std::string arguments = "generate --model " + kTiny + " --prompt x --config " + (folder / "run.yaml");
+  for (const char* value : {".nan", ".inf", "-.inf", "-1", "99999999999999999999", "1e400", "''", "[1]", "{}", "~"}) {
+    write_file(folder / "run.yaml", fmt::format("generation:\n  temperature: {}\n", value));
+    expect({arguments, 2, "run.yaml:2:"}, {0});
+    write_file(folder / "run.yaml", fmt::format("pipeline:\n  in_flight: {}\n", value));
+    expect({arguments, 2, "run.yaml:2:"}, {0});
+  }
+  expect({arguments, 2, "run.yaml:2:"}, {3});
 }
 
 TEST_CASE("prompts that cannot be used are named by line, before anything runs") {
@@ -115,6 +98,67 @@ TEST_CASE("prompts that cannot be used are named by line, before anything runs")
   CHECK(!std::filesystem::exists(folder / "o.jsonl"));
   CHECK(run_program(0, arguments + " --long-prompt truncate").status == 0);
   expect({"generate --model " + kTiny + " --prompts " + (folder / "missing.jsonl"), 2, "missing.jsonl"});
+}
+
+TEST_CASE("prompts of every wrong form are named by line") {
+  const ScratchFolder folder;
+  const std::string lines = folder / "p.jsonl";
+  const std::string arguments =
+      "generate --model " + kTiny + " --prompts " + lines + " --output " + (folder / "o.jsonl");
+  const std::string good = "{\"tokens\": [1, 2]}\n";
+  for (const char* line : {"{}",
+                           "[]",
+                           "null",
+                           "{\"tokens\": 5}",
+                           "{\"tokens\": [1.5]}",
+                           "{\"tokens\": [-1]}",
+                           "{\"tokens\": [4294967297]}",
+                           "{\"tokens\": [99999999999999999999]}",
+                           "{\"tokens\": [\"a\"]}",
+                           "{\"tokens\": [1], \"tokens\": [2]}",
+                           "{\"tokens\": [1], \"temperature\": -1}",
+                           "{\"tokens\": [1], \"temperature\": NaN}",
+                           "{\"tokens\": [1], \"temperature\": 1e999}",
+                           "{\"tokens\": [1], \"max_new_tokens\": 0}",
+                           "{\"tokens\": [1], \"num_samples\": 1e9}",
+                           "{\"tokens\": [1], \"seed\": -1}",
+                           "{\"tokens\": [1], \"stop\": [\"\"]}",
+                           "{\"tokens\": [1], \"id\": []}",
+                           "{\"tokens\": [1]} x",
+                           "{\"tokens\": [1",
+                           "",
+                           "{\"prompt\": \"text\"}"}) {
+    write_file(lines, good + line + "\n" + good);
+    expect({arguments, 2, "p.jsonl:2"}, {0});
+  }
+  write_file(lines, good + std::string("{\"tokens\"\0: [1]}\n", 17));
+  expect({arguments, 2, "p.jsonl:2"});
+  write_file(lines, good + "{\"tokens\": [1], \"id\": \"\xff\"}\n");
+  expect({arguments, 2, "p.jsonl:2"});
+  write_file(lines, good + std::string(100000, '['));
+  expect({arguments, 2, "p.jsonl:2"});
+  expect({"generate --model " + kTiny + " --prompts " + folder.path().string(), 2, folder.path().string()});
+  CHECK(!std::filesystem::exists(folder / "o.jsonl"));
+  CHECK(!std::filesystem::exists(folder / "o.jsonl.partial"));
+}
+
+TEST_CASE("prompts are bytes: invalid UTF-8 and zero bytes work, also where a message would quote them") {
+  const ScratchFolder folder;
+  write_file(folder / "p.txt", std::string("a\xff\xc3(\n\0b\0\n\xed\xa0\x80\n", 13));
+  for (const int ranks : {0, 2}) {
+    const Ended ended = run_program(ranks, "generate --model " + kDemo + " --prompts " + (folder / "p.txt") +
+                                               " --max-new-tokens 2 --output " + (folder / "o.jsonl"));
+    INFO(ended.err);
+    CHECK(ended.status == 0);
+    const std::string results = read_file(folder / "o.jsonl");
+    CHECK(std::count(results.begin(), results.end(), '\n') == 3);
+    CHECK(results.find("a\xEF\xBF\xBD\xEF\xBF\xBD(") != std::string::npos);
+    CHECK(results.find("\\u0000b\\u0000") != std::string::npos);
+  }
+  write_file(folder / "empty.txt", "\n");
+  expect({"generate --model " + kDemo + " --prompts " + (folder / "empty.txt"), 2, "empty.txt:1"});
+  expect({"generate --model " + kDemo + " --prompt ''", 2, "prompt"});
+  expect({"generate --model \"$(printf 'a\\377\\033[31m\\n')\" --prompt x", 2, "stagecoach: "});
 }
 
 TEST_CASE("more ranks than blocks, and stages that do not match the ranks") {
@@ -153,19 +197,53 @@ TEST_CASE("run files that do not fit the model") {
   expect({arguments, 2, "run.yaml:"});
 }
 
-TEST_CASE("output that cannot be written") {
+TEST_CASE("run files of every wrong form") {
   const ScratchFolder folder;
-  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2]}\n");
-  const std::string arguments = "generate --model " + kTiny + " --prompts " + (folder / "p.jsonl");
-  expect({arguments + " --output /does/not/exist/o.jsonl", 1, "/does/not/exist"});
-  const Ended full = run_program(0, arguments + " >/dev/full");
-  INFO(full.err);
-  CHECK(full.status == 1);
-  CHECK(full.messages() == 1);
-  const Ended closed = run_program(0, arguments + " >&-");
-  INFO(closed.err);
-  CHECK(closed.status == 1);
-  CHECK(closed.messages() == 1);
+  const std::string run_file = folder / "run.yaml";
+  const std::string arguments = "bench --model " + kTiny + " --prompt-tokens 4 --new-tokens 2 --config " + run_file;
+  const auto stages = [](const std::string& list) { return "pipeline:\n  stages:\n" + list; };
+  const std::vector<std::string> wrong = {
+      "- a\n- list\n",
+      "just text",
+      "model: [a]\n",
+      "model: {a: b}\n",
+      "timeout: soon\n",
+      "quiet: perhaps\n",
+      "pipeline: 3\n",
+      "pipeline:\n\tchunk_tokens: 3\n",
+      "pipeline: {chunk_tokens: 3, chunk_tokens: 4}\n",
+      "quiet: true\nquiet: false\n",
+      "a: &a [*a]\n",
+      "--- {}\n--- {}\n",
+      "model: \"unclosed\n",
+      std::string("\0\1\2\xff\xfe binary", 12),
+      "\xff\xfe",
+      std::string(20000, '['),
+      std::string(20000, '{'),
+      stages("    - {blocks: [0, 2]}\n    - {blocks: [2, 2]}\n"),  // overlap
+      stages("    - {blocks: [1, 2]}\n    - {blocks: [0, 0]}\n"),  // order
+      stages("    - {blocks: [1, 0]}\n    - {blocks: [1, 2]}\n"),  // backwards
+      stages("    - {blocks: [-1, 2]}\n"),                         // negative
+      stages("    - {blocks: [0, 2, 3]}\n"),                       // three
+      stages("    - {blocks: [0, 9999999999999]}\n"),              // too large
+      stages("    - {blocks: 0-2}\n"),
+      stages("    - {}\n"),
+      stages("    - 3\n"),                              // no list
+      stages("    - {blocks: [0, 2], devise: cpu}\n"),  // unknown key
+      stages("    - {blocks: [0, 2], memory: lots}\n"),
+      "pipeline: {stages: []}\n",
+  };
+  for (std::size_t i = 0; i < wrong.size(); ++i) {
+    write_file(run_file, wrong[i]);
+    INFO(i);
+    expect({arguments, 2, "run.yaml"}, {0});
+    if (i % 5 == 0) expect({arguments, 2, "run.yaml"}, {3});
+  }
+  write_file(run_file, "");  // nothing to say is no mistake
+  CHECK(run_program(0, arguments).status == 0);
+  std::filesystem::remove(run_file);
+  std::filesystem::create_directory(run_file);
+  expect({arguments, 2, "run.yaml"});
 }
 
 TEST_CASE("a sequence that no memory can hold is refused with the numbers") {

@@ -264,12 +264,21 @@ TEST_CASE("tokenizer: errors name file, place and reason") {
       {fine, "#version: 0.2\nxy z\n", {"demo: merges.txt:2", "'xy'"}},
       {fine, "a zz\n", {"demo: merges.txt:1", "'zz'"}},
       {fine, "a b\na b\n", {"demo: merges.txt:2", "twice"}},
+      // Messages hold no control characters and no endless lines, whatever they quote.
+      {fine, "a\x1b[31m\x7f b\n", {"demo: merges.txt:1", "'a\\x1b[31m\\x7f b'"}},
+      {fine, "a\x1b\n", {"demo: merges.txt:1", "'a\\x1b' is not a merge"}},
+      {fine, std::string(100000, 'x') + " y\n", {"demo: merges.txt:1", "xxx...'"}},
+      {fine, std::string(100000, 'x'), {"demo: merges.txt:1", "xxx...'"}},
+      {"{\"a\\u001b\": -1}", "a b", {"token 'a\\x1b'", "-1"}},
+      {vocab_with(R"("\u001bq": 113)"), "a b", {"'q' and '\\x1bq'", "the id 113"}},
   };
   for (const Row& row : rows) {
     const std::string error = error_of(row.vocab, row.merges);
     CAPTURE(error);
     CAPTURE(row.vocab.substr(0, 40));
-    CAPTURE(row.merges);
+    CAPTURE(row.merges.substr(0, 40));
+    CHECK(error.size() < 1000);
+    CHECK(std::none_of(error.begin(), error.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }));
     for (const std::string_view part : row.parts) {
       CAPTURE(part);
       CHECK(contains(error, part));

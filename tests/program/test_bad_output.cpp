@@ -1,0 +1,115 @@
+// Output that cannot be written: one message, status 1, and a good file of an earlier run stays as it is.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include "tests/program/mistakes.hpp"
+
+using namespace stagecoach::test;
+
+namespace {
+
+const std::string kGood = "{\"an older run's\": \"results\"}\n";
+
+std::string generate(const ScratchFolder& folder) {
+  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2]}\n{\"tokens\": [3]}\n");
+  return "generate --model " + kTiny + " --prompts " + (folder / "p.jsonl") + " --num-samples 200 --temperature 1";
+}
+
+// A file system of a few pages, where root may make one.
+class SmallDisk {
+ public:
+  explicit SmallDisk(const std::string& path) : path_(path) {
+    std::filesystem::create_directory(path_);
+    mounted_ = ::mount("none", path_.c_str(), "tmpfs", 0, "size=16k") == 0;
+  }
+  ~SmallDisk() {
+    if (mounted_) ::umount2(path_.c_str(), MNT_DETACH);
+  }
+  SmallDisk(const SmallDisk&) = delete;
+  SmallDisk& operator=(const SmallDisk&) = delete;
+  bool mounted() const { return mounted_; }
+
+ private:
+  std::string path_;
+  bool mounted_ = false;
+};
+
+}  // namespace
+
+TEST_CASE("output where no file can be") {
+  const ScratchFolder folder;
+  const std::string arguments = generate(folder);
+  std::filesystem::create_directory(folder / "d.jsonl");
+  std::filesystem::create_directory(folder / "d.h5");
+  write_file(folder / "file", "");
+  for (const std::string& output : {std::string("/does/not/exist/o.jsonl"), std::string("/does/not/exist/o.h5"),
+                                    std::string("/proc/o.jsonl"), folder / "d.jsonl", folder / "file/o.jsonl"}) {
+    expect({arguments + " --output " + output, 1, output.substr(0, output.rfind('/'))});
+  }
+  expect({"convert --model " + kTiny + " --output /does/not/exist/m.h5", 1, "/does/not/exist"});
+  expect({"convert --model " + kTiny + " --output /proc/m.h5", 1, "/proc"});
+  expect({"convert --model " + kTiny + " --output " + (folder / "d.h5"), 1, "d.h5"});
+  expect({"score --model " + kTiny + " --prompts " + (folder / "p.jsonl") + " --output /proc/o.jsonl", 1, "/proc"});
+  expect({"bench --model " + kTiny + " --prompt-tokens 3 --new-tokens 2 --json /does/not/exist/b.json", 1,
+          "/does/not/exist"});
+}
+
+TEST_CASE("a full disk leaves the older file and no half-written one") {
+  const ScratchFolder folder;
+  const std::string arguments = generate(folder);
+  const std::string disk = folder / "disk";
+  const SmallDisk small(disk);
+  for (const char* name : {"o.jsonl", "o.h5"}) {
+    const std::string output = disk + "/" + name;
+    write_file(output, kGood);
+    if (small.mounted()) {
+      expect({arguments + " --output " + output, 1, "No space left on device"});
+    } else {  // a limit of 4 KiB per file does the same, for one process
+      const Ended ended = run_program(0, arguments + " --output " + output, 60, "ulimit -f 8; ");
+      INFO(ended.err);
+      CHECK(ended.status == 1);
+      CHECK(ended.messages() == 1);
+      CHECK(ended.says("File too large"));
+    }
+    CHECK(read_file(output) == kGood);
+    std::filesystem::remove(output);
+    CHECK(std::filesystem::is_empty(disk));
+  }
+  const std::string model = disk + "/m.h5";
+  write_file(model, kGood);
+  const Mistake convert{"convert --model " + kTiny + " --output " + model, 1, "m.h5"};
+  if (small.mounted()) {
+    expect(convert);
+  } else {
+    CHECK(run_program(0, convert.arguments, 60, "ulimit -f 8; ").status == 1);
+  }
+  CHECK(read_file(model) == kGood);
+  CHECK(!std::filesystem::exists(model + ".partial"));
+}
+
+TEST_CASE("standard output that is full, closed or goes away") {
+  const ScratchFolder folder;
+  const std::string many = generate(folder);
+  const std::string score = "score --model " + kTiny + " --prompts " + (folder / "p.jsonl");
+  for (const std::string& arguments : {many, "generate --model " + kDemo + " --prompt 'The coach'", score,
+                                       "tokenize --model " + kDemo + " " + (folder / "p.jsonl"),
+                                       "bench --model " + kTiny + " --prompt-tokens 3 --new-tokens 2",
+                                       std::string("generate --help"), std::string("--version")}) {
+    expect({arguments + " >/dev/full", 1, "standard output"}, {0});
+    expect({arguments + " >&-", 1, "standard output"}, {0});
+  }
+  // A reader that takes one byte and leaves.
+  for (const int ranks : {0, 3}) {
+    const Ended ended =
+        run_program(ranks, "generate --model " + kTiny + " --prompts " + (folder / "p.jsonl") +
+                               " --num-samples 3000 --temperature 1 --ignore-eos > >(head -c 1 >/dev/null)");
+    INFO(ranks << " ranks: " << ended.err);
+    CHECK(ended.seconds < 30.0);
+    if (ranks > 0) continue;  // mpirun takes what its ranks print, whoever reads it
+    CHECK(ended.status == 1);
+    CHECK(ended.messages() == 1);
+    CHECK(ended.says("standard output: cannot write: Broken pipe"));
+  }
+}
