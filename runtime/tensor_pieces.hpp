@@ -9,10 +9,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
-#include <vector>
 
 #include "kernels/convert.hpp"
+#include "kernels/host_memory.hpp"
 #include "kernels/tensor.hpp"
 #include "runtime/checksum.hpp"
 #include "runtime/weight_source.hpp"
@@ -37,12 +38,16 @@ class TensorReader {
     const std::int64_t row_bytes = spec.cols * size_of(stored);
     const std::int64_t rows_each = std::clamp<std::int64_t>(kPieceBytes / row_bytes, 1, spec.rows);
     const auto needed = static_cast<std::size_t>(rows_each * row_bytes);
-    if (staging_.size() < needed) staging_.resize(needed);  // never shrinks: growing again would clear it each time
+    if (staging_.bytes() < needed) {
+      staging_ = Buffer();
+      staging_ = memory_.allocate(static_cast<std::int64_t>(needed));
+    }
     hash_.reset();
     std::string broken;  // told only once the checksum matches: otherwise damage is the better word for it
     for (std::int64_t first = 0; first < spec.rows; first += rows_each) {
       const std::int64_t rows = std::min(rows_each, spec.rows - first);
-      const std::span<std::byte> bytes = std::span(staging_).first(static_cast<std::size_t>(rows * row_bytes));
+      const std::span<std::byte> bytes =
+          std::span(static_cast<std::byte*>(staging_.data()), static_cast<std::size_t>(rows * row_bytes));
       source_.read_rows(spec, first, rows, bytes);
       if (verify) hash_.update(bytes);
       const Tensor piece = make_tensor(bytes.data(), stored, rows, spec.cols);
@@ -68,7 +73,10 @@ class TensorReader {
   }
 
   const WeightSource& source_;
-  std::vector<std::byte> staging_;
+  // Aligned to pages: copies out of the page cache to 16 bytes after a page's start, where large vectors begin, run at
+  // a quarter of the speed on some processors. Never shrinks, since growing clears it.
+  HostMemory memory_;
+  Buffer staging_;
   Xxh3 hash_;
 };
 

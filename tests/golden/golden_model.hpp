@@ -42,11 +42,10 @@ inline Golden read_golden(const std::filesystem::path& directory) {
   return golden;
 }
 
-// The golden models in the folder `name` of tests/golden.
-inline std::vector<Golden> all_golden(const std::string& name) {
+// The golden models in `folder`.
+inline std::vector<Golden> all_golden(const std::filesystem::path& folder) {
   std::vector<Golden> all;
-  for (const std::filesystem::directory_entry& entry :
-       std::filesystem::directory_iterator(STAGECOACH_SOURCE_DIR "/tests/golden/" + name)) {
+  for (const std::filesystem::directory_entry& entry : std::filesystem::directory_iterator(folder)) {
     if (std::filesystem::exists(entry.path() / "golden.json")) all.push_back(read_golden(entry.path()));
   }
   std::ranges::sort(all, {}, &Golden::directory);

@@ -14,7 +14,7 @@ using namespace stagecoach::test;
 namespace fs = std::filesystem;
 
 TEST_CASE("logits are those of Hugging Face") {
-  const std::vector<Golden> all = all_golden("data");
+  const std::vector<Golden> all = all_golden(STAGECOACH_SOURCE_DIR "/tests/golden/data");
   REQUIRE(all.size() >= 20);
   for (const Golden& golden : all) {
     INFO(golden.directory.filename().string());
@@ -33,7 +33,7 @@ TEST_CASE("logits are those of Hugging Face") {
 TEST_CASE("greedy continuations are those of Hugging Face, over one stage and over several") {
   std::random_device seed;
   Random random(seed());
-  for (const Golden& golden : all_golden("data")) {
+  for (const Golden& golden : all_golden(STAGECOACH_SOURCE_DIR "/tests/golden/data")) {
     INFO(golden.directory.filename().string());
     const Model model = open_model(golden.directory.string());
     Job job;

@@ -31,7 +31,7 @@ struct Converted {
 }  // namespace
 
 TEST_CASE("other software's checkpoints: logits") {
-  const std::vector<Golden> all = all_golden("data_interop");
+  const std::vector<Golden> all = all_golden(STAGECOACH_SOURCE_DIR "/tests/golden/data_interop");
   REQUIRE(all.size() >= 8);
   for (const Golden& golden : all) {
     const std::string name = golden.directory.string();
@@ -45,7 +45,7 @@ TEST_CASE("other software's checkpoints: logits") {
 
 TEST_CASE("other software's checkpoints: token ids") {
   std::size_t strings = 0;
-  for (const Golden& golden : all_golden("data_interop")) {
+  for (const Golden& golden : all_golden(STAGECOACH_SOURCE_DIR "/tests/golden/data_interop")) {
     const Json root = read_json(golden.directory / "golden.json");
     const std::string name = golden.directory.string();
     INFO(name);
