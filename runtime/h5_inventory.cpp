@@ -16,6 +16,8 @@
 #include <new>
 #include <string_view>
 
+#include "runtime/descriptor.hpp"
+
 namespace stagecoach {
 namespace {
 
@@ -200,21 +202,6 @@ std::string message_of_child(const std::string& path, const std::vector<std::str
 
 // ---- the parent ----
 
-class Descriptor {
- public:
-  explicit Descriptor(int descriptor) : descriptor_(descriptor) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() { close(); }
-  void close() {
-    if (descriptor_ >= 0) ::close(std::exchange(descriptor_, -1));
-  }
-  int operator*() const { return descriptor_; }
-
- private:
-  int descriptor_;
-};
-
 [[noreturn]] void fail_to_start(const std::string& path, int error) {
   throw Hdf5Error(fmt::format("{}: cannot start a process that lists it: {}", path, std::strerror(error)));
 }
@@ -255,9 +242,9 @@ H5Inventory inventory_of(const std::string& path, const std::vector<std::string>
   Descriptor out(ends[1]);
   const pid_t child = ::fork();
   if (child < 0) fail_to_start(path, errno);
-  if (child == 0) run_child(*out, path, of_root, of_datasets);
+  if (child == 0) run_child(out.get(), path, of_root, of_datasets);
   out.close();
-  const std::string message = receive(*in);
+  const std::string message = receive(in.get());
   in.close();  // a child that still sends ends here
   const int status = wait_for(child);
   if (message.starts_with(kError)) throw Hdf5Error(message.substr(1));

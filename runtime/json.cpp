@@ -169,6 +169,14 @@ const char* Json::type_name() const {
   return kNames[value_.index()];
 }
 
+std::string shown(const Json& value) {
+  if (const bool* flag = value.boolean()) return *flag ? "true" : "false";
+  if (const std::int64_t* number = value.integer()) return fmt::format("{}", *number);
+  if (const double* number = value.real()) return fmt::format("{}", *number);
+  if (const std::string* text = value.string()) return fmt::format("\"{}\"", printable(*text, 60));
+  return value.type_name();
+}
+
 Json parse_json(std::string_view text) {
   // The library takes a zero byte for the end of its input, so what follows one would pass unseen.
   if (const std::size_t zero = text.find('\0'); zero != std::string_view::npos) fail_at(text, zero, "a zero byte");

@@ -44,6 +44,9 @@ class Json {
   std::variant<std::nullptr_t, bool, std::int64_t, double, std::string, Array, Object> value_ = nullptr;
 };
 
+// A scalar as it stands in the file, for one-line messages; what it is otherwise.
+std::string shown(const Json& value);
+
 // Throws JsonError that says what and at which byte.
 Json parse_json(std::string_view text);
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "partition/wording.hpp"
+#include "runtime/descriptor.hpp"
 #include "runtime/prompts.hpp"
 
 namespace stagecoach {
@@ -19,22 +20,6 @@ constexpr std::size_t kChunkBytes = std::size_t{1} << 18;
 [[noreturn]] void fail(const std::string& name, const char* what) {
   throw PromptError(fmt::format("{}: {}: {}", name, what, std::strerror(errno)));
 }
-
-// Owns a descriptor until it is handed on.
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int get() const { return fd_; }
-  int release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
 
 ssize_t read_some(int fd, char* out, std::size_t bytes) {
   ssize_t got = 0;
@@ -122,7 +107,8 @@ bool LineReader::next(std::string& line) {
     const bool found = end != std::string::npos;
     const std::size_t length = (found ? end : buffer_.size()) - begin_;
     if (length > max_line_bytes_) {
-      throw PromptError(fmt::format("{}:{}: longer than a line can be ({} MiB)", name_, line_ + 1, max_line_bytes_ >> 20));
+      throw PromptError(
+          fmt::format("{}:{}: longer than a line can be ({} MiB)", name_, line_ + 1, max_line_bytes_ >> 20));
     }
     if (found || at_end_) {
       if (!found && length == 0) return false;

@@ -21,15 +21,6 @@ constexpr std::pair<std::string_view, ActivationName> kActivations[] = {
 };
 constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 
-// A scalar as it stands in the file, for messages.
-std::string shown(const Json& value) {
-  if (const bool* flag = value.boolean()) return *flag ? "true" : "false";
-  if (const std::int64_t* number = value.integer()) return fmt::format("{}", *number);
-  if (const double* number = value.real()) return fmt::format("{}", *number);
-  if (const std::string* text = value.string()) return fmt::format("\"{}\"", printable(*text, 60));
-  return value.type_name();
-}
-
 class Fields {
  public:
   Fields(const Json& json, const std::string& file) : json_(json), file_(file) {}

@@ -112,7 +112,7 @@ std::int32_t pick_greedy(std::span<const float> logits) {
 }
 
 float log_probability(std::span<const float> logits, std::int32_t token) {
-  const double largest = *std::max_element(logits.begin(), logits.end());
+  const double largest = logits[static_cast<std::size_t>(pick_greedy(logits))];
   double sum = 0.0;
   for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - largest);
   return static_cast<float>(static_cast<double>(logits[static_cast<std::size_t>(token)]) - largest - std::log(sum));

@@ -38,7 +38,7 @@ class Sampler {
 // Index of the largest logit; ties go to the lowest id. Throws like Sampler::pick.
 std::int32_t pick_greedy(std::span<const float> logits);
 
-// Natural log-softmax of `logits` at `token`, summed in float64 in order of ids.
+// Natural log-softmax of `logits` at `token`, summed in float64 in order of ids. Throws like pick_greedy.
 float log_probability(std::span<const float> logits, std::int32_t token);
 
 }  // namespace stagecoach

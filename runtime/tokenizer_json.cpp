@@ -12,14 +12,6 @@
 namespace stagecoach {
 namespace {
 
-std::string shown(const Json& value) {
-  if (const bool* flag = value.boolean()) return *flag ? "true" : "false";
-  if (const std::int64_t* number = value.integer()) return fmt::format("{}", *number);
-  if (const double* number = value.real()) return fmt::format("{}", *number);
-  if (const std::string* text = value.string()) return fmt::format("\"{}\"", printable(*text, 60));
-  return value.type_name();
-}
-
 class Reader {
  public:
   Reader(const Json& root, const std::string& name) : root_(root), name_(name) {}

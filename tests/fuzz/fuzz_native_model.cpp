@@ -4,8 +4,8 @@
 #include <string>
 
 #include "runtime/native_model.hpp"
-#include "runtime/tensor_pieces.hpp"
 #include "tests/fuzz/fuzz.hpp"
+#include "tests/unit/all_weights.hpp"
 
 // For the leak sanitizer, which calls it: HDF5 forgets what it had allocated where it finds a file damaged.
 extern "C" const char* __lsan_default_suppressions() {
@@ -15,18 +15,6 @@ extern "C" const char* __lsan_default_suppressions() {
 namespace {
 
 using namespace stagecoach;
-
-// All tensors, read and verified as loading does, one after the other.
-std::string contents_of(const Model& model) {
-  std::string all;
-  TensorReader reader(*model.weights);
-  for (const TensorSpec& spec : tensor_table(model.config)) {
-    reader.read_in_pieces(spec, std::nullopt, [&](std::int64_t, Tensor piece) {
-      all.append(static_cast<const char*>(piece.data), static_cast<std::size_t>(piece.bytes()));
-    });
-  }
-  return all;
-}
 
 class Sample {
  public:
@@ -38,7 +26,7 @@ class Sample {
                                       fuzz::contents_of_file(tokenizer + "merges.txt")},
                        {}, path(), {});
     whole_ = fuzz::contents_of_file(path());
-    contents_ = contents_of(open_model(path()));
+    contents_ = test::all_weights(path());
   }
   std::string path() const { return folder_ / "m.h5"; }
   const std::string& whole() const { return whole_; }
@@ -61,7 +49,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   }
   fuzz::write_file(sample.path(), bytes);
   try {
-    if (contents_of(open_model(sample.path())) != sample.contents()) std::abort();
+    if (test::all_weights(sample.path()) != sample.contents()) std::abort();
   } catch (const WeightError& error) {
     fuzz::require_plain(error.what());
     if (bytes == sample.whole()) std::abort();

@@ -157,6 +157,13 @@ def check_reordered(directory, config, result):
         assert difference.abs().max() < 1e-4, difference.abs().max()
 
 
+def write_golden(directory, note, seed, result):
+    with open(os.path.join(directory, "golden.json"), "w") as file:
+        file.write('{\n"note": %s,\n"seed": %d,\n' % (json.dumps(note), seed))
+        file.write(",\n".join('"%s": [\n%s\n]' % (key, ",\n".join(json.dumps(item) for item in result[key])) for key in result))
+        file.write("\n}\n")
+
+
 def make(root, name):
     note, fields, storage = VARIANTS[name]
     directory = os.path.join(root, name)
@@ -174,10 +181,7 @@ def make(root, name):
         raise SystemExit(f"{name}: no seed gives clear and varied continuations")
     if storage.get("dtype", torch.float32) == torch.float32:
         check_reordered(directory, config, result)
-    with open(os.path.join(directory, "golden.json"), "w") as file:
-        file.write('{\n"note": %s,\n"seed": %d,\n' % (json.dumps(note), seed))
-        file.write(",\n".join('"%s": [\n%s\n]' % (key, ",\n".join(json.dumps(item) for item in result[key])) for key in result))
-        file.write("\n}\n")
+    write_golden(directory, note, seed, result)
     print(f"{name}: seed {seed}, smallest margin {min(min(m) for m in result['margins']):.3f}")
 
 

@@ -20,7 +20,7 @@ import struct
 import sys
 
 import torch
-from make_golden import all_logits, golden, randomize, stored_model
+from make_golden import all_logits, golden, randomize, stored_model, write_golden
 from safetensors.torch import save_file
 from tokenizer_strings import StringMaker
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -171,10 +171,7 @@ def make(root, name):
         result["texts"] = save_tokenizer(directory, style)
     if config.vocab_size > 100:
         result["logits"] = [rows[-2:] for rows in result["logits"]]
-    with open(os.path.join(directory, "golden.json"), "w") as file:
-        file.write('{\n"note": %s,\n"seed": %d,\n' % (json.dumps(note), seed))
-        file.write(",\n".join('"%s": [\n%s\n]' % (key, ",\n".join(json.dumps(item) for item in result[key])) for key in result))
-        file.write("\n}\n")
+    write_golden(directory, note, seed, result)
     print(f"{name}: seed {seed}, smallest margin {min(min(m) for m in result['margins']):.3f}")
 
 

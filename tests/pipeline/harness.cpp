@@ -23,14 +23,25 @@ std::int32_t pool_pages(const Job& job, const Layout& layout, std::int32_t n_pos
   return most + layout.spare_pages;
 }
 
+SchedulerLimits scheduler_limits(const Job& job, const Layout& layout, std::int32_t n_positions) {
+  SchedulerLimits limits;
+  limits.n_positions = n_positions;
+  limits.eos = job.eos;
+  limits.pages = pool_pages(job, layout, n_positions);
+  limits.slots = layout.slots;
+  limits.chunk_tokens = layout.chunk_tokens;
+  limits.in_flight = layout.in_flight;
+  return limits;
+}
+
 Parts make_parts(const Job& job, const Layout& layout, const Model& model, std::int32_t stage) {
   Parts parts;
   parts.backend = layout.reference ? make_reference_backend() : make_cpu_backend({layout.threads, layout.simd});
   if (layout.checking) parts.backend = make_checking_backend(std::move(parts.backend));
   const BlockRange blocks = layout.stages[static_cast<std::size_t>(stage)];
   StageWeights weights = load_stage(*parts.backend, *model.weights, model.config, blocks, job.dtype, {});
-  const StageLimits limits{layout.chunk_tokens + layout.slots, pool_pages(job, layout, model.config.n_positions),
-                           2 * layout.slots, job.kv_dtype};
+  const SchedulerLimits l = scheduler_limits(job, layout, model.config.n_positions);
+  const StageLimits limits{l.max_rows(), l.pages, l.tables(), job.kv_dtype};
   parts.executor = std::make_unique<StageExecutor>(*parts.backend, model.config, blocks, std::move(weights), limits);
   return parts;
 }
@@ -47,14 +58,7 @@ StageContext context_of(const Layout& layout, std::int32_t stage, Parts& parts) 
 }
 
 std::vector<Sample> lead(const Job& job, const Layout& layout, const Model& model, const StageContext& context) {
-  SchedulerLimits limits;
-  limits.n_positions = model.config.n_positions;
-  limits.eos = job.eos;
-  limits.pages = pool_pages(job, layout, model.config.n_positions);
-  limits.slots = layout.slots;
-  limits.chunk_tokens = layout.chunk_tokens;
-  limits.in_flight = layout.in_flight;
-  Scheduler scheduler(limits, letters);
+  Scheduler scheduler(scheduler_limits(job, layout, model.config.n_positions), letters);
   std::vector<Sample> samples;
   std::size_t next = 0;
   LeaderHooks hooks;

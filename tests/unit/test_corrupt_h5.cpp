@@ -8,7 +8,7 @@
 
 #include "runtime/hdf5_file.hpp"
 #include "runtime/native_model.hpp"
-#include "runtime/tensor_pieces.hpp"
+#include "tests/unit/all_weights.hpp"
 #include "tests/unit/safetensors_builder.hpp"
 
 using namespace stagecoach;
@@ -23,26 +23,13 @@ std::string bytes_of_file(const std::string& path) {
 
 const std::string kKerasBase = STAGECOACH_SOURCE_DIR "/tests/golden/data/keras_base";
 
-// All weights as loading reads them.
-std::string weights_of(const std::string& model_name) {
-  const Model model = open_model(model_name);
-  std::string all;
-  TensorReader reader(*model.weights);
-  for (const TensorSpec& spec : tensor_table(model.config)) {
-    reader.read_in_pieces(spec, std::nullopt, [&](std::int64_t, Tensor piece) {
-      all.append(static_cast<const char*>(piece.data), static_cast<std::size_t>(piece.bytes()));
-    });
-  }
-  return all;
-}
-
 // One model file, changed at will.
 class Victim {
  public:
   // `name`: what to open; `file`: the HDF5 file in it.
   Victim(std::string name, std::string file) : name_(std::move(name)), file_(std::move(file)) {
     whole_ = bytes_of_file(file_);
-    weights_ = weights_of(name_);
+    weights_ = all_weights(name_);
     std::vector<bool> data(whole_.size());
     for (const H5Dataset& dataset : H5Reader(file_).datasets()) {
       for (std::int64_t i = 0; i < dataset.bytes; ++i) data[static_cast<std::size_t>(*dataset.offset + i)] = true;
@@ -61,7 +48,7 @@ class Victim {
   Outcome open(const std::string& bytes) {
     std::ofstream(file_, std::ios::binary) << bytes;
     try {
-      return weights_of(name_) == weights_ ? Outcome::kSame : Outcome::kWrong;
+      return all_weights(name_) == weights_ ? Outcome::kSame : Outcome::kWrong;
     } catch (const WeightError& error) {
       const std::string what = error.what();
       CHECK(what.starts_with(file_));
