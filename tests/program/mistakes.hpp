@@ -1,7 +1,6 @@
 // Mistakes that users make, and what the program must make of each: one message, the right status, soon.
 #pragma once
 
-#include <initializer_list>
 #include <string>
 
 #include "tests/program/run_program.hpp"
@@ -17,7 +16,13 @@ struct Mistake {
   std::string says;
 };
 
-// Checks it alone and under mpirun, unless told otherwise.
-void expect(const Mistake& mistake, std::initializer_list<int> ranks_to_try = {0, 3});
+// STAGECOACH_SLOW_TESTS in the environment asks for them, as tests/run --slow does.
+bool slow_tests();
+
+// Where a mistake is made: alone and under mpirun with three ranks; one of many alike, of which every eleventh is made
+// under mpirun too (all of them when slow tests are asked for); or alone only, where mpirun hides what matters.
+enum class Where { kAloneAndMpirun, kMany, kAlone };
+
+void expect(const Mistake& mistake, Where where = Where::kAloneAndMpirun);
 
 }  // namespace stagecoach::test

@@ -5,7 +5,7 @@
 #include <csignal>
 #include <random>
 
-#include "tests/program/run_program.hpp"
+#include "tests/program/mistakes.hpp"
 
 using namespace stagecoach::test;
 
@@ -42,7 +42,7 @@ TEST_CASE("alone, at random moments") {
   INFO("seed " << seed);
   std::mt19937 random(seed);
   int orderly = 0;
-  for (int round = 0; round < 12; ++round) {
+  for (int round = 0; round < (slow_tests() ? 30 : 6); ++round) {
     const char* signal = round % 3 == 0 ? "INT" : round % 3 == 1 ? "TERM" : "USR1";
     const double delay_s = static_cast<double>(random() % 3000) / 1000.0;
     const ScratchFolder folder;
@@ -90,10 +90,11 @@ TEST_CASE("under mpirun: to mpirun and to single ranks") {
   const unsigned seed = std::random_device{}();
   INFO("seed " << seed);
   std::mt19937 random(seed);
-  for (int round = 0; round < 8; ++round) {
-    const char* signal = round % 4 == 0 ? "INT" : round % 4 == 1 ? "TERM" : "USR1";
+  const int rounds = slow_tests() ? 24 : 6;
+  for (int round = 0; round < rounds; ++round) {
+    const char* signal = round % 3 == 0 ? "INT" : round % 3 == 1 ? "TERM" : "USR1";
     const double delay_s = 0.5 + static_cast<double>(random() % 2500) / 1000.0;
-    const bool to_rank = round >= 4;
+    const bool to_rank = round >= rounds / 2;
     const ScratchFolder folder;
     // A rank is found by its command line, which holds the folder.
     const std::string victim = fmt::format("(sleep {:.3f}; kill -{} $(pgrep -f '^{}.*{}' | shuf -n 1)) & ", delay_s,

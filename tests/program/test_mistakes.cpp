@@ -50,16 +50,14 @@ TEST_CASE("numbers that are none, infinite, negative, absurd or empty are refuse
   std::size_t tried = 0;
   for (const OptionSpec& spec : option_table()) {
     if (!is_number(spec)) continue;
-    bool under_mpirun = true;  // one value in one command, another one for each option
     for (const auto& [command, start] : commands) {
       if ((spec.commands & bit_of(command)) == 0) continue;
       for (std::size_t v = 0; v < values.size(); ++v) {
-        const Mistake mistake{fmt::format("{} --model {} '--{}={}'", start, kTiny, spec.name, values[v]), 2,
-                              fmt::format("stagecoach: --{}: ", spec.name)};
-        expect(mistake, {0});
-        if (under_mpirun && v == tried % values.size()) expect(mistake, {3});
+        if (!slow_tests() && (v + tried) % 3 != 0) continue;  // each value with every third option
+        expect({fmt::format("{} --model {} '--{}={}'", start, kTiny, spec.name, values[v]), 2,
+                fmt::format("stagecoach: --{}: ", spec.name)},
+               Where::kMany);
       }
-      under_mpirun = false;
       ++tried;
     }
   }
@@ -71,11 +69,10 @@ TEST_CASE("numbers of the run file are held to the same bounds, with their place
   const std::string arguments = "generate --model " + kTiny + " --prompt x --config " + (folder / "run.yaml");
   for (const char* value : {".nan", ".inf", "-.inf", "-1", "99999999999999999999", "1e400", "''", "[1]", "{}", "~"}) {
     write_file(folder / "run.yaml", fmt::format("generation:\n  temperature: {}\n", value));
-    expect({arguments, 2, "run.yaml:2:"}, {0});
+    expect({arguments, 2, "run.yaml:2:"}, Where::kMany);
     write_file(folder / "run.yaml", fmt::format("pipeline:\n  in_flight: {}\n", value));
-    expect({arguments, 2, "run.yaml:2:"}, {0});
+    expect({arguments, 2, "run.yaml:2:"}, Where::kMany);
   }
-  expect({arguments, 2, "run.yaml:2:"}, {3});
 }
 
 TEST_CASE("prompts that cannot be used are named by line, before anything runs") {
@@ -129,7 +126,7 @@ TEST_CASE("prompts of every wrong form are named by line") {
                            "",
                            "{\"prompt\": \"text\"}"}) {
     write_file(lines, good + line + "\n" + good);
-    expect({arguments, 2, "p.jsonl:2"}, {0});
+    expect({arguments, 2, "p.jsonl:2"}, Where::kMany);
   }
   write_file(lines, good + std::string("{\"tokens\"\0: [1]}\n", 17));
   expect({arguments, 2, "p.jsonl:2"});
@@ -236,8 +233,7 @@ TEST_CASE("run files of every wrong form") {
   for (std::size_t i = 0; i < wrong.size(); ++i) {
     write_file(run_file, wrong[i]);
     INFO(i);
-    expect({arguments, 2, "run.yaml"}, {0});
-    if (i % 5 == 0) expect({arguments, 2, "run.yaml"}, {3});
+    expect({arguments, 2, "run.yaml"}, Where::kMany);
   }
   write_file(run_file, "");  // nothing to say is no mistake
   CHECK(run_program(0, arguments).status == 0);

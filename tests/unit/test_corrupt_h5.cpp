@@ -9,6 +9,7 @@
 #include "runtime/hdf5_file.hpp"
 #include "runtime/native_model.hpp"
 #include "tests/unit/all_weights.hpp"
+#include "tests/unit/rounds.hpp"
 #include "tests/unit/safetensors_builder.hpp"
 
 using namespace stagecoach;
@@ -116,7 +117,7 @@ Tally campaign(Victim& victim, int count) {
 
 int corruptions() {
   const char* given = std::getenv("STAGECOACH_CORRUPTIONS");
-  return given != nullptr ? std::atoi(given) : 400;
+  return given != nullptr ? std::atoi(given) : rounds(400);
 }
 
 struct KerasCopy : TemporaryDirectory {

@@ -8,6 +8,7 @@
 
 #include "runtime/kv_cache.hpp"
 #include "runtime/scheduler.hpp"
+#include "tests/unit/rounds.hpp"
 
 using namespace stagecoach;
 
@@ -213,7 +214,7 @@ void check_sample(const Sample& s, const Request& r, const SchedulerLimits& limi
 TEST_CASE("random workloads: every sample finishes once, nothing leaks or starves, bounds are kept") {
   const unsigned seed = std::random_device{}();
   std::mt19937 random(seed);
-  for (int round = 0; round < 2000; ++round) {
+  for (int round = 0; round < test::rounds(2000); ++round) {
     INFO("seed " << seed << " round " << round);
     SchedulerLimits limits;
     limits.n_positions = 1 + static_cast<std::int32_t>(below(random, 300));
