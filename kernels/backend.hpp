@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/int8.hpp"
 #include "kernels/tensor.hpp"
 
 namespace stagecoach {
@@ -37,7 +38,9 @@ struct Epilogue {
 // How a host array of weights lies: GPT-2's Conv1D stores (in, out), an embedding or LM head stores (out, in).
 enum class WeightLayout : std::uint8_t { kInOut, kOutIn };
 
-// A weight matrix (in, out) in the backend's own packing.
+// A weight matrix (in, out) in the backend's own packing. int8 weights have a float32 scale per output column and group
+// of kInt8Group inputs (int8.hpp); for them `linear` may round each row of x to 16 bits relative to the largest
+// magnitude in each such group.
 struct Matrix {
   std::int64_t in = 0;
   std::int64_t out = 0;
@@ -92,7 +95,8 @@ class Backend {
   }
   // Packs rows [first_row, first_row + host.rows) of the host array into `matrix`, converting host.dtype to
   // matrix.dtype (round to nearest even). kInOut: host is (in, out); kOutIn: host is (out, in). Host memory may be
-  // reused on return.
+  // reused on return. For int8 and kInOut the rows are whole groups: they begin at a multiple of kInt8Group and end at
+  // one or with the matrix.
   virtual void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) = 0;
 
   // --- operations on the rows of the last set_rows

@@ -15,6 +15,7 @@
 #include "kernels/backend.hpp"
 #include "kernels/checks.hpp"
 #include "kernels/convert.hpp"
+#include "kernels/reference/reference_matrix.hpp"
 #include "kernels/row_set.hpp"
 
 namespace stagecoach {
@@ -255,26 +256,43 @@ class CheckingBackend final : public Backend {
     comparison.finish();
   }
 
+  // The distance of two neighbours when row `r` of x is rounded to 16 bits in the int8 group that begins at k.
+  static double int16_step(Tensor x, std::int64_t r, std::int64_t k) {
+    double largest = 0.0;
+    for (std::int64_t i = k; i < std::min(k + kInt8Group, x.cols); ++i) {
+      largest = std::max(largest, double{std::abs(x.f32(r)[i])});
+    }
+    return largest / 32767.0;
+  }
+
   static void compare_linear(const std::string& operation, Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue,
                              const HostCopy& before, Tensor got, Tensor want) {
     Comparison comparison(operation);
     std::vector<double> terms(static_cast<std::size_t>(w.out));
+    std::vector<double> rounded(
+        static_cast<std::size_t>(w.out));  // by how much rounding x to 16 bits may change the sum
     for (std::int64_t r = 0; r < x.rows; ++r) {
       for (std::int64_t n = 0; n < w.out; ++n) {
         terms[static_cast<std::size_t>(n)] = bias.data == nullptr ? 0.0 : double{std::abs(bias.f32(0)[n])};
       }
+      std::ranges::fill(rounded, 0.0);
+      double step = 0.0;
       for (std::int64_t k = 0; k < w.in; ++k) {
+        if (w.dtype == DType::kInt8 && k % kInt8Group == 0) step = int16_step(x, r, k);
         const double factor = std::abs(x.f32(r)[k]);
         for (std::int64_t n = 0; n < w.out; ++n) {
-          terms[static_cast<std::size_t>(n)] +=
-              factor * std::abs(double{load_element(w.storage.data(), w.dtype, k * w.out + n)});
+          const double weight = std::abs(double{ReferenceMatrix::element(w, k, n)});
+          terms[static_cast<std::size_t>(n)] += factor * weight;
+          rounded[static_cast<std::size_t>(n)] += 0.51 * step * weight;
         }
       }
       const auto* old = reinterpret_cast<const float*>(before.bytes.data()) + r * w.out;
       for (std::int64_t n = 0; n < w.out; ++n) {
         // Activations change no faster than 1.13 times their argument, and are good to some units of it.
         const double magnitude = terms[static_cast<std::size_t>(n)];
-        double tolerance = 1.2 * roundoff_of_sum(w.in) * magnitude + 2.0 * kRoundoff * double{std::abs(want.f32(r)[n])};
+        double tolerance = 1.2 * roundoff_of_sum(w.in) * magnitude +
+                           2.0 * kRoundoff * double{std::abs(want.f32(r)[n])} +
+                           1.2 * rounded[static_cast<std::size_t>(n)];
         if (epilogue.activation != Activation::kNone) tolerance += 8.0 * kRoundoff * magnitude;
         if (epilogue.add_to_output) tolerance += 2.0 * kRoundoff * double{std::abs(old[n])};
         comparison.add(r, n, got.f32(r)[n], want.f32(r)[n], tolerance);

@@ -45,10 +45,14 @@ void check_load_rows(const Matrix& matrix, WeightLayout layout, std::int64_t fir
   const bool in_out = layout == WeightLayout::kInOut;
   const std::int64_t rows = in_out ? matrix.in : matrix.out;
   const std::int64_t cols = in_out ? matrix.out : matrix.in;
-  if (is_view(host) && host.cols == cols && first_row >= 0 && first_row <= rows && host.rows <= rows - first_row)
-    return;
-  require(false, "load_rows",
+  const bool inside = is_view(host) && host.dtype != DType::kInt8 && host.cols == cols && first_row >= 0 &&
+                      first_row <= rows && host.rows <= rows - first_row;
+  require(inside, "load_rows",
           fmt::format("host array {} at row {} of a ({}, {}) array", describe(host), first_row, rows, cols));
+  if (matrix.dtype != DType::kInt8 || !in_out) return;
+  const std::int64_t end = first_row + host.rows;
+  require(first_row % kInt8Group == 0 && (end % kInt8Group == 0 || end == rows), "load_rows",
+          fmt::format("rows [{}, {}) of {} cut a group of {} int8 rows", first_row, end, rows, kInt8Group));
 }
 
 void check_embed(const RowSet& rows, const Matrix& wte, Tensor wpe, Tensor out) {

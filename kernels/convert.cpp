@@ -96,6 +96,8 @@ std::int64_t first_not_finite(const void* data, DType dtype, DType to, std::int6
       return first_from<I16>(data, count, I16{0x7c00});
     case DType::kBFloat16:
       return first_from<I16>(data, count, small ? I16{0x4780} : I16{0x7f80});
+    case DType::kInt8:
+      break;
   }
   return -1;
 }

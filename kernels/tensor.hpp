@@ -11,10 +11,11 @@
 
 namespace stagecoach {
 
-enum class DType : std::uint8_t { kFloat32, kFloat16, kBFloat16 };
+// kInt8 occurs in matrices only (backend.hpp: int8 weights); tensors are floating-point.
+enum class DType : std::uint8_t { kFloat32, kFloat16, kBFloat16, kInt8 };
 
 constexpr std::int64_t size_of(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : 2;
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2;
 }
 constexpr std::string_view name_of(DType dtype) {
   switch (dtype) {
@@ -24,6 +25,8 @@ constexpr std::string_view name_of(DType dtype) {
       return "float16";
     case DType::kBFloat16:
       return "bfloat16";
+    case DType::kInt8:
+      return "int8";
   }
   return "?";
 }

@@ -97,12 +97,14 @@ void set_transport(Options& o, const std::string& v) {
   o.transport = which == 0 ? TransportChoice::kAuto : TransportChoice::kMpi;
 }
 
-constexpr std::array<DType, 3> kDTypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+constexpr std::array<std::string_view, 4> kDTypeNames = {"float32", "float16", "bfloat16", "int8"};
+constexpr std::array<DType, 4> kDTypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8};
 
 void set_dtype(Options& o, const std::string& v) {
-  const std::size_t which = choice(v, std::array<std::string_view, 4>{"float32", "float16", "bfloat16", "int8"});
-  if (which == 3) not_yet(v, "use float32, float16 or bfloat16");
-  o.dtype = kDTypes.at(which);
+  o.dtype = kDTypes.at(choice(v, kDTypeNames));
+  if (o.command == Command::kConvert && o.dtype == DType::kInt8) {
+    not_yet(v, "weights become int8 when they are loaded: give --dtype int8 to generate, score or bench");
+  }
 }
 
 void set_kv_dtype(Options& o, const std::string& v) {
@@ -199,7 +201,7 @@ const OptionSpec kTable[] = {
      "run file (YAML) with any of these options; the command line wins. Paths in it "
      "count from the current directory",
      false, [](Options&, const std::string&) {}},
-    {"dtype", "D", kForRuns | kForConvert, kModel, "weights as float32, float16 or bfloat16 [as stored]", false,
+    {"dtype", "D", kForRuns | kForConvert, kModel, "weights as float32, float16, bfloat16 or int8 [as stored]", false,
      set_dtype},
     {"kv-dtype", "D", kForRuns, kModel, "keys and values as float32, float16 or bfloat16 [float32]", false,
      set_kv_dtype},

@@ -36,6 +36,8 @@ inline H5Element element_of(DType dtype) {
       return H5Element::kFloat16;
     case DType::kBFloat16:
       return H5Element::kBFloat16;
+    case DType::kInt8:
+      return H5Element::kInt8;
   }
   return H5Element::kOther;
 }

@@ -8,6 +8,11 @@
 namespace stagecoach {
 namespace {
 
+// Of the position embedding, which is read one row at a time and small.
+DType table_dtype(DType dtype) {
+  return dtype == DType::kInt8 ? DType::kFloat32 : dtype;
+}
+
 class Loader {
  public:
   Loader(Backend& backend, const WeightSource& source, DType dtype, std::int64_t total,
@@ -27,9 +32,10 @@ class Loader {
   }
 
   void table(const TensorSpec& spec, Buffer& storage, Tensor& view) {
-    storage = backend_.allocate(aligned(spec.elements() * size_of(dtype_)));
-    view = make_tensor(storage.data(), dtype_, spec.rows, spec.cols);
-    pieces(spec, dtype_, [&](std::int64_t first, Tensor host) { upload(host, dtype_, view.slice(first, host.rows)); });
+    const DType dtype = table_dtype(dtype_);
+    storage = backend_.allocate(aligned(spec.elements() * size_of(dtype)));
+    view = make_tensor(storage.data(), dtype, spec.rows, spec.cols);
+    pieces(spec, dtype, [&](std::int64_t first, Tensor host) { upload(host, dtype, view.slice(first, host.rows)); });
   }
 
  private:
@@ -112,7 +118,7 @@ std::int64_t stage_weight_bytes(const Backend& backend, const ModelConfig& confi
     if (spec.is_vector) {
       bytes += aligned(spec.cols * 4);
     } else if (spec.role == TensorRole::kPositionEmbedding) {
-      bytes += aligned(spec.elements() * size_of(dtype));
+      bytes += aligned(spec.elements() * size_of(table_dtype(dtype)));
     } else {
       bytes += backend.matrix_bytes(out_in ? spec.cols : spec.rows, out_in ? spec.rows : spec.cols, dtype);
     }

@@ -1,8 +1,8 @@
 // The weights of one stage on its backend, read from a WeightSource and packed piece by piece.
 //
-// Matrices take the dtype asked for; vectors (biases, gains) are float32. The token embedding is kept once, packed as
-// the LM head needs it, also where a stage both embeds and has the head. Needs a few MiB of host memory beside the
-// weights.
+// Matrices take the dtype asked for; vectors (biases, gains) are float32, and so is the position embedding beside int8.
+// The token embedding is kept once, packed as the LM head needs it, also where a stage both embeds and has the head.
+// Needs a few MiB of host memory beside the weights.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +41,7 @@ struct BlockWeights {
 struct StageWeights {
   Matrix token_embedding;     // (n_embd, vocab): on the first stage, and on the last one of a tied model
   Buffer position_storage;    // first stage
-  Tensor position_embedding;  // (n_positions, n_embd) in the weights' dtype
+  Tensor position_embedding;  // (n_positions, n_embd)
   std::vector<BlockWeights> blocks;
   Vector final_gain, final_bias;  // last stage
   Matrix separate_head;           // (n_embd, vocab): last stage of a model that is not tied

@@ -14,6 +14,7 @@
 
 #include "kernels/convert.hpp"
 #include "kernels/host_memory.hpp"
+#include "kernels/int8.hpp"
 #include "kernels/tensor.hpp"
 #include "runtime/checksum.hpp"
 #include "runtime/weight_source.hpp"
@@ -28,15 +29,17 @@ class TensorReader {
  public:
   explicit TensorReader(const WeightSource& source) : source_(source) {}
 
-  // Reads `spec` in runs of whole rows, in order, and hands each to `use(first_row, host rows)`; then has the source
-  // verify the checksum, if it has one. Throws WeightError, also for a value that is not finite or that `to` (the dtype
-  // that the caller converts to; as stored when there is none) cannot hold.
+  // Reads `spec` in runs of whole rows (whole groups of kInt8Group but for the last), in order, and hands each to
+  // `use(first_row, host rows)`; then has the source verify the checksum, if it has one. Throws WeightError, also for a
+  // value that is not finite or that `to` (the dtype that the caller converts to; as stored when there is none) cannot
+  // hold.
   template <typename Use>
   void read_in_pieces(const TensorSpec& spec, std::optional<DType> to, const Use& use) {
     const DType stored = source_.dtype_of(spec);
     const bool verify = source_.has_checksum(spec);
     const std::int64_t row_bytes = spec.cols * size_of(stored);
-    const std::int64_t rows_each = std::clamp<std::int64_t>(kPieceBytes / row_bytes, 1, spec.rows);
+    const std::int64_t groups_each = std::max<std::int64_t>(1, kPieceBytes / row_bytes / kInt8Group);
+    const std::int64_t rows_each = std::min(groups_each * kInt8Group, spec.rows);
     const auto needed = static_cast<std::size_t>(rows_each * row_bytes);
     if (staging_.bytes() < needed) {
       staging_ = Buffer();

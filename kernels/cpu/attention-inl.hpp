@@ -112,7 +112,8 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
   const auto* ahead = reinterpret_cast<const char*>(values);
   float* scores = state.scores + begin * kPagePositions;
   accumulate(group.rows - begin, kPagePositions / kUnit,
-             {q, args.qkv_stride, layout.head_dim, scores, kPagePositions, false, ahead, 0}, keys, kPagePositions);
+             TileOperands{q, args.qkv_stride, layout.head_dim, scores, kPagePositions, false, ahead, 0}, keys,
+             kPagePositions);
   std::int64_t whole = begin;  // rows from here on see the whole tile
   for (std::int64_t r = begin; r < group.rows; ++r) {
     const std::int64_t valid = std::min<std::int64_t>(group.positions[r] - t * kPagePositions + 1, kPagePositions);
@@ -120,13 +121,13 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
     float* out = state.tile_out + r * width;
     if (valid == kPagePositions) continue;
     whole = r + 1;
-    accumulate(1, width / kUnit, {state.scores + r * kPagePositions, 0, valid, out, width, false, ahead, 0}, values,
-               width);
+    accumulate(1, width / kUnit, TileOperands{state.scores + r * kPagePositions, 0, valid, out, width, false, ahead, 0},
+               values, width);
   }
   if (whole < group.rows) {
     accumulate(group.rows - whole, width / kUnit,
-               {state.scores + whole * kPagePositions, kPagePositions, kPagePositions, state.tile_out + whole * width,
-                width, false, ahead, 0},
+               TileOperands{state.scores + whole * kPagePositions, kPagePositions, kPagePositions,
+                            state.tile_out + whole * width, width, false, ahead, 0},
                values, width);
   }
   for (std::int64_t r = begin; r < group.rows; ++r) merge_tile(state, r, width, t == 0);
@@ -157,6 +158,8 @@ void attend(const AttentionArgs& args, const AttentionGroup& group, std::int64_t
       return attend_group<hwy::float16_t>(args, group, head, scratch);
     case DType::kBFloat16:
       return attend_group<hwy::bfloat16_t>(args, group, head, scratch);
+    case DType::kInt8:
+      break;
   }
 }
 
@@ -186,6 +189,8 @@ void append(const AttentionArgs& args, std::int64_t row, std::byte* page, std::i
       return append_row<hwy::float16_t>(args, row, page, slot, scratch);
     case DType::kBFloat16:
       return append_row<hwy::bfloat16_t>(args, row, page, slot, scratch);
+    case DType::kInt8:
+      break;
   }
 }
 

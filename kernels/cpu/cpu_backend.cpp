@@ -53,7 +53,7 @@ class CpuBackend final : public Backend {
 
   std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
     check_matrix_shape(in, out);
-    return MatrixLayout{in, out}.elements() * size_of(dtype);
+    return dtype == DType::kInt8 ? Int8Layout{in, out}.bytes() : MatrixLayout{in, out}.elements() * size_of(dtype);
   }
   std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
     return PageLayout{n_head, head_dim}.elements() * size_of(dtype);
@@ -72,12 +72,11 @@ class CpuBackend final : public Backend {
   void embed(const Matrix& wte, Tensor wpe, Tensor out) override {
     check_embed(rows_, wte, wpe, out);
     for_rows(out.rows, out.cols * 16, [&](std::int64_t r, int) {  // each element is a cache line of its own
-      const MatrixLayout layout{wte.in, wte.out};
-      const std::int64_t first = layout.index(0, rows_.tokens()[static_cast<std::size_t>(r)]);
+      const std::int32_t token = rows_.tokens()[static_cast<std::size_t>(r)];
       const std::byte* position = wpe.row(rows_.positions()[static_cast<std::size_t>(r)]);
       kernels_.widen(position, wpe.dtype, out.f32(r), out.cols);
       for (std::int64_t c = 0; c < out.cols; ++c) {
-        out.f32(r)[c] = load_element(wte.storage.data(), wte.dtype, first + c * kPanel) + out.f32(r)[c];
+        out.f32(r)[c] = packed_element(wte, c, token) + out.f32(r)[c];
       }
     });
   }
@@ -126,9 +125,10 @@ class CpuBackend final : public Backend {
   void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
     check_linear(x, w, bias, epilogue, out);
     if (x.rows == 0) return;
-    const LinearArgs args{
-        x.f32(0), x.stride,   w.storage.data(), w.dtype, w.in, w.out, bias.data == nullptr ? nullptr : bias.f32(0),
-        epilogue, out.f32(0), out.stride};
+    const QuantizedRows quantized = w.dtype == DType::kInt8 ? quantize(x) : QuantizedRows{};
+    const LinearArgs args{x.f32(0), x.stride,   quantized, w.storage.data(),
+                          w.dtype,  w.in,       w.out,     bias.data == nullptr ? nullptr : bias.f32(0),
+                          epilogue, out.f32(0), out.stride};
     // Blocks of equal height; those of one panel follow one another, so its weights come from memory once.
     const std::int64_t blocks = (x.rows + kRowBlock - 1) / kRowBlock;
     const std::int64_t height = (x.rows + blocks - 1) / blocks;
@@ -168,6 +168,21 @@ class CpuBackend final : public Backend {
     }
   }
 
+  // Rounds x to 16 bits for a product with int8 weights; valid until the next one.
+  QuantizedRows quantize(Tensor x) {
+    const std::int64_t stride = round_up(x.cols, 2);
+    const std::int64_t groups = int8_groups(x.cols);
+    const std::int64_t scales_begin = round_up(x.rows * stride * 2, 64);
+    const std::int64_t bytes = scales_begin + x.rows * groups * 4;
+    if (static_cast<std::int64_t>(quantized_.bytes()) < bytes) quantized_ = memory_.allocate(bytes);
+    auto* values = static_cast<std::int16_t*>(quantized_.data());
+    auto* scales = reinterpret_cast<float*>(static_cast<std::byte*>(quantized_.data()) + scales_begin);
+    for_rows(x.rows, x.cols, [&](std::int64_t r, int) {
+      kernels_.quantize_row(x.f32(r), x.cols, values + r * stride, scales + r * groups);
+    });
+    return {values, stride, scales, groups};
+  }
+
   // body(row, thread) for all rows, on all threads when there is enough to do.
   template <class Body>
   void for_rows(std::int64_t rows, std::int64_t elements_per_row, const Body& body) {
@@ -182,6 +197,7 @@ class CpuBackend final : public Backend {
   Simd simd_;
   Kernels kernels_;
   std::vector<ThreadScratch> scratch_;
+  Buffer quantized_;  // rows for int8 weights; grows to the most rows seen
   RowSet rows_;
   std::vector<RowGroup> groups_;
   ThreadPool pool_;  // last: its threads stop before what they use goes

@@ -29,11 +29,20 @@ constexpr std::int64_t attention_scratch_floats(std::int64_t head_dim) {
   return kGroupRows * (kPagePositions + 2 * round_up(head_dim, kUnit) + 2 * kUnit);
 }
 
+// Rows of x rounded to 16 bits: x(r, k) is about values(r, k) * scales(r, k / kInt8Group).
+struct QuantizedRows {
+  const std::int16_t* values = nullptr;  // (rows, in), padded with a zero to an even number
+  std::int64_t stride = 0;
+  const float* scales = nullptr;  // (rows, groups)
+  std::int64_t groups = 0;
+};
+
 // y(r, :) = epilogue(x(r, :) * w + bias) for rows [first_row, first_row + rows) and the columns of one panel.
 struct LinearArgs {
   const float* x;  // (rows, in)
   std::int64_t x_stride;
-  const void* weights;  // MatrixLayout{in, out}
+  QuantizedRows quantized;  // instead of x for int8 weights
+  const void* weights;      // MatrixLayout{in, out} or Int8Layout
   DType dtype;
   std::int64_t in;
   std::int64_t out;
@@ -84,6 +93,10 @@ struct Kernels {
   // Converts n elements; rounds to nearest even.
   void (*widen)(const void* from, DType dtype, float* to, std::int64_t n);
   void (*narrow)(const float* from, void* to, DType dtype, std::int64_t n);
+  // One row of x to QuantizedRows::values and scales.
+  void (*quantize_row)(const float* x, std::int64_t in, std::int16_t* values, float* scales);
+  // One group of a panel of int8 weights from float32 (count, kPanel), count <= kInt8Group.
+  void (*quantize_group)(const float* weights, std::int64_t count, float* scales, std::int8_t* values);
   // Element-wise, for tests of accuracy: exp, and each Activation.
   void (*exp)(const float* x, float* y, std::int64_t n);
   void (*activate)(Activation activation, const float* x, float* y, std::int64_t n);

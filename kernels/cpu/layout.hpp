@@ -1,4 +1,4 @@
-// Index arithmetic of the CPU backend's two layouts.
+// Index arithmetic of the CPU backend's layouts.
 //
 // Matrix (in, out): panels of kPanel output columns, (in, kPanel) each, k-major; the last panel is padded
 // with zeros.
@@ -9,6 +9,7 @@
 //   times V.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/backend.hpp"
@@ -33,6 +34,28 @@ struct MatrixLayout {
   constexpr std::int64_t elements() const { return panels() * panel_elements(); }
   constexpr std::int64_t index(std::int64_t k, std::int64_t n) const {
     return n / kPanel * panel_elements() + k * kPanel + n % kPanel;
+  }
+};
+
+// int8 matrix: panels as above; a panel is its groups of kInt8Group inputs one after the other, a group the scales
+// (kPanel) float32, then (pairs of inputs, kPanel, 2) values; the last group is padded to an even number of inputs.
+struct Int8Layout {
+  static constexpr std::int64_t kScaleBytes = kPanel * 4;
+  static constexpr std::int64_t kGroupBytes = kScaleBytes + kInt8Group * kPanel;
+
+  std::int64_t in;
+  std::int64_t out;
+
+  constexpr std::int64_t panels() const { return (out + kPanel - 1) / kPanel; }
+  constexpr std::int64_t panel_bytes() const { return int8_groups(in) * kScaleBytes + round_up(in, 2) * kPanel; }
+  constexpr std::int64_t bytes() const { return panels() * panel_bytes(); }
+  constexpr std::int64_t pairs(std::int64_t g) const { return (std::min(kInt8Group, in - g * kInt8Group) + 1) / 2; }
+  constexpr std::int64_t group_begin(std::int64_t panel, std::int64_t g) const {
+    return panel * panel_bytes() + g * kGroupBytes;
+  }
+  // Within a group's values.
+  static constexpr std::int64_t value_index(std::int64_t k, std::int64_t n) {
+    return k / 2 * 2 * kPanel + n * 2 + k % 2;
   }
 };
 

@@ -12,6 +12,7 @@
 #define STAGECOACH_CPU_LINEAR_INL
 #endif
 
+#include "kernels/cpu/int8-inl.hpp"
 #include "kernels/cpu/kernels.hpp"
 #include "kernels/cpu/math-inl.hpp"
 #include "kernels/cpu/tile-inl.hpp"
@@ -62,7 +63,8 @@ HWY_INLINE void sum_few_rows(const float* x, std::int64_t x_stride, std::int64_t
   for (std::int64_t k = 0; k < in; k += kDirectK) {
     const std::int64_t count = std::min(kDirectK, in - k);
     const auto* next = reinterpret_cast<const char*>(w + (k + count) * kPanel);
-    accumulate(rows, kPanelUnits, {x + k, x_stride, count, sums, kPanel, k > 0, next, fetch}, w + k * kPanel, kPanel);
+    accumulate(rows, kPanelUnits, TileOperands{x + k, x_stride, count, sums, kPanel, k > 0, next, fetch},
+               w + k * kPanel, kPanel);
   }
 }
 
@@ -158,6 +160,9 @@ void linear(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, 
       break;
     case DType::kBFloat16:
       sum_panel<hwy::bfloat16_t>(args, panel, first_row, rows, scratch);
+      break;
+    case DType::kInt8:
+      sum_panel_int8(args, panel, first_row, rows, kDirectRows, scratch);
       break;
   }
   switch (args.epilogue.activation) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/convert.hpp"
+
 namespace stagecoach::cpu {
 namespace {
 
@@ -71,15 +73,76 @@ void pack_out_in(const Kernels& kernels, const Matrix& matrix, std::int64_t firs
   }
 }
 
+// Writes columns [begin, end) of one int8 panel's group, whose float32 values are `block`.
+void store_int8_group(const Kernels& kernels, const Matrix& matrix, std::int64_t panel, std::int64_t g,
+                      const float* block, std::int64_t count, std::int64_t begin, std::int64_t end) {
+  alignas(64) float scales[kPanel];
+  alignas(64) std::int8_t values[kInt8Group * kPanel];
+  kernels.quantize_group(block, count, scales, values);
+  std::byte* group =
+      static_cast<std::byte*>(matrix.storage.data()) + Int8Layout{matrix.in, matrix.out}.group_begin(panel, g);
+  std::copy(scales + begin, scales + end, reinterpret_cast<float*>(group) + begin);
+  auto* to = reinterpret_cast<std::int8_t*>(group + Int8Layout::kScaleBytes);
+  for (std::int64_t k = 0; k < count; k += 2) {
+    std::copy(values + Int8Layout::value_index(k, begin), values + Int8Layout::value_index(k, end),
+              to + Int8Layout::value_index(k, begin));
+  }
+}
+
+// Host rows [begin, end) of an (in, out) array: one group, all panels.
+void pack_int8_in_out(const Kernels& kernels, const Matrix& matrix, std::int64_t first_row, Tensor host,
+                      std::int64_t begin, std::int64_t end) {
+  alignas(64) float block[kInt8Group * kPanel] = {};  // the last panel's missing columns stay 0
+  for (std::int64_t n = 0; n < matrix.out; n += kPanel) {
+    const std::int64_t count = std::min(kPanel, matrix.out - n);
+    if (count < kPanel) std::fill_n(block, kInt8Group * kPanel, 0.0F);
+    for (std::int64_t r = begin; r < end; ++r) {
+      kernels.widen(element(host, r, n), host.dtype, block + (r - begin) * kPanel, count);
+    }
+    store_int8_group(kernels, matrix, n / kPanel, (first_row + begin) / kInt8Group, block, end - begin, 0, kPanel);
+  }
+}
+
+// Host rows [begin, end) of an (out, in) array: columns of one panel, all groups.
+void pack_int8_out_in(const Kernels& kernels, const Matrix& matrix, std::int64_t first_row, Tensor host,
+                      std::int64_t begin, std::int64_t end) {
+  alignas(64) float block[kInt8Group * kPanel] = {};
+  const std::int64_t first_column = (first_row + begin) % kPanel;
+  for (std::int64_t k = 0; k < matrix.in; k += kInt8Group) {
+    const std::int64_t count = std::min(kInt8Group, matrix.in - k);
+    for (std::int64_t r = begin; r < end; ++r) {
+      float wide[kInt8Group];
+      kernels.widen(element(host, r, k), host.dtype, wide, count);
+      for (std::int64_t i = 0; i < count; ++i) block[i * kPanel + first_column + r - begin] = wide[i];
+    }
+    store_int8_group(kernels, matrix, (first_row + begin) / kPanel, k / kInt8Group, block, count, first_column,
+                     first_column + end - begin);
+  }
+}
+
 }  // namespace
+
+float packed_element(const Matrix& matrix, std::int64_t k, std::int64_t n) {
+  if (matrix.dtype != DType::kInt8) {
+    return load_element(matrix.storage.data(), matrix.dtype, MatrixLayout{matrix.in, matrix.out}.index(k, n));
+  }
+  const std::byte* group = static_cast<const std::byte*>(matrix.storage.data()) +
+                           Int8Layout{matrix.in, matrix.out}.group_begin(n / kPanel, k / kInt8Group);
+  const auto* values = reinterpret_cast<const std::int8_t*>(group + Int8Layout::kScaleBytes);
+  return static_cast<float>(values[Int8Layout::value_index(k % kInt8Group, n % kPanel)]) *
+         reinterpret_cast<const float*>(group)[n % kPanel];
+}
 
 void pack_rows(ThreadPool& pool, const Kernels& kernels, Matrix& matrix, WeightLayout layout, std::int64_t first_row,
                Tensor host) {
   if (host.rows == 0) return;
+  const bool int8 = matrix.dtype == DType::kInt8;
   if (layout == WeightLayout::kInOut) {
-    pool.run((host.rows + kRowsPerTask - 1) / kRowsPerTask, [&](std::int64_t task, int) {
-      const std::int64_t begin = task * kRowsPerTask;
-      pack_in_out(kernels, matrix, first_row, host, begin, std::min(begin + kRowsPerTask, host.rows));
+    const std::int64_t each = int8 ? kInt8Group : kRowsPerTask;
+    pool.run((host.rows + each - 1) / each, [&](std::int64_t task, int) {
+      const std::int64_t begin = task * each;
+      const auto pack = int8 ? pack_int8_in_out : pack_in_out;
+      pack(kernels, matrix, first_row, host, begin, std::min(begin + each, host.rows));
     });
     return;
   }
@@ -89,7 +152,7 @@ void pack_rows(ThreadPool& pool, const Kernels& kernels, Matrix& matrix, WeightL
     const std::int64_t panel_begin = (first_panel + task) * kPanel;
     const std::int64_t begin = std::max(panel_begin, first_row) - first_row;
     const std::int64_t end = std::min(panel_begin + kPanel, first_row + host.rows) - first_row;
-    pack_out_in(kernels, matrix, first_row, host, begin, end);
+    (int8 ? pack_int8_out_in : pack_out_in)(kernels, matrix, first_row, host, begin, end);
   });
 }
 

@@ -1,5 +1,7 @@
-// Row-wise kernels: layer norm, conversions, and the element-wise functions by themselves.
+// Row-wise kernels: layer norm, conversions, rounding to int8 and int16, and the element-wise functions by themselves.
 #include "kernels/cpu/targets.hpp"
+
+#include <cmath>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/rows.cpp"
@@ -66,6 +68,8 @@ void widen(const void* from, DType dtype, float* to, std::int64_t n) {
       return widen_row(static_cast<const hwy::float16_t*>(from), to, n);
     case DType::kBFloat16:
       return widen_row(static_cast<const hwy::bfloat16_t*>(from), to, n);
+    case DType::kInt8:
+      break;
   }
 }
 
@@ -77,6 +81,78 @@ void narrow(const float* from, void* to, DType dtype, std::int64_t n) {
       return narrow_row(from, static_cast<hwy::float16_t*>(to), n);
     case DType::kBFloat16:
       return narrow_row(from, static_cast<hwy::bfloat16_t*>(to), n);
+    case DType::kInt8:
+      break;
+  }
+}
+
+// Values of one group of a row, `count` a multiple of kLanes. A group with a value that is not finite gets the scale
+// NaN, so that every sum that it enters is NaN.
+HWY_INLINE float quantize_whole(const float* x, std::int64_t count, std::int16_t* values) {
+  constexpr float kLargest = 32767.0F;
+  const FloatTag d;
+  const hn::RebindToSigned<FloatTag> di;
+  const hn::Rebind<std::int16_t, FloatTag> dh;
+  FloatVec top = hn::Zero(d);
+  FloatVec broken = hn::Zero(d);  // x - x is 0, or NaN
+  for (std::int64_t c = 0; c < count; c += kLanes) {
+    const FloatVec v = hn::LoadU(d, x + c);
+    top = hn::Max(top, hn::Abs(v));
+    broken = hn::Add(broken, hn::Sub(v, v));
+  }
+  const float nothing = hn::GetLane(hn::SumOfLanes(d, broken));
+  if (std::isnan(nothing)) {
+    std::fill_n(values, count, std::int16_t{0});
+    return nothing;
+  }
+  const float largest = hn::GetLane(hn::MaxOfLanes(d, top));
+  const bool zero = largest < kInt8Smallest;
+  const FloatVec inverse = hn::Set(d, zero ? 0.0F : kLargest / largest);
+  for (std::int64_t c = 0; c < count; c += kLanes) {
+    const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(d, x + c), inverse));
+    hn::StoreU(hn::DemoteTo(dh, hn::BitCast(di, rounded)), dh, values + c);
+  }
+  return zero ? 0.0F : largest / kLargest;
+}
+
+void quantize_row(const float* x, std::int64_t in, std::int16_t* values, float* scales) {
+  for (std::int64_t g = 0; g < in; g += kInt8Group) {
+    const std::int64_t count = std::min(kInt8Group, in - g);
+    if (count == kInt8Group) {
+      *scales++ = quantize_whole(x + g, kInt8Group, values + g);
+      continue;
+    }
+    float filled[kInt8Group] = {};
+    std::int16_t rounded[kInt8Group];
+    std::copy_n(x + g, count, filled);
+    *scales++ = quantize_whole(filled, kInt8Group, rounded);
+    std::copy_n(rounded, round_up(count, 2), values + g);
+  }
+}
+
+// As int8.hpp defines it, a vector of columns at a time.
+void quantize_group(const float* weights, std::int64_t count, float* scales, std::int8_t* values) {
+  const FloatTag d;
+  const hn::RebindToSigned<FloatTag> di;
+  const hn::Rebind<std::uint16_t, FloatTag> dh;
+  for (std::int64_t n = 0; n < kPanel; n += kLanes) {
+    FloatVec largest = hn::Zero(d);
+    for (std::int64_t k = 0; k < count; ++k) {
+      largest = hn::Max(largest, hn::Abs(hn::LoadU(d, weights + k * kPanel + n)));
+    }
+    const auto zero = hn::Lt(largest, hn::Set(d, kInt8Smallest));
+    const FloatVec scale = hn::Div(largest, hn::Set(d, kInt8Largest));
+    const FloatVec inverse = hn::IfThenZeroElse(zero, hn::Div(hn::Set(d, kInt8Largest), largest));
+    hn::StoreU(hn::IfThenZeroElse(zero, scale), d, scales + n);
+    const auto value = [&](std::int64_t k) {
+      return k < count ? hn::NearestInt(hn::Mul(hn::LoadU(d, weights + k * kPanel + n), inverse)) : hn::Zero(di);
+    };
+    for (std::int64_t k = 0; k < count; k += 2) {
+      const auto low = hn::And(value(k), hn::Set(di, 0xff));
+      const auto high = hn::ShiftLeft<8>(hn::And(value(k + 1), hn::Set(di, 0xff)));
+      auto* to = reinterpret_cast<std::uint16_t*>(values + Int8Layout::value_index(k, n));
+      hn::StoreU(hn::DemoteTo(dh, hn::Or(low, high)), dh, to);
+    }
   }
 }
 
@@ -118,6 +194,8 @@ void fill(Kernels& kernels) {
   kernels.layer_norm = &layer_norm;
   kernels.widen = &widen;
   kernels.narrow = &narrow;
+  kernels.quantize_row = &quantize_row;
+  kernels.quantize_group = &quantize_group;
   kernels.exp = &exp_row;
   kernels.activate = &activate;
 }

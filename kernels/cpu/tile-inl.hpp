@@ -43,7 +43,11 @@ HWY_INLINE FloatVec load_wide(const Half* p) {
   return hn::PromoteTo(FloatTag(), hn::LoadU(hn::Rebind<Half, FloatTag>(), p));
 }
 
+// What a tile works on besides the weights. Operands of another kind (int8-inl.hpp) have the same members for cutting:
+// kDepth, x_stride, k_count, prefetch, prefetch_step, skip_rows, skip_columns.
 struct TileOperands {
+  static constexpr std::int64_t kDepth = 1;  // weights of a column per step of k
+
   const float* x;
   std::int64_t x_stride;
   std::int64_t k_count;
@@ -52,6 +56,12 @@ struct TileOperands {
   bool resume;                 // acc holds partial sums; otherwise it is not read and sums start from 0
   const char* prefetch;        // what a later call reads is fetched ahead from here on,
   std::int64_t prefetch_step;  // so many bytes per k: evenly, since a burst would fill the queue of misses
+
+  HWY_INLINE void skip_rows(std::int64_t n) {
+    x += n * x_stride;
+    acc += n * acc_stride;
+  }
+  HWY_INLINE void skip_columns(std::int64_t n) { acc += n; }
 };
 
 template <int kRows, int kUnits, class W>
@@ -88,8 +98,8 @@ HWY_NOINLINE void tile(const TileOperands& op, const W* HWY_RESTRICT w, std::int
 }
 
 // One tile of 1..kTileRows rows.
-template <int kUnits, class W>
-HWY_INLINE void tile_rows(std::int64_t rows, const TileOperands& op, const W* w, std::int64_t w_stride) {
+template <int kUnits, class Operands, class W>
+HWY_INLINE void tile_rows(std::int64_t rows, const Operands& op, const W* w, std::int64_t w_stride) {
   switch (rows) {
     case 1:
       return tile<1, kUnits>(op, w, w_stride);
@@ -132,29 +142,28 @@ HWY_INLINE std::int64_t tile_count(std::int64_t rows) {
 }
 
 // All rows against `kUnits` units of columns, cut into tiles of nearly equal height.
-template <int kUnits, class W>
-HWY_INLINE void accumulate_columns(std::int64_t rows, TileOperands op, const W* w, std::int64_t w_stride) {
+template <int kUnits, class Operands, class W>
+HWY_INLINE void accumulate_columns(std::int64_t rows, Operands op, const W* w, std::int64_t w_stride) {
   for (std::int64_t tiles = tile_count(rows); tiles > 0; --tiles) {
     const std::int64_t height = (rows + tiles - 1) / tiles;
     tile_rows<kUnits>(height, op, w, w_stride);
-    op.x += height * op.x_stride;
-    op.acc += height * op.acc_stride;
+    op.skip_rows(height);
     op.prefetch += op.prefetch_step * op.k_count;
     rows -= height;
   }
 }
 
 // Two or three rows fill the registers better with two units of columns.
-template <class W>
-HWY_INLINE void tile_rows_wide(std::int64_t rows, const TileOperands& op, const W* w, std::int64_t w_stride) {
+template <class Operands, class W>
+HWY_INLINE void tile_rows_wide(std::int64_t rows, const Operands& op, const W* w, std::int64_t w_stride) {
   if (rows == 3) return tile<3, 2>(op, w, w_stride);
   if (rows == 2) return tile<2, 2>(op, w, w_stride);
   tile<1, 2>(op, w, w_stride);
 }
 
 // All rows against `units` units of columns.
-template <class W>
-HWY_INLINE void accumulate(std::int64_t rows, std::int64_t units, TileOperands op, const W* w, std::int64_t w_stride) {
+template <class Operands, class W>
+HWY_INLINE void accumulate(std::int64_t rows, std::int64_t units, Operands op, const W* w, std::int64_t w_stride) {
   while (units > 0) {
     std::int64_t step = 1;
     std::int64_t tiles = 1;
@@ -174,8 +183,8 @@ HWY_INLINE void accumulate(std::int64_t rows, std::int64_t units, TileOperands o
       }
     }
     units -= step;
-    w += step * kUnit;
-    op.acc += step * kUnit;
+    w += step * kUnit * Operands::kDepth;
+    op.skip_columns(step * kUnit);
     op.prefetch += tiles * op.prefetch_step * op.k_count;
   }
 }

@@ -1,6 +1,6 @@
 // The written definition of every operation: naive loops, double accumulation, one row at a time.
 //
-// Layouts: a matrix is (in, out) row-major; a KV page is (kPagePositions, 2, n_head, head_dim), K before V.
+// Layouts: a matrix is as reference_matrix.hpp says; a KV page is (kPagePositions, 2, n_head, head_dim), K before V.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,6 +12,7 @@
 #include "kernels/checks.hpp"
 #include "kernels/convert.hpp"
 #include "kernels/host_memory.hpp"
+#include "kernels/reference/reference_matrix.hpp"
 
 namespace stagecoach {
 namespace {
@@ -48,7 +49,7 @@ class ReferenceBackend final : public Backend {
 
   std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
     check_matrix_shape(in, out);
-    return in * out * size_of(dtype);
+    return ReferenceMatrix::bytes(in, out, dtype);
   }
   std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
     return std::int64_t{2} * kPagePositions * n_head * head_dim * size_of(dtype);
@@ -56,6 +57,7 @@ class ReferenceBackend final : public Backend {
 
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
     check_load_rows(matrix, layout, first_row, host);
+    if (matrix.dtype == DType::kInt8) return load_int8_rows(matrix, layout, first_row, host);
     for (std::int64_t r = 0; r < host.rows; ++r) {
       for (std::int64_t c = 0; c < host.cols; ++c) {
         const std::int64_t k = layout == WeightLayout::kInOut ? first_row + r : c;
@@ -74,8 +76,7 @@ class ReferenceBackend final : public Backend {
       const std::int32_t token = rows_.tokens()[static_cast<std::size_t>(r)];
       const std::int32_t position = rows_.positions()[static_cast<std::size_t>(r)];
       for (std::int64_t c = 0; c < out.cols; ++c) {
-        out.f32(r)[c] = load_element(wte.storage.data(), wte.dtype, c * wte.out + token) +
-                        load_element(wpe.row(position), wpe.dtype, c);
+        out.f32(r)[c] = ReferenceMatrix::element(wte, c, token) + load_element(wpe.row(position), wpe.dtype, c);
       }
     }
   }
@@ -121,7 +122,7 @@ class ReferenceBackend final : public Backend {
       for (std::int64_t k = 0; k < w.in; ++k) {
         const double factor = x.f32(r)[k];
         for (std::int64_t n = 0; n < w.out; ++n) {
-          sums[static_cast<std::size_t>(n)] += factor * double{load_element(w.storage.data(), w.dtype, k * w.out + n)};
+          sums[static_cast<std::size_t>(n)] += factor * double{ReferenceMatrix::element(w, k, n)};
         }
       }
       for (std::int64_t n = 0; n < w.out; ++n) {
@@ -142,6 +143,30 @@ class ReferenceBackend final : public Backend {
   void synchronize() override {}
 
  private:
+  static void load_int8_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) {
+    const bool in_out = layout == WeightLayout::kInOut;
+    const std::int64_t first_k = in_out ? first_row : 0;
+    const std::int64_t first_n = in_out ? 0 : first_row;
+    const std::int64_t k_count = in_out ? host.rows : host.cols;
+    const std::int64_t n_count = in_out ? host.cols : host.rows;
+    const auto weight = [&](std::int64_t k, std::int64_t n) {
+      return in_out ? load_element(host.row(k), host.dtype, n) : load_element(host.row(n), host.dtype, k);
+    };
+    auto* values = static_cast<std::int8_t*>(matrix.storage.data());
+    for (std::int64_t begin = 0; begin < k_count; begin += kInt8Group) {
+      const std::int64_t end = std::min(begin + kInt8Group, k_count);
+      for (std::int64_t n = 0; n < n_count; ++n) {
+        float largest = 0.0F;
+        for (std::int64_t k = begin; k < end; ++k) largest = std::max(largest, std::abs(weight(k, n)));
+        ReferenceMatrix::scales(matrix)[(first_k + begin) / kInt8Group * matrix.out + first_n + n] =
+            int8_scale(largest);
+        for (std::int64_t k = begin; k < end; ++k) {
+          values[(first_k + k) * matrix.out + first_n + n] = int8_value(weight(k, n), int8_inverse(largest));
+        }
+      }
+    }
+  }
+
   // Element 0 of K (which = 0) or V (which = 1) of head `h` at `position` of the sequence of row `r`, as an
   // index.
   std::int64_t kv_index(const KvPages& kv, std::int64_t r, std::int32_t position, std::int64_t which,

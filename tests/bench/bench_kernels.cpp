@@ -1,6 +1,6 @@
 // Speed of the CPU backend's operations on GPT-2 XL shapes, as ratios to ceilings measured in the same run.
 //
-//   bench_kernels [--threads N] [--repeat N] [--rows 1,2,4,...] [--dtypes float32,float16,bfloat16]
+//   bench_kernels [--threads N] [--repeat N] [--rows 1,2,4,...] [--dtypes float32,float16,bfloat16,int8]
 //   [--no-head]
 //
 // Ceilings: reading 1 GiB on all threads (one row is bound by it), fused multiply-adds between registers
@@ -34,7 +34,7 @@ struct Options {
   int threads = 2;
   int repeat = 5;
   std::vector<std::int64_t> rows = {1, 2, 4, 8, 16, 32, 128, 512};
-  std::vector<DType> dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+  std::vector<DType> dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8};
   bool head = true;
 };
 
@@ -61,12 +61,13 @@ struct Weights {
 
   void add(Backend& backend, std::int64_t in, std::int64_t out, DType dtype) {
     Matrix m = backend.make_matrix(in, out, dtype);
-    std::vector<float> row(static_cast<std::size_t>(out));
-    for (std::size_t i = 0; i < row.size(); ++i) row[i] = static_cast<float>(i % 17) * 0.01F - 0.08F;
-    for (std::int64_t k = 0; k < in; ++k) {
-      backend.load_rows(m, WeightLayout::kInOut, k, make_tensor(row.data(), DType::kFloat32, 1, out));
+    std::vector<float> rows(static_cast<std::size_t>(kInt8Group * out));
+    for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i % 17) * 0.01F - 0.08F;
+    for (std::int64_t k = 0; k < in; k += kInt8Group) {
+      const std::int64_t count = std::min(kInt8Group, in - k);
+      backend.load_rows(m, WeightLayout::kInOut, k, make_tensor(rows.data(), DType::kFloat32, count, out));
     }
-    bytes += static_cast<double>(in * out * size_of(dtype));
+    bytes += static_cast<double>(backend.matrix_bytes(in, out, dtype));
     elements += static_cast<double>(in * out);
     matrices.push_back(std::move(m));
   }
@@ -104,7 +105,7 @@ std::vector<Weights> make_weights(Backend& backend, const Options& options) {
   for (const DType dtype : options.dtypes) {
     Weights block;
     block.name = fmt::format("block {}", name_of(dtype));
-    for (int copy = 0; copy < (dtype == DType::kFloat32 ? 1 : 2); ++copy) {
+    for (int copy = 0; copy < (dtype == DType::kFloat32 ? 1 : dtype == DType::kInt8 ? 4 : 2); ++copy) {
       block.add(backend, 1600, 4800, dtype);
       block.add(backend, 1600, 1600, dtype);
       block.add(backend, 1600, 6400, dtype);

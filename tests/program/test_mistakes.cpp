@@ -23,7 +23,6 @@ TEST_CASE("wrong usage") {
       Mistake{"generate --model " + kTiny + " --prompt x --max-new-tokens -3", 2, "--max-new-tokens"},
       Mistake{"generate --model " + kTiny + " --prompt x --threads nan", 2, "--threads"},
       Mistake{"generate --model " + kTiny + " --prompt x --temperature hot", 2, "temperature"},
-      Mistake{"generate --model " + kTiny + " --prompt x --dtype int8", 2, "int8"},
       Mistake{"generate --model " + kTiny + " --prompt x --dtype float63", 2, "dtype"},
       Mistake{"generate --model " + kTiny + " --prompt x --config /does/not/exist.yaml", 2, "/does/not/exist.yaml"},
       Mistake{"bench --model " + kTiny + " --prompt-tokens 100", 2, "40"},

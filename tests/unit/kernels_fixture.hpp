@@ -70,7 +70,9 @@ inline Matrix random_matrix(Backend& backend, Random& random, std::int64_t in, s
   for (std::int64_t i = 0; i < rows * cols; ++i) store_element(host.data(), source, i, random.value());
   const Tensor all = make_tensor(host.data(), source, rows, cols);
   for (std::int64_t first = 0; first < rows;) {
-    const std::int64_t count = std::min(rows - first, random.between(1, rows));
+    std::int64_t count = random.between(1, rows);
+    if (dtype == DType::kInt8 && in_out) count = int8_groups(count) * kInt8Group;
+    count = std::min(count, rows - first);
     backend.load_rows(matrix, in_out ? WeightLayout::kInOut : WeightLayout::kOutIn, first, all.slice(first, count));
     first += count;
   }

@@ -10,6 +10,7 @@ using namespace stagecoach::test;
 namespace {
 
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+constexpr DType kWeightDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8};
 constexpr Activation kActivations[] = {Activation::kNone, Activation::kGeluTanh, Activation::kGeluErf,
                                        Activation::kRelu, Activation::kSilu};
 
@@ -41,7 +42,7 @@ TEST_CASE("every operation agrees with the reference on random ragged shapes") {
   Random random = fresh_random();
   for (const CpuOptions& options : all_options()) {
     const auto backend = make_checking_backend(make_cpu_backend(options));
-    for (const DType dtype : kDTypes) {
+    for (const DType dtype : kWeightDTypes) {
       for (const Activation activation : kActivations) {
         const std::int64_t in = random.between(1, 300);
         const std::int64_t out = random.between(1, 300);
@@ -70,7 +71,7 @@ TEST_CASE(
     "linear gives each row the bits that it has alone, for every number of rows, threads and instruction "
     "set") {
   Random random = fresh_random();
-  for (const DType dtype : kDTypes) {
+  for (const DType dtype : kWeightDTypes) {
     const std::int64_t in = random.between(300, 700);
     const std::int64_t out = random.between(65, 200);
     const Array all = random_array(random, 520, in);
@@ -107,6 +108,62 @@ TEST_CASE(
   }
 }
 
+TEST_CASE(
+    "int8: rows with values that are not finite become NaN, and no other row does; tiny and zero groups are exact") {
+  const auto backend = make_cpu_backend({2, Simd::kBest});
+  Matrix w = backend->make_matrix(200, 70, DType::kInt8);
+  Array host(200, 70);
+  for (std::int64_t k = 0; k < 200; ++k) {
+    for (std::int64_t n = 0; n < 70; ++n) host.view().f32(k)[n] = n == 3 ? 1e-35F : n == 4 ? 0.0F : 1.0F;
+  }
+  backend->load_rows(w, WeightLayout::kInOut, 0, host.view());
+  for (const std::int64_t rows : {1, 3, 40}) {
+    Array x(rows, 200);
+    std::fill(x.values.begin(), x.values.end(), 1.0F);
+    x.view().f32(0)[7] = std::numeric_limits<float>::infinity();
+    if (rows > 1) x.view().f32(1)[199] = std::nanf("");
+    if (rows > 1) std::fill_n(x.view().f32(2), 200, 1e-38F);
+    Array y(rows, 70);
+    backend->linear(x.view(), w, {}, {}, y.view());
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t n = 0; n < 70; ++n) {
+        const float value = y.view().f32(r)[n];
+        if (r < 2 && (r == 0 || rows > 1)) {
+          CHECK(std::isnan(value));
+        } else {
+          const float all = r == 2 ? 0.0F : 200.0F;
+          CHECK(value == doctest::Approx(n == 3 || n == 4 ? 0.0F : all));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("int8: the weights' error is at most half a step of their group, and rows must be whole groups") {
+  Random random = fresh_random();
+  const auto backend = make_cpu_backend({});
+  Matrix w = backend->make_matrix(300, 5, DType::kInt8);
+  const Array host = random_array(random, 300, 5);
+  CHECK_THROWS_AS(backend->load_rows(w, WeightLayout::kInOut, 0, host.view().slice(0, 100)), std::invalid_argument);
+  CHECK_THROWS_AS(backend->load_rows(w, WeightLayout::kInOut, 64, host.view().slice(0, 64)), std::invalid_argument);
+  backend->load_rows(w, WeightLayout::kInOut, 128, host.view().slice(128, 172));
+  backend->load_rows(w, WeightLayout::kInOut, 0, host.view().slice(0, 128));
+  Array unit(1, 300);
+  Array y(1, 5);
+  for (std::int64_t k = 0; k < 300; ++k) {
+    std::fill(unit.values.begin(), unit.values.end(), 0.0F);
+    unit.values[static_cast<std::size_t>(k)] = 1.0F;
+    backend->linear(unit.view(), w, {}, {}, y.view());
+    for (std::int64_t n = 0; n < 5; ++n) {
+      float largest = 0.0F;
+      for (std::int64_t i = k / 128 * 128; i < std::min<std::int64_t>(300, k / 128 * 128 + 128); ++i) {
+        largest = std::max(largest, std::abs(host.view().f32(i)[n]));
+      }
+      CHECK(std::abs(y.values[static_cast<std::size_t>(n)] - host.view().f32(k)[n]) <= 0.501F * largest / 127.0F);
+    }
+  }
+}
+
 TEST_CASE("layer_norm gives each row the bits that it has alone") {
   Random random = fresh_random();
   for (const std::int64_t cols : {1, 15, 17, 100, 768, 1600}) {
@@ -133,14 +190,16 @@ TEST_CASE("attention and embed agree with the reference for every head size and 
       Conversation talk(*backend, random, 3, head_dim, dtype, 3, 150);
       CHECK_NOTHROW(talk.run_chunks(*backend, {40, 150, 1, 1, 77}));
     }
-    const DType dtype = kDTypes[random.between(0, 2)];
-    const Matrix wte = random_matrix(*backend, random, 37, 131, dtype);
-    const Array wpe = random_array(random, 20, 37);
-    const std::vector<std::int32_t> tokens = {0, 130, 64, 63}, positions = {0, 1, 19, 2}, sequences = {0, 0, 0, 1},
-                                    pages = {0, 1};
-    backend->set_rows({tokens, positions, sequences, pages, 1});
-    Array out(4, 37);
-    CHECK_NOTHROW(backend->embed(wte, wpe.view(), out.view()));
+    for (const DType dtype : kWeightDTypes) {
+      const std::int64_t width = random.between(1, 300);
+      const Matrix wte = random_matrix(*backend, random, width, 131, dtype);
+      const Array wpe = random_array(random, 20, width);
+      const std::vector<std::int32_t> tokens = {0, 130, 64, 63}, positions = {0, 1, 19, 2}, sequences = {0, 0, 0, 1},
+                                      pages = {0, 1};
+      backend->set_rows({tokens, positions, sequences, pages, 1});
+      Array out(4, width);
+      CHECK_NOTHROW(backend->embed(wte, wpe.view(), out.view()));
+    }
   }
 }
 

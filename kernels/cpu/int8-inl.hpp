@@ -1,0 +1,183 @@
+// Products with int8 weights. Rows of x were rounded to 16 bits (quantize_row in rows.cpp), so that a step of k is two
+// weights of a column, as 16-bit numbers, times two values of x, summed in 32 bits (one pmaddwd on x86): at twice the
+// rate of float32 multiply-adds, with activations 256 times as fine as the weights.
+//
+//   acc(r, n) = fma(sum over k in group g of xq(r, k) * q(k, n), x_scale(r, g) * w_scale(g, n), acc(r, n)), g in order.
+//
+// The sum over a group is exact: 128 * 127 * 32767 < 2^31. So each element has one order of roundings, however rows and
+// columns are cut.
+#if defined(STAGECOACH_CPU_INT8_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef STAGECOACH_CPU_INT8_INL
+#undef STAGECOACH_CPU_INT8_INL
+#else
+#define STAGECOACH_CPU_INT8_INL
+#endif
+
+#include <cstring>
+
+#include "kernels/cpu/kernels.hpp"
+#include "kernels/cpu/tile-inl.hpp"
+
+#if HWY_TARGET & STAGECOACH_SIMD_TARGETS
+HWY_BEFORE_NAMESPACE();
+namespace stagecoach::cpu::HWY_NAMESPACE {
+
+using IntTag = hn::RebindToSigned<FloatTag>;
+using IntVec = hn::VFromD<IntTag>;
+using PairTag = hn::Repartition<std::int16_t, IntTag>;
+using PairVec = hn::VFromD<PairTag>;
+
+// kLanes columns of two weights each, widened to 16 bits.
+HWY_INLINE PairVec load_pairs(const std::int8_t* p) {
+  return hn::PromoteTo(PairTag(), hn::LoadU(hn::Rebind<std::int8_t, PairTag>(), p));
+}
+HWY_INLINE PairVec load_pairs(const std::int16_t* p) {
+  return hn::LoadU(PairTag(), p);
+}
+
+// sum(n) + a(2n) * b(2n) + a(2n + 1) * b(2n + 1).
+HWY_INLINE IntVec add_products(IntVec sum, PairVec a, PairVec b) {
+#if HWY_TARGET == HWY_AVX2
+  return hn::Add(sum, IntVec{_mm256_madd_epi16(a.raw, b.raw)});
+#elif HWY_TARGET == HWY_AVX3
+  return hn::Add(sum, IntVec{_mm512_madd_epi16(a.raw, b.raw)});
+#else
+  const IntTag d;
+  const auto wide_a = hn::BitCast(d, a);
+  const auto wide_b = hn::BitCast(d, b);
+  const auto low = [](IntVec v) { return hn::ShiftRight<16>(hn::ShiftLeft<16>(v)); };
+  sum = hn::Add(sum, hn::Mul(low(wide_a), low(wide_b)));
+  return hn::Add(sum, hn::Mul(hn::ShiftRight<16>(wide_a), hn::ShiftRight<16>(wide_b)));
+#endif
+}
+
+struct Int8Operands {
+  static constexpr std::int64_t kDepth = 2;
+
+  const std::int16_t* x;
+  std::int64_t x_stride;
+  const float* x_scales;  // of this group: one per row
+  std::int64_t x_scale_stride;
+  const float* w_scales;  // of this group: one per column
+  std::int64_t k_count;   // pairs
+  float* acc;
+  std::int64_t acc_stride;
+  bool resume;
+  const char* prefetch;
+  std::int64_t prefetch_step;
+
+  HWY_INLINE void skip_rows(std::int64_t n) {
+    x += n * x_stride;
+    x_scales += n * x_scale_stride;
+    acc += n * acc_stride;
+  }
+  HWY_INLINE void skip_columns(std::int64_t n) {
+    acc += n;
+    w_scales += n;
+  }
+};
+
+// How far ahead one row fetches, in bytes.
+inline constexpr std::int64_t kInt8StreamAhead = 1024;
+
+// W is int8, or int16 once widened.
+template <int kRows, int kUnits, class W>
+HWY_NOINLINE void tile(const Int8Operands& op, const W* HWY_RESTRICT w, std::int64_t w_stride) {
+  constexpr int kVecs = kUnits * kUnitVecs;
+  const FloatTag d;
+  const IntTag di;
+  IntVec sum[kRows][kVecs];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) sum[r][v] = hn::Zero(di);
+  }
+  const std::int16_t* HWY_RESTRICT x = op.x;
+  const std::int64_t x_stride = op.x_stride;
+  const std::int64_t pairs = op.k_count;
+  const char* prefetch = op.prefetch;
+  const std::int64_t prefetch_step = op.prefetch_step;
+  for (std::int64_t p = 0; p < pairs; ++p) {
+    PairVec b[kVecs];
+    for (int v = 0; v < kVecs; ++v) b[v] = load_pairs(w + v * 2 * kLanes);
+    if constexpr (kRows == 1 && sizeof(W) == 1) {  // one row: the weights just ahead, all lines of them
+      for (int line = 0; line < kUnits * kUnit * 2 / 64; ++line) {
+        hwy::Prefetch(reinterpret_cast<const char*>(w) + kInt8StreamAhead + line * 64);
+      }
+    } else {
+      hwy::Prefetch(prefetch);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      std::int32_t two;
+      std::memcpy(&two, x + r * x_stride + 2 * p, sizeof two);
+      const PairVec a = hn::BitCast(PairTag(), hn::Set(di, two));
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = add_products(sum[r][v], a, b[v]);
+    }
+    w += w_stride;
+    prefetch += prefetch_step;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const FloatVec x_scale = hn::Set(d, op.x_scales[r * op.x_scale_stride]);
+    for (int v = 0; v < kVecs; ++v) {
+      float* acc = op.acc + r * op.acc_stride + v * kLanes;
+      const FloatVec scale = hn::Mul(x_scale, hn::LoadU(d, op.w_scales + v * kLanes));
+      const FloatVec before = op.resume ? hn::LoadU(d, acc) : hn::Zero(d);
+      hn::StoreU(hn::MulAdd(hn::ConvertTo(d, sum[r][v]), scale, before), d, acc);
+    }
+  }
+}
+
+// Strip s of `wide` holds columns [s * kTileColumns, (s + 1) * kTileColumns) as (pairs, kTileColumns, 2).
+HWY_INLINE void widen_pairs(const std::int8_t* HWY_RESTRICT q, std::int64_t pairs, std::int16_t* HWY_RESTRICT wide) {
+  constexpr std::int64_t kStep = 2 * kTileColumns;
+  for (std::int64_t p = 0; p < pairs; ++p) {
+    for (std::int64_t s = 0; s < kPanel / kTileColumns; ++s) {
+      std::int16_t* strip = wide + (s * pairs + p) * kStep;
+      for (std::int64_t c = 0; c < kStep; c += 2 * kLanes) {
+        hn::StoreU(load_pairs(q + p * 2 * kPanel + s * kStep + c), PairTag(), strip + c);
+      }
+    }
+  }
+}
+
+// Sums of `rows` rows and one panel into scratch.partial; up to `direct_rows` rows read the panel as it is.
+HWY_INLINE void sum_panel_int8(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
+                               std::int64_t direct_rows, const Scratch& scratch) {
+  constexpr std::int64_t kPanelUnits = kPanel / kUnit;
+  constexpr std::int64_t kStrips = kPanel / kTileColumns;
+  const Int8Layout layout{args.in, args.out};
+  const bool direct = rows <= direct_rows;
+  const std::int64_t tiles = direct ? tile_total(rows, kPanelUnits) : tile_count(rows) * kStrips;
+  const std::int64_t fetch = (2 * kPanel + tiles - 1) / tiles;
+  auto* wide = reinterpret_cast<std::int16_t*>(scratch.wide);
+  for (std::int64_t g = 0; g < int8_groups(args.in); ++g) {
+    const std::byte* group = static_cast<const std::byte*>(args.weights) + layout.group_begin(panel, g);
+    const std::int64_t pairs = layout.pairs(g);
+    const auto* q = reinterpret_cast<const std::int8_t*>(group + Int8Layout::kScaleBytes);
+    const auto* next = reinterpret_cast<const char*>(q + pairs * 2 * kPanel);
+    Int8Operands op{args.quantized.values + first_row * args.quantized.stride + g * kInt8Group,
+                    args.quantized.stride,
+                    args.quantized.scales + first_row * args.quantized.groups + g,
+                    args.quantized.groups,
+                    reinterpret_cast<const float*>(group),
+                    pairs,
+                    scratch.partial,
+                    kPanel,
+                    g > 0,
+                    next,
+                    fetch};
+    if (direct) {
+      accumulate(rows, kPanelUnits, op, q, 2 * kPanel);
+      continue;
+    }
+    widen_pairs(q, pairs, wide);
+    for (std::int64_t s = 0; s < kStrips; ++s) {
+      accumulate_columns<kTileUnits>(rows, op, wide + s * pairs * 2 * kTileColumns, 2 * kTileColumns);
+      op.skip_columns(kTileColumns);
+      op.prefetch += tile_count(rows) * fetch * pairs;
+    }
+  }
+}
+
+}  // namespace stagecoach::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif
+#endif
