@@ -112,7 +112,7 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
   const auto* ahead = reinterpret_cast<const char*>(values);
   float* scores = state.scores + begin * kPagePositions;
   accumulate(group.rows - begin, kPagePositions / kUnit,
-             TileOperands{q, args.qkv_stride, layout.head_dim, scores, kPagePositions, false, ahead, 0}, keys,
+             TileOperands{q, args.qkv_stride, 0, layout.head_dim, scores, kPagePositions, false, ahead, 0}, keys,
              kPagePositions);
   std::int64_t whole = begin;  // rows from here on see the whole tile
   for (std::int64_t r = begin; r < group.rows; ++r) {
@@ -121,12 +121,13 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
     float* out = state.tile_out + r * width;
     if (valid == kPagePositions) continue;
     whole = r + 1;
-    accumulate(1, width / kUnit, TileOperands{state.scores + r * kPagePositions, 0, valid, out, width, false, ahead, 0},
-               values, width);
+    accumulate(1, width / kUnit,
+               TileOperands{state.scores + r * kPagePositions, 0, 0, valid, out, width, false, ahead, 0}, values,
+               width);
   }
   if (whole < group.rows) {
     accumulate(group.rows - whole, width / kUnit,
-               TileOperands{state.scores + whole * kPagePositions, kPagePositions, kPagePositions,
+               TileOperands{state.scores + whole * kPagePositions, kPagePositions, 0, kPagePositions,
                             state.tile_out + whole * width, width, false, ahead, 0},
                values, width);
   }

@@ -125,13 +125,17 @@ class CpuBackend final : public Backend {
   void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
     check_linear(x, w, bias, epilogue, out);
     if (x.rows == 0) return;
-    const QuantizedRows quantized = w.dtype == DType::kInt8 ? quantize(x) : QuantizedRows{};
-    const LinearArgs args{x.f32(0), x.stride,   quantized, w.storage.data(),
-                          w.dtype,  w.in,       w.out,     bias.data == nullptr ? nullptr : bias.f32(0),
-                          epilogue, out.f32(0), out.stride};
     // Blocks of equal height; those of one panel follow one another, so its weights come from memory once.
     const std::int64_t blocks = (x.rows + kRowBlock - 1) / kRowBlock;
     const std::int64_t height = (x.rows + blocks - 1) / blocks;
+    LinearArgs args{
+        nullptr,  {},         w.storage.data(), w.dtype, w.in, w.out, bias.data == nullptr ? nullptr : bias.f32(0),
+        epilogue, out.f32(0), out.stride};
+    if (w.dtype == DType::kInt8) {
+      args.quantized = quantize(x, height);
+    } else {
+      args.x = pack(x.f32(0), x.stride, x.rows, x.cols, height);
+    }
     pool_.run(MatrixLayout{w.in, w.out}.panels() * blocks, [&](std::int64_t task, int thread) {
       const std::int64_t first = task % blocks * height;
       kernels_.linear(args, task / blocks, first, std::min(height, x.rows - first), linear_scratch(thread));
@@ -168,19 +172,37 @@ class CpuBackend final : public Backend {
     }
   }
 
-  // Rounds x to 16 bits for a product with int8 weights; valid until the next one.
-  QuantizedRows quantize(Tensor x) {
-    const std::int64_t stride = round_up(x.cols, 2);
-    const std::int64_t groups = int8_groups(x.cols);
-    const std::int64_t scales_begin = round_up(x.rows * stride * 2, 64);
-    const std::int64_t bytes = scales_begin + x.rows * groups * 4;
-    if (static_cast<std::int64_t>(quantized_.bytes()) < bytes) quantized_ = memory_.allocate(bytes);
-    auto* values = static_cast<std::int16_t*>(quantized_.data());
-    auto* scales = reinterpret_cast<float*>(static_cast<std::byte*>(quantized_.data()) + scales_begin);
-    for_rows(x.rows, x.cols, [&](std::int64_t r, int) {
-      kernels_.quantize_row(x.f32(r), x.cols, values + r * stride, scales + r * groups);
+  // Buffers that grow to the largest product seen.
+  template <class T>
+  static T* at_least(HostMemory& memory, Buffer& buffer, std::int64_t count) {
+    const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(T));
+    if (static_cast<std::int64_t>(buffer.bytes()) < bytes) {
+      buffer = Buffer();
+      buffer = memory.allocate(bytes);
+    }
+    return static_cast<T*>(buffer.data());
+  }
+
+  // `rows` of `in` 32-bit elements as the tasks of linear() read them, valid until the next product.
+  template <class T>  // float or std::int32_t
+  const T* pack(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t in, std::int64_t height) {
+    if (rows == 1) return x;
+    T* packed = at_least<T>(memory_, packed_, rows * in);
+    for_rows((rows + height - 1) / height, height * in, [&](std::int64_t block, int) {
+      const std::int64_t first = block * height;
+      kernels_.pack(x + first * stride, stride, std::min(height, rows - first), in, packed + first * in);
     });
-    return {values, stride, scales, groups};
+    return packed;
+  }
+  QuantizedRows quantize(Tensor x, std::int64_t height) {
+    const std::int64_t pairs = (x.cols + 1) / 2;
+    const std::int64_t groups = int8_groups(x.cols);
+    auto* values = at_least<std::int32_t>(memory_, quantized_, x.rows * (pairs + groups));
+    auto* scales = reinterpret_cast<float*>(values + x.rows * pairs);
+    for_rows(x.rows, x.cols, [&](std::int64_t r, int) {
+      kernels_.quantize_row(x.f32(r), x.cols, reinterpret_cast<std::int16_t*>(values + r * pairs), scales + r * groups);
+    });
+    return {pack<std::int32_t>(values, pairs, x.rows, pairs, height), pairs, scales, groups};
   }
 
   // body(row, thread) for all rows, on all threads when there is enough to do.
@@ -197,7 +219,8 @@ class CpuBackend final : public Backend {
   Simd simd_;
   Kernels kernels_;
   std::vector<ThreadScratch> scratch_;
-  Buffer quantized_;  // rows for int8 weights; grows to the most rows seen
+  Buffer packed_;     // rows of the current product
+  Buffer quantized_;  // the same rounded to 16 bits, and scales
   RowSet rows_;
   std::vector<RowGroup> groups_;
   ThreadPool pool_;  // last: its threads stop before what they use goes

@@ -31,16 +31,15 @@ constexpr std::int64_t attention_scratch_floats(std::int64_t head_dim) {
 
 // Rows of x rounded to 16 bits: x(r, k) is about values(r, k) * scales(r, k / kInt8Group).
 struct QuantizedRows {
-  const std::int16_t* values = nullptr;  // (rows, in), padded with a zero to an even number
-  std::int64_t stride = 0;
-  const float* scales = nullptr;  // (rows, groups)
+  const std::int32_t* pairs = nullptr;  // values of two consecutive k each, packed (Kernels::pack)
+  std::int64_t stride = 0;              // pairs of a row
+  const float* scales = nullptr;        // (rows, groups)
   std::int64_t groups = 0;
 };
 
 // y(r, :) = epilogue(x(r, :) * w + bias) for rows [first_row, first_row + rows) and the columns of one panel.
 struct LinearArgs {
-  const float* x;  // (rows, in)
-  std::int64_t x_stride;
+  const float* x;           // (rows, in), packed (Kernels::pack)
   QuantizedRows quantized;  // instead of x for int8 weights
   const void* weights;      // MatrixLayout{in, out} or Int8Layout
   DType dtype;
@@ -87,13 +86,16 @@ struct NormArgs {
 struct Kernels {
   void (*linear)(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
                  const Scratch& scratch);
+  // Packs the rows of one task of linear(), which must begin and end as the task does, 32-bit elements of either kind:
+  // tiles one after the other, each as (in, tile's rows). One row is packed as it is.
+  void (*pack)(const void* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in, void* packed);
   void (*append)(const AttentionArgs& args, std::int64_t row, std::byte* page, std::int64_t slot, float* scratch);
   void (*attend)(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head, float* scratch);
   void (*layer_norm)(const NormArgs& args, const float* x, float* out);
   // Converts n elements; rounds to nearest even.
   void (*widen)(const void* from, DType dtype, float* to, std::int64_t n);
   void (*narrow)(const float* from, void* to, DType dtype, std::int64_t n);
-  // One row of x to QuantizedRows::values and scales.
+  // One row of x to 16 bits, with a zero up to an even number of values, and its scales.
   void (*quantize_row)(const float* x, std::int64_t in, std::int16_t* values, float* scales);
   // One group of a panel of int8 weights from float32 (count, kPanel), count <= kInt8Group.
   void (*quantize_group)(const float* weights, std::int64_t count, float* scales, std::int8_t* values);

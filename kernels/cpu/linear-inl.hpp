@@ -12,6 +12,8 @@
 #define STAGECOACH_CPU_LINEAR_INL
 #endif
 
+#include <cstring>
+
 #include "kernels/cpu/int8-inl.hpp"
 #include "kernels/cpu/kernels.hpp"
 #include "kernels/cpu/math-inl.hpp"
@@ -57,14 +59,13 @@ HWY_INLINE std::int64_t prefetch_step(std::int64_t tiles) {
 }
 
 template <class W>
-HWY_INLINE void sum_few_rows(const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in, const W* w,
-                             float* sums) {
+HWY_INLINE void sum_few_rows(const float* x, std::int64_t rows, std::int64_t in, const W* w, float* sums) {
   const std::int64_t fetch = prefetch_step<W>(tile_total(rows, kPanelUnits));
   for (std::int64_t k = 0; k < in; k += kDirectK) {
     const std::int64_t count = std::min(kDirectK, in - k);
     const auto* next = reinterpret_cast<const char*>(w + (k + count) * kPanel);
-    accumulate(rows, kPanelUnits, TileOperands{x + k, x_stride, count, sums, kPanel, k > 0, next, fetch},
-               w + k * kPanel, kPanel);
+    accumulate(rows, kPanelUnits, PackedOperands{x, in, k, count, sums, kPanel, k > 0, next, fetch}, w + k * kPanel,
+               kPanel);
   }
 }
 
@@ -83,14 +84,13 @@ HWY_INLINE void widen_strips(const W* HWY_RESTRICT w, std::int64_t count, float*
 }
 
 template <class W>
-HWY_INLINE void sum_many_rows(const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in, const W* w,
-                              const Scratch& scratch) {
+HWY_INLINE void sum_many_rows(const float* x, std::int64_t rows, std::int64_t in, const W* w, const Scratch& scratch) {
   constexpr std::int64_t kStrips = kPanel / kTileColumns;
   const std::int64_t fetch = prefetch_step<W>(tile_count(rows) * kStrips);
   for (std::int64_t k = 0; k < in; k += kWideK) {
     const std::int64_t count = std::min(kWideK, in - k);
     widen_strips(w + k * kPanel, count, scratch.wide);
-    TileOperands op{x + k, x_stride, count, scratch.partial, kPanel, k > 0, nullptr, fetch};
+    PackedOperands op{x, in, k, count, scratch.partial, kPanel, k > 0, nullptr, fetch};
     op.prefetch = reinterpret_cast<const char*>(w + (k + count) * kPanel);
     for (std::int64_t s = 0; s < kStrips; ++s) {
       accumulate_columns<kTileUnits>(rows, op, scratch.wide + s * count * kTileColumns, kTileColumns);
@@ -104,13 +104,13 @@ template <class W>
 HWY_INLINE void sum_panel(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
                           const Scratch& scratch) {
   const W* w = static_cast<const W*>(args.weights) + panel * args.in * kPanel;
-  const float* x = args.x + first_row * args.x_stride;
+  const float* x = args.x + first_row * args.in;
   if (rows == 1) {
     stream_panel(x, args.in, w, scratch.partial);
   } else if (rows <= kDirectRows) {
-    sum_few_rows(x, args.x_stride, rows, args.in, w, scratch.partial);
+    sum_few_rows(x, rows, args.in, w, scratch.partial);
   } else {
-    sum_many_rows(x, args.x_stride, rows, args.in, w, scratch);
+    sum_many_rows(x, rows, args.in, w, scratch);
   }
 }
 
@@ -176,6 +176,25 @@ void linear(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, 
       return finish_panel<Activation::kRelu>(args, panel, first_row, rows, scratch.partial);
     case Activation::kSilu:
       return finish_panel<Activation::kSilu>(args, panel, first_row, rows, scratch.partial);
+  }
+}
+
+void pack(const void* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in, void* packed) {
+  const auto* HWY_RESTRICT from = static_cast<const std::byte*>(x);
+  auto* HWY_RESTRICT to = static_cast<std::byte*>(packed);
+  constexpr std::int64_t kStep = 64;  // its part of the result stays in L1 while rows are added to it
+  for (std::int64_t tiles = tile_count(rows); tiles > 0; --tiles) {
+    const std::int64_t height = (rows + tiles - 1) / tiles;
+    for (std::int64_t begin = 0; begin < in; begin += kStep) {
+      const std::int64_t end = std::min(begin + kStep, in);
+      for (std::int64_t r = 0; r < height; ++r) {
+        for (std::int64_t k = begin; k < end; ++k)
+          std::memcpy(to + (k * height + r) * 4, from + (r * x_stride + k) * 4, 4);
+      }
+    }
+    from += height * x_stride * 4;
+    to += height * in * 4;
+    rows -= height;
   }
 }
 

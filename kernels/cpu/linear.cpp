@@ -10,15 +10,20 @@
 #if HWY_ONCE
 namespace stagecoach::cpu {
 
+static void fill(Kernels& kernels, decltype(Kernels::linear) linear, decltype(Kernels::pack) pack) {
+  kernels.linear = linear;
+  kernels.pack = pack;
+}
+
 void set_linear_kernels(Simd simd, Kernels& kernels) {
 #if HWY_TARGETS & HWY_AVX2
-  if (simd == Simd::kAvx2) kernels.linear = &N_AVX2::linear;
+  if (simd == Simd::kAvx2) fill(kernels, &N_AVX2::linear, &N_AVX2::pack);
 #endif
 #if HWY_TARGETS & HWY_AVX3
-  if (simd == Simd::kAvx512) kernels.linear = &N_AVX3::linear;
+  if (simd == Simd::kAvx512) fill(kernels, &N_AVX3::linear, &N_AVX3::pack);
 #endif
 #if HWY_TARGETS & HWY_NEON
-  if (simd == Simd::kNeon) kernels.linear = &N_NEON::linear;
+  if (simd == Simd::kNeon) fill(kernels, &N_NEON::linear, &N_NEON::pack);
 #endif
 }
 
