@@ -166,8 +166,8 @@ Job random_job(Random& random, std::int32_t min_blocks, bool small) {
       "synthetic:gpt2,n_layer={},n_head={},n_embd={},n_inner={},n_positions={},vocab_size={},seed={},dtype=float32",
       draw(random, min_blocks, min_blocks + 3), heads, embed, draw(random, 1, 4 * embed), positions, vocab,
       draw(random, 0, 1000000));
-  constexpr std::array kTypes{DType::kFloat32, DType::kFloat16, DType::kBFloat16};
-  job.dtype = kTypes[static_cast<std::size_t>(draw(random, 0, 2))];
+  constexpr std::array kTypes{DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8};
+  job.dtype = kTypes[static_cast<std::size_t>(draw(random, 0, 3))];
   job.kv_dtype = kTypes[static_cast<std::size_t>(draw(random, 0, 2))];
   job.eos = static_cast<std::int32_t>(draw(random, -1, vocab - 1));
   const std::int64_t count = draw(random, 1, small ? 4 : 10);
