@@ -15,6 +15,7 @@
 #include "kernels/backend.hpp"
 #include "kernels/checks.hpp"
 #include "kernels/convert.hpp"
+#include "kernels/forwarding_backend.hpp"
 #include "kernels/reference/reference_matrix.hpp"
 #include "kernels/row_set.hpp"
 
@@ -73,42 +74,30 @@ struct PagesShadow {
   double largest_value = 0.0;  // over elements, |v|
 };
 
-class CheckingBackend final : public Backend {
+class CheckingBackend final : public ForwardingBackend {
  public:
   explicit CheckingBackend(std::unique_ptr<Backend> inner)
-      : inner_(std::move(inner)), reference_(make_reference_backend()) {}
+      : ForwardingBackend(std::move(inner)), reference_(make_reference_backend()) {}
 
-  std::string name() const override { return "checking " + inner_->name(); }
-  Buffer allocate(std::int64_t bytes) override { return inner_->allocate(bytes); }
-  void upload(void* device, const void* host, std::int64_t bytes) override { inner_->upload(device, host, bytes); }
-  void download(void* host, const void* device, std::int64_t bytes) override { inner_->download(host, device, bytes); }
-  std::int64_t bytes_allocated() const override { return inner_->bytes_allocated(); }
-  std::int64_t peak_bytes() const override { return inner_->peak_bytes(); }
-  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
-    return inner_->matrix_bytes(in, out, dtype);
-  }
-  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
-    return inner_->kv_page_bytes(n_head, head_dim, dtype);
-  }
-  void synchronize() override { inner_->synchronize(); }
+  std::string name() const override { return "checking " + inner().name(); }
 
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
-    inner_->load_rows(matrix, layout, first_row, host);
+    inner().load_rows(matrix, layout, first_row, host);
     reference_->load_rows(shadow(matrix), layout, first_row, host);
   }
 
   void set_rows(const RowsView& rows) override {
     rows_.assign(rows);
-    inner_->set_rows(rows);
+    inner().set_rows(rows);
     reference_->set_rows(rows);
   }
 
   void embed(const Matrix& wte, Tensor wpe, Tensor out) override {
-    inner_->embed(wte, wpe, out);
-    HostCopy got = copy_of(*inner_, out);
+    inner().embed(wte, wpe, out);
+    HostCopy got = copy_of(inner(), out);
     HostCopy want = got;
     want.view.data = want.bytes.data();
-    HostCopy positions = copy_of(*inner_, wpe);
+    HostCopy positions = copy_of(inner(), wpe);
     reference_->embed(shadow(wte), positions.view, want.view);
     Comparison comparison("embed");
     for (std::int64_t r = 0; r < out.rows; ++r) {
@@ -122,9 +111,9 @@ class CheckingBackend final : public Backend {
 
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
     check_attention(rows_, qkv, kv, out);
-    HostCopy in = copy_of(*inner_, qkv);
-    inner_->attention(qkv, kv, scale, out);
-    HostCopy got = copy_of(*inner_, out);
+    HostCopy in = copy_of(inner(), qkv);
+    inner().attention(qkv, kv, scale, out);
+    HostCopy got = copy_of(inner(), out);
     HostCopy want = got;
     want.view.data = want.bytes.data();
     PagesShadow& pages = shadow(kv);
@@ -134,17 +123,17 @@ class CheckingBackend final : public Backend {
 
   void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override {
     check_copy_page(kv, from, to);
-    inner_->copy_page(kv, from, to);
+    inner().copy_page(kv, from, to);
     reference_->copy_page(shadow(kv).shape, from, to);
   }
 
   void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
     check_layer_norm(x, gain, bias, out);
-    HostCopy in = copy_of(*inner_, x);
-    HostCopy g = copy_of(*inner_, gain);
-    HostCopy b = copy_of(*inner_, bias);
-    inner_->layer_norm(x, gain, bias, epsilon, out);
-    HostCopy got = copy_of(*inner_, out);
+    HostCopy in = copy_of(inner(), x);
+    HostCopy g = copy_of(inner(), gain);
+    HostCopy b = copy_of(inner(), bias);
+    inner().layer_norm(x, gain, bias, epsilon, out);
+    HostCopy got = copy_of(inner(), out);
     HostCopy want = got;
     want.view.data = want.bytes.data();
     reference_->layer_norm(in.view, g.view, b.view, epsilon, want.view);
@@ -153,13 +142,13 @@ class CheckingBackend final : public Backend {
 
   void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
     check_linear(x, w, bias, epilogue, out);
-    HostCopy in = copy_of(*inner_, x);
-    HostCopy b = copy_of(*inner_, bias);
-    HostCopy want = copy_of(*inner_, out);
+    HostCopy in = copy_of(inner(), x);
+    HostCopy b = copy_of(inner(), bias);
+    HostCopy want = copy_of(inner(), out);
     const HostCopy before = want;
     want.view.data = want.bytes.data();
-    inner_->linear(x, w, bias, epilogue, out);
-    HostCopy got = copy_of(*inner_, out);
+    inner().linear(x, w, bias, epilogue, out);
+    HostCopy got = copy_of(inner(), out);
     const Matrix& weights = shadow(w);
     reference_->linear(in.view, weights, b.view, epilogue, want.view);
     const std::string operation = fmt::format("linear ({}, {}) {}", w.in, w.out, name_of(w.dtype));
@@ -168,9 +157,9 @@ class CheckingBackend final : public Backend {
 
   void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override {
     check_gather(x, rows, out);
-    HostCopy in = copy_of(*inner_, x);
-    inner_->gather(x, rows, out);
-    HostCopy got = copy_of(*inner_, out);
+    HostCopy in = copy_of(inner(), x);
+    inner().gather(x, rows, out);
+    HostCopy got = copy_of(inner(), out);
     Comparison comparison("gather");
     for (std::int64_t i = 0; i < out.rows; ++i) {
       for (std::int64_t c = 0; c < out.cols; ++c) {
@@ -301,7 +290,6 @@ class CheckingBackend final : public Backend {
     comparison.finish();
   }
 
-  std::unique_ptr<Backend> inner_;
   std::unique_ptr<Backend> reference_;  // before its buffers below
   std::map<const void*, Matrix> matrices_;
   std::map<const void*, PagesShadow> pages_;

@@ -8,6 +8,7 @@
 #include "launch/commands.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
+#include "launch/profile_table.hpp"
 #include "launch/session.hpp"
 #include "runtime/output_file.hpp"
 #include "runtime/results.hpp"
@@ -143,11 +144,30 @@ void print_table(const Options& options, const Session& session, const Figures& 
   write_all(STDOUT_FILENO, table, "standard output");
 }
 
+// Rows that every stage runs in one repeat: a sequence's last token is not fed back.
+std::int64_t rows_of_repeat(const Options& options) {
+  return std::int64_t{options.batch} * (std::int64_t{options.prompt_tokens} + options.new_tokens - 1);
+}
+
+// The tables of all stages, in their order. Collective.
+std::string profile_tables(const Session& session, const World& world) {
+  std::string mine;
+  for (const auto& [stage, profile] : session.profiles()) {
+    mine += profile_table(profile, stage, session.plan().stages[static_cast<std::size_t>(stage)].blocks);
+  }
+  std::string all;
+  for (const std::vector<std::byte>& text : world.from_all(std::as_bytes(std::span(mine)))) {
+    all.append(reinterpret_cast<const char*>(text.data()), text.size());
+  }
+  return all;
+}
+
 }  // namespace
 
 int run_bench(const Options& options, const World& world) {
   Session session(options, world);
   const ModelConfig& config = session.model().config;
+  if (options.profile) session.profile_after(rows_of_repeat(options));
   session.prepare([&]() -> WorkSize {
     const std::int64_t positions = std::int64_t{options.prompt_tokens} + options.new_tokens - 1;
     if (positions > config.n_positions) {
@@ -168,6 +188,7 @@ int run_bench(const Options& options, const World& world) {
     for (std::int32_t r = 1; r <= options.repeat; ++r)
       timings.push_back(Repeat(options, config, r).run(leader, limits));
   });
+  const std::string profiles = options.profile ? profile_tables(session, world) : "";
   if (world.rank() != 0) return 0;
   Figures figures{spread_of(timings, &Timing::prefill_tokens_per_s), spread_of(timings, &Timing::decode_tokens_per_s),
                   spread_of(timings, &Timing::ttft_s)};
@@ -177,6 +198,7 @@ int run_bench(const Options& options, const World& world) {
     figures.peak_bytes += report.peak_bytes;
   }
   print_table(options, session, figures);
+  write_all(STDOUT_FILENO, profiles, "standard output");
   if (!options.json_path.empty()) write_json(options, session, figures);
   return 0;
 }

@@ -279,6 +279,9 @@ void require_consistent(const Options& options) {
     throw UsageError("--model: missing; give a model directory, or synthetic:gpt2 for random weights");
   }
   if (options.quiet && options.verbose) throw UsageError("--quiet and --verbose exclude each other; give one");
+  if (options.command == Command::kBench && options.profile && options.check) {
+    throw UsageError("--profile and --check exclude each other; checked operations take another time");
+  }
   if (options.command == Command::kScore) {
     if (!options.text_paths.empty() && !options.prompts_path.empty()) {
       throw UsageError("--text and --prompts exclude each other; give one of them");

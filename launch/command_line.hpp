@@ -84,6 +84,7 @@ struct Options {
   std::int32_t batch = 1;
   std::int32_t repeat = 3;
   std::string json_path;  // empty: no file
+  bool profile = false;
 };
 
 // For standard output, status 0.

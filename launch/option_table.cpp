@@ -167,9 +167,6 @@ void only_neutral_whole(Options&, const std::string& v) {
 void refuse(Options&, const std::string& v) {
   not_yet(v);
 }
-void refuse_flag(Options&, const std::string& v) {
-  if (flag(v)) throw NotYet("not part of this version yet");
-}
 void refuse_size(Options&, const std::string& v) {
   try {
     parse_size(v);
@@ -280,7 +277,9 @@ const OptionSpec kTable[] = {
      [](Options& o, const std::string& v) { o.repeat = count(v, 1, 10000); }},
     {"json", "FILE", kForBench, kMeasure, "write the figures to FILE as one JSON object", false,
      [](Options& o, const std::string& v) { o.json_path = path(v); }},
-    {"profile", "", kForBench, kLater, "", false, refuse_flag},
+    {"profile", "", kForBench, kMeasure,
+     "also print, stage by stage, the time that each kind of operation took; measuring costs a little speed", false,
+     [](Options& o, const std::string& v) { o.profile = flag(v); }},
 
     {"stages", "N", kForRuns, kPipeline,
      "pipeline stages: under mpirun as many as there are ranks; otherwise N stages in "

@@ -42,6 +42,7 @@ Simd simd_of(SimdChoice choice) {
 struct Session::Stage {
   std::int32_t index = 0;
   std::unique_ptr<Backend> backend;
+  const ProfilingBackend* profiler = nullptr;  // `backend`, when it is one
   std::unique_ptr<StageExecutor> executor;
   std::unique_ptr<Mailbox> mailbox;
   std::unique_ptr<Transport> transport;
@@ -154,6 +155,11 @@ void Session::prepare(const std::function<WorkSize()>& size) {
       stage->index = index;
       stage->backend = make_cpu_backend({threads_, simd_of(options_.simd)});
       if (options_.check) stage->backend = make_checking_backend(std::move(stage->backend));
+      if (profile_after_rows_) {
+        auto profiler = std::make_unique<ProfilingBackend>(std::move(stage->backend), *profile_after_rows_);
+        stage->profiler = profiler.get();
+        stage->backend = std::move(profiler);
+      }
       stages_.push_back(std::move(stage));
     }
     pages = pages_that_fit(work);
@@ -271,6 +277,14 @@ std::vector<StageReport> Session::run(const std::function<void(Leader&)>& lead) 
   }
   if (failure) throw *failure;
   return reports;
+}
+
+std::vector<Session::StageProfile> Session::profiles() const {
+  std::vector<StageProfile> profiles;
+  for (const auto& stage : stages_) {
+    if (stage->profiler != nullptr) profiles.push_back({stage->index, stage->profiler->profile()});
+  }
+  return profiles;
 }
 
 }  // namespace stagecoach

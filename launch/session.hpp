@@ -7,8 +7,10 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "kernels/profiling.hpp"
 #include "launch/command_line.hpp"
 #include "launch/world.hpp"
 #include "partition/plan.hpp"
@@ -38,6 +40,8 @@ class Session {
   // From here on INT, TERM and USR1 end the run in an orderly way: before anything is written.
   void catch_interrupts() const;
 
+  // To be called before `prepare`: takes the time of each operation, once `skip_rows` rows went through a stage.
+  void profile_after(std::int64_t skip_rows) { profile_after_rows_ = skip_rows; }
   // Sizes and loads this process's stages. `size` runs on rank 0 only and may throw what the user did wrong.
   void prepare(const std::function<WorkSize()>& size);
   // For the leader's scheduler.
@@ -48,6 +52,13 @@ class Session {
   // Runs the pipeline: `lead` on rank 0, the other stages follow until it returns. Reports by stage on rank 0,
   // otherwise none. Throws RunFailed.
   std::vector<StageReport> run(const std::function<void(Leader&)>& lead);
+
+  // This process's stages and what their operations took; after `run`, if asked for.
+  struct StageProfile {
+    std::int32_t stage = 0;
+    Profile profile;
+  };
+  std::vector<StageProfile> profiles() const;
 
  private:
   struct Stage;
@@ -70,6 +81,7 @@ class Session {
   std::int32_t threads_ = 1;
   std::int32_t slots_ = 1;
   std::int32_t pages_ = 1;
+  std::optional<std::int64_t> profile_after_rows_;
   std::unique_ptr<LoopbackHub> hub_;
   std::vector<std::unique_ptr<Stage>> stages_;  // of this process
 };

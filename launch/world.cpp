@@ -65,12 +65,7 @@ void World::agree(const std::function<void()>& step) const {
   } catch (...) {
     mine = outcome_of_current_exception();
   }
-  std::vector<std::vector<std::byte>> all;
-  if (mpi_) {
-    all = mpi_->all_gather(bytes_of(mine));
-  } else {
-    all.push_back(bytes_of(mine));
-  }
+  const std::vector<std::vector<std::byte>> all = from_all(bytes_of(mine));
   for (std::size_t r = 0; r < all.size(); ++r) {
     const int status = static_cast<int>(all[r].at(0));
     if (status == 0) continue;
@@ -84,14 +79,17 @@ void World::agree(const std::function<void()>& step) const {
   }
 }
 
+std::vector<std::vector<std::byte>> World::from_all(std::span<const std::byte> value) const {
+  if (mpi_) return mpi_->all_gather(value);
+  return {std::vector<std::byte>(value.begin(), value.end())};
+}
+
 std::vector<std::byte> World::from_first(std::span<const std::byte> value) const {
-  if (!mpi_) return {value.begin(), value.end()};
-  return mpi_->all_gather(rank() == 0 ? value : std::span<const std::byte>{}).at(0);
+  return from_all(rank() == 0 ? value : std::span<const std::byte>{}).at(0);
 }
 
 std::int64_t World::minimum(std::int64_t value) const {
-  if (!mpi_) return value;
-  for (const std::vector<std::byte>& bytes : mpi_->all_gather(std::as_bytes(std::span(&value, 1)))) {
+  for (const std::vector<std::byte>& bytes : from_all(std::as_bytes(std::span(&value, 1)))) {
     std::int64_t other = 0;
     std::memcpy(&other, bytes.data(), sizeof other);
     value = std::min(value, other);

@@ -54,6 +54,8 @@ class World {
   // Runs `step` here and on all ranks (collective). When it threw anywhere, the lowest such rank's message is said once
   // and StartupFailed is thrown everywhere.
   void agree(const std::function<void()>& step) const;
+  // Every rank's `value`, by rank, on every rank. Collective.
+  std::vector<std::vector<std::byte>> from_all(std::span<const std::byte> value) const;
   // Rank 0's `value` on every rank. Collective.
   std::vector<std::byte> from_first(std::span<const std::byte> value) const;
   // The smallest of all ranks' values. Collective.

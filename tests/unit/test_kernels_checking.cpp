@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "kernels/forwarding_backend.hpp"
 #include "tests/unit/kernels_fixture.hpp"
 
 using namespace stagecoach;
@@ -11,45 +12,29 @@ using namespace stagecoach::test;
 namespace {
 
 // Forwards to the CPU backend and then makes one element of the output wrong by a millionth part and a bit.
-class Broken final : public Backend {
+class Broken final : public ForwardingBackend {
  public:
-  std::string name() const override { return "broken"; }
-  Buffer allocate(std::int64_t bytes) override { return inner_->allocate(bytes); }
-  void upload(void* device, const void* host, std::int64_t bytes) override { inner_->upload(device, host, bytes); }
-  void download(void* host, const void* device, std::int64_t bytes) override { inner_->download(host, device, bytes); }
-  std::int64_t bytes_allocated() const override { return inner_->bytes_allocated(); }
-  std::int64_t peak_bytes() const override { return inner_->peak_bytes(); }
-  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
-    return inner_->matrix_bytes(in, out, dtype);
-  }
-  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
-    return inner_->kv_page_bytes(n_head, head_dim, dtype);
-  }
-  void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
-    inner_->load_rows(matrix, layout, first_row, host);
-  }
-  void set_rows(const RowsView& rows) override { inner_->set_rows(rows); }
-  void embed(const Matrix& wte, Tensor wpe, Tensor out) override { inner_->embed(wte, wpe, out), spoil(out); }
+  Broken() : ForwardingBackend(make_cpu_backend({})) {}
+
+  void embed(const Matrix& wte, Tensor wpe, Tensor out) override { inner().embed(wte, wpe, out), spoil(out); }
   void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override {
-    inner_->copy_page(kv, to, from);  // the wrong way round
+    inner().copy_page(kv, to, from);  // the wrong way round
   }
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
-    inner_->attention(qkv, kv, scale, out), spoil(out);
+    inner().attention(qkv, kv, scale, out), spoil(out);
   }
   void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
-    inner_->layer_norm(x, gain, bias, epsilon, out), spoil(out);
+    inner().layer_norm(x, gain, bias, epsilon, out), spoil(out);
   }
   void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
-    inner_->linear(x, w, bias, epilogue, out), spoil(out);
+    inner().linear(x, w, bias, epilogue, out), spoil(out);
   }
   void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override {
-    inner_->gather(x, rows, out), spoil(out);
+    inner().gather(x, rows, out), spoil(out);
   }
-  void synchronize() override {}
 
  private:
   static void spoil(Tensor out) { out.f32(1)[2] += 1e-3F; }
-  std::unique_ptr<Backend> inner_ = make_cpu_backend({});
 };
 
 // The message of the logic_error that `body` throws, or nothing.

@@ -1,0 +1,57 @@
+// A backend that hands everything on to another one, for decorators: they override what they change.
+//
+// Owns the inner backend. Buffers are the inner backend's own, so a decorator may be destroyed only after them.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "kernels/backend.hpp"
+
+namespace stagecoach {
+
+class ForwardingBackend : public Backend {
+ public:
+  explicit ForwardingBackend(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
+
+  std::string name() const override { return inner_->name(); }
+  Buffer allocate(std::int64_t bytes) override { return inner_->allocate(bytes); }
+  void upload(void* device, const void* host, std::int64_t bytes) override { inner_->upload(device, host, bytes); }
+  void download(void* host, const void* device, std::int64_t bytes) override { inner_->download(host, device, bytes); }
+  std::int64_t bytes_allocated() const override { return inner_->bytes_allocated(); }
+  std::int64_t peak_bytes() const override { return inner_->peak_bytes(); }
+  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
+    return inner_->matrix_bytes(in, out, dtype);
+  }
+  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
+    return inner_->kv_page_bytes(n_head, head_dim, dtype);
+  }
+  void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
+    inner_->load_rows(matrix, layout, first_row, host);
+  }
+  void set_rows(const RowsView& rows) override { inner_->set_rows(rows); }
+  void embed(const Matrix& wte, Tensor wpe, Tensor out) override { inner_->embed(wte, wpe, out); }
+  void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
+    inner_->attention(qkv, kv, scale, out);
+  }
+  void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override { inner_->copy_page(kv, from, to); }
+  void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
+    inner_->layer_norm(x, gain, bias, epsilon, out);
+  }
+  void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
+    inner_->linear(x, w, bias, epilogue, out);
+  }
+  void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override { inner_->gather(x, rows, out); }
+  void synchronize() override { inner_->synchronize(); }
+
+ protected:
+  Backend& inner() { return *inner_; }
+  const Backend& inner() const { return *inner_; }
+
+ private:
+  std::unique_ptr<Backend> inner_;
+};
+
+}  // namespace stagecoach
