@@ -16,6 +16,7 @@
 #endif
 
 #include <limits>
+#include <utility>
 
 #include "kernels/cpu/kernels.hpp"
 #include "kernels/cpu/lanes-inl.hpp"
@@ -28,20 +29,34 @@ namespace stagecoach::cpu::HWY_NAMESPACE {
 
 // Running state of the rows of a group, in the thread's scratch.
 struct AttentionState {
-  float* scores;        // (kGroupRows, kPagePositions), then the probabilities
-  float* tile_out;      // (kGroupRows, value_width): o_t
-  float* out;           // (kGroupRows, value_width): o
-  float* largest;       // (kGroupRows): m
-  float* sum;           // (kGroupRows): l
-  float* tile_sum;      // (kGroupRows): l_t
-  float* tile_largest;  // (kGroupRows): m_t
+  float* q;  // (kGroupRows, q_stride): the head's queries
+  std::int64_t q_stride;
+  float* scores;    // (kGroupRows, kScoreStride), then the probabilities
+  float* tile_out;  // (kGroupRows, value_width): o_t
+  float* out;       // (kGroupRows, value_width): o
+  // One value per row, (kRowSlots):
+  float* largest;       // m
+  float* sum;           // l
+  float* tile_sum;      // l_t
+  float* tile_largest;  // m_t
+  float* keep;          // a
+  float* take;          // b
 };
+// Vectors over rows may begin at any row and reach past the last one.
+inline constexpr std::int64_t kRowSlots = kGroupRows + kUnit;
 
 HWY_INLINE AttentionState attention_state(float* scratch, std::int64_t width) {
-  float* tile_out = scratch + kGroupRows * kPagePositions;
-  float* out = tile_out + kGroupRows * width;
-  float* rest = out + kGroupRows * width;
-  return {scratch, tile_out, out, rest, rest + kGroupRows, rest + 2 * kGroupRows, rest + 3 * kGroupRows};
+  AttentionState state;
+  state.q_stride = width + kRowPad;
+  const auto take = [&scratch](std::int64_t floats) { return std::exchange(scratch, scratch + floats); };
+  state.q = take(kGroupRows * state.q_stride);
+  state.scores = take(kGroupRows * kScoreStride);
+  state.tile_out = take(kGroupRows * width);
+  state.out = take(kGroupRows * width);
+  for (float** values : {&state.largest, &state.sum, &state.tile_sum, &state.tile_largest, &state.keep, &state.take}) {
+    *values = take(kRowSlots);
+  }
+  return state;
 }
 
 // Scores of one row become probabilities relative to the tile's own maximum; keys from `valid` on become
@@ -50,12 +65,21 @@ HWY_INLINE void tile_softmax(float* scores, std::int64_t valid, float scale, flo
   const FloatTag d;
   const FloatVec infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
   const FloatVec iota = hn::Iota(d, 0.0F);
+  const FloatVec scale_v = hn::Set(d, scale);
   FloatVec top = infinity;
-  for (std::int64_t c = 0; c < kPagePositions; c += kLanes) {
-    const auto masked = hn::Ge(iota, hn::Set(d, static_cast<float>(valid - c)));
-    const FloatVec s = hn::IfThenElse(masked, infinity, hn::Mul(hn::LoadU(d, scores + c), hn::Set(d, scale)));
-    hn::StoreU(s, d, scores + c);
-    top = hn::Max(top, s);
+  if (valid >= kPagePositions) {
+    for (std::int64_t c = 0; c < kPagePositions; c += kLanes) {
+      const FloatVec s = hn::Mul(hn::LoadU(d, scores + c), scale_v);
+      hn::StoreU(s, d, scores + c);
+      top = hn::Max(top, s);
+    }
+  } else {
+    for (std::int64_t c = 0; c < kPagePositions; c += kLanes) {
+      const auto masked = hn::Ge(iota, hn::Set(d, static_cast<float>(valid - c)));
+      const FloatVec s = hn::IfThenElse(masked, infinity, hn::Mul(hn::LoadU(d, scores + c), scale_v));
+      hn::StoreU(s, d, scores + c);
+      top = hn::Max(top, s);
+    }
   }
   largest = hn::GetLane(hn::MaxOfLanes(d, top));
   // A tile of nothing but -infinity (overflowed scores) has probabilities 0, not NaN.
@@ -72,66 +96,91 @@ HWY_INLINE void tile_softmax(float* scores, std::int64_t valid, float scale, flo
   sum = lanes.reduce();
 }
 
-// Merges o_t of one row into o.
-HWY_INLINE void merge_tile(const AttentionState& state, std::int64_t r, std::int64_t width, bool first) {
+// Merges o_t into o for rows [begin, end). The factors are computed for a vector of rows at a time.
+HWY_INLINE void merge_tile(const AttentionState& state, std::int64_t begin, std::int64_t end, std::int64_t width,
+                           bool first) {
   const FloatTag d;
-  float* out = state.out + r * width;
-  const float* tile_out = state.tile_out + r * width;
   if (first) {
-    std::copy_n(tile_out, width, out);
-    state.largest[r] = state.tile_largest[r];
-    state.sum[r] = state.tile_sum[r];
+    std::copy(state.tile_out + begin * width, state.tile_out + end * width, state.out + begin * width);
+    std::copy(state.tile_largest + begin, state.tile_largest + end, state.largest + begin);
+    std::copy(state.tile_sum + begin, state.tile_sum + end, state.sum + begin);
     return;
   }
-  constexpr float kNone = -std::numeric_limits<float>::infinity();
-  const float largest = std::max(state.largest[r], state.tile_largest[r]);
-  const float offset = largest == kNone ? 0.0F : largest;
-  // Both factors by the vector exp, so that every instruction set agrees.
-  const float keep = hn::GetLane(exp_v(d, hn::Set(d, state.largest[r] - offset)));
-  const float take = hn::GetLane(exp_v(d, hn::Set(d, state.tile_largest[r] - offset)));
-  const FloatVec keep_v = hn::Set(d, keep);
-  const FloatVec take_v = hn::Set(d, take);
-  for (std::int64_t c = 0; c < width; c += kLanes) {
-    const FloatVec kept = hn::Mul(hn::LoadU(d, out + c), keep_v);
-    hn::StoreU(hn::MulAdd(hn::LoadU(d, tile_out + c), take_v, kept), d, out + c);
+  const FloatVec none = hn::Set(d, -std::numeric_limits<float>::infinity());
+  for (std::int64_t r = begin; r < end; r += kLanes) {
+    const FloatVec before = hn::LoadU(d, state.largest + r);
+    const FloatVec tile = hn::LoadU(d, state.tile_largest + r);
+    const FloatVec largest = hn::Max(before, tile);
+    const FloatVec offset = hn::IfThenZeroElse(hn::Eq(largest, none), largest);
+    const FloatVec keep = exp_v(d, hn::Sub(before, offset));
+    const FloatVec take = exp_v(d, hn::Sub(tile, offset));
+    const FloatVec sum = hn::Mul(hn::LoadU(d, state.sum + r), keep);
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, state.tile_sum + r), take, sum), d, state.sum + r);
+    hn::StoreU(largest, d, state.largest + r);
+    hn::StoreU(keep, d, state.keep + r);
+    hn::StoreU(take, d, state.take + r);
   }
-  state.sum[r] = hn::GetLane(hn::MulAdd(hn::Set(d, state.tile_sum[r]), take_v, hn::Set(d, state.sum[r] * keep)));
-  state.largest[r] = largest;
+  for (std::int64_t r = begin; r < end; ++r) {
+    float* out = state.out + r * width;
+    const float* tile_out = state.tile_out + r * width;
+    const FloatVec keep = hn::Set(d, state.keep[r]);
+    const FloatVec take = hn::Set(d, state.take[r]);
+    for (std::int64_t c = 0; c < width; c += kLanes) {
+      const FloatVec kept = hn::Mul(hn::LoadU(d, out + c), keep);
+      hn::StoreU(hn::MulAdd(hn::LoadU(d, tile_out + c), take, kept), d, out + c);
+    }
+  }
+}
+
+// Bytes that a product of `rows` rows, `units` units and k fetches per step, so that it fetches `elements` of W in all.
+template <class W>
+HWY_INLINE std::int64_t fetch_step(std::int64_t elements, std::int64_t rows, std::int64_t units, std::int64_t k) {
+  if (rows == 1) return 0;  // one row is a plain stream, which the hardware sees coming
+  const std::int64_t steps = tile_total(rows, units) * k;
+  return (elements * static_cast<std::int64_t>(sizeof(W)) + steps - 1) / steps;
 }
 
 // One tile for rows [begin, group.rows): those that see at least one of its keys.
 template <class W>
 HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head, std::int64_t t,
-                            std::int64_t begin, const AttentionState& state) {
+                            std::int64_t tiles, std::int64_t begin, const AttentionState& state) {
   const PageLayout& layout = args.layout;
   const std::int64_t width = layout.value_width();
   const W* page = reinterpret_cast<const W*>(args.pages + group.table[t] * args.page_bytes);
   const W* keys = page + layout.key_begin(head);
   const W* values = page + layout.value_begin(head);
-  const float* q = args.qkv + (group.first_row + begin) * args.qkv_stride + head * layout.head_dim;
-  const auto* ahead = reinterpret_cast<const char*>(values);
-  float* scores = state.scores + begin * kPagePositions;
-  accumulate(group.rows - begin, kPagePositions / kUnit,
-             TileOperands{q, args.qkv_stride, 0, layout.head_dim, scores, kPagePositions, false, ahead, 0}, keys,
-             kPagePositions);
+  const std::int64_t rows = group.rows - begin;
+  // What comes next is fetched meanwhile: values during scores, the next tile's keys during values.
+  const W* next_keys = t + 1 < tiles ? reinterpret_cast<const W*>(args.pages + group.table[t + 1] * args.page_bytes) +
+                                           layout.key_begin(head)
+                                     : keys;
+  float* scores = state.scores + begin * kScoreStride;
+  accumulate(rows, kPagePositions / kUnit,
+             TileOperands{state.q + begin * state.q_stride, state.q_stride, 0, layout.head_dim, scores, kScoreStride,
+                          false, reinterpret_cast<const char*>(values),
+                          fetch_step<W>(kPagePositions * width, rows, kPagePositions / kUnit, layout.head_dim)},
+             keys, kPagePositions);
   std::int64_t whole = begin;  // rows from here on see the whole tile
   for (std::int64_t r = begin; r < group.rows; ++r) {
     const std::int64_t valid = std::min<std::int64_t>(group.positions[r] - t * kPagePositions + 1, kPagePositions);
-    tile_softmax(state.scores + r * kPagePositions, valid, args.scale, state.tile_largest[r], state.tile_sum[r]);
+    tile_softmax(state.scores + r * kScoreStride, valid, args.scale, state.tile_largest[r], state.tile_sum[r]);
     float* out = state.tile_out + r * width;
     if (valid == kPagePositions) continue;
     whole = r + 1;
     accumulate(1, width / kUnit,
-               TileOperands{state.scores + r * kPagePositions, 0, 0, valid, out, width, false, ahead, 0}, values,
-               width);
+               TileOperands{state.scores + r * kScoreStride, 0, 0, valid, out, width, false,
+                            reinterpret_cast<const char*>(next_keys), 0},
+               values, width);
   }
   if (whole < group.rows) {
     accumulate(group.rows - whole, width / kUnit,
-               TileOperands{state.scores + whole * kPagePositions, kPagePositions, 0, kPagePositions,
-                            state.tile_out + whole * width, width, false, ahead, 0},
+               TileOperands{
+                   state.scores + whole * kScoreStride, kScoreStride, 0, kPagePositions, state.tile_out + whole * width,
+                   width, false, reinterpret_cast<const char*>(next_keys),
+                   fetch_step<W>(kPagePositions * layout.head_dim, group.rows - whole, width / kUnit, kPagePositions)},
                values, width);
   }
-  for (std::int64_t r = begin; r < group.rows; ++r) merge_tile(state, r, width, t == 0);
+  merge_tile(state, begin, group.rows, width, t == 0);
 }
 
 template <class W>
@@ -140,10 +189,14 @@ HWY_INLINE void attend_group(const AttentionArgs& args, const AttentionGroup& gr
   const std::int64_t width = args.layout.value_width();
   const AttentionState state = attention_state(scratch, width);
   const std::int64_t tiles = group.positions[group.rows - 1] / kPagePositions + 1;
+  for (std::int64_t r = 0; r < group.rows; ++r) {
+    std::copy_n(args.qkv + (group.first_row + r) * args.qkv_stride + head * args.layout.head_dim, args.layout.head_dim,
+                state.q + r * state.q_stride);
+  }
   std::int64_t begin = 0;
   for (std::int64_t t = 0; t < tiles; ++t) {
     while (group.positions[begin] < t * kPagePositions) ++begin;
-    attend_tile<W>(args, group, head, t, begin, state);
+    attend_tile<W>(args, group, head, t, tiles, begin, state);
   }
   for (std::int64_t r = 0; r < group.rows; ++r) {
     float* out = args.out + (group.first_row + r) * args.out_stride + head * args.layout.head_dim;

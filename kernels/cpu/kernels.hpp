@@ -19,6 +19,10 @@ inline constexpr std::int64_t kRowBlock = 240;
 inline constexpr std::int64_t kWideK = 256;
 // Rows of one sequence that attend together.
 inline constexpr std::int64_t kGroupRows = 24;
+// Rows that a tile reads side by side are this much apart beyond a multiple of a cache line, in floats: in different
+// banks of L1.
+inline constexpr std::int64_t kRowPad = 2;
+inline constexpr std::int64_t kScoreStride = kPagePositions + kRowPad;
 
 // Working memory of one thread in linear(); attention takes attention_scratch_floats(head_dim) floats.
 struct Scratch {
@@ -26,7 +30,7 @@ struct Scratch {
   float* wide = nullptr;     // (kWideK, kPanel)
 };
 constexpr std::int64_t attention_scratch_floats(std::int64_t head_dim) {
-  return kGroupRows * (kPagePositions + 2 * round_up(head_dim, kUnit) + 2 * kUnit);
+  return kGroupRows * (kScoreStride + kRowPad + 3 * round_up(head_dim, kUnit)) + 6 * (kGroupRows + kUnit);
 }
 
 // Rows of x rounded to 16 bits: x(r, k) is about values(r, k) * scales(r, k / kInt8Group).

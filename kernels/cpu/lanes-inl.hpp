@@ -22,12 +22,23 @@ struct LaneSums {
     for (int v = 0; v < kUnitVecs; ++v) sum[v] = hn::Zero(FloatTag());
   }
   HWY_INLINE float reduce() const {
-    alignas(64) float lanes[kUnit];
-    for (int v = 0; v < kUnitVecs; ++v) hn::StoreU(sum[v], FloatTag(), lanes + v * kLanes);
-    for (int half = static_cast<int>(kUnit) / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    FloatVec total[kUnitVecs];
+    std::copy(sum, sum + kUnitVecs, total);
+    for (int half = kUnitVecs / 2; half > 0; half /= 2) {
+      for (int v = 0; v < half; ++v) total[v] = hn::Add(total[v], total[v + half]);
     }
-    return lanes[0];
+    return add_halves(FloatTag(), total[0]);
+  }
+
+ private:
+  template <class D>
+  static HWY_INLINE float add_halves(D d, hn::VFromD<D> v) {
+    if constexpr (hn::MaxLanes(D()) == 1) {
+      return hn::GetLane(v);
+    } else {
+      const hn::Half<D> dh;
+      return add_halves(dh, hn::Add(hn::LowerHalf(dh, v), hn::UpperHalf(dh, v)));
+    }
   }
 };
 
