@@ -3,7 +3,7 @@
 #include <cstddef>
 
 #include "kernels/convert.hpp"
-#include "runtime/tensor_pieces.hpp"
+#include "runtime/piece_stream.hpp"
 
 namespace stagecoach {
 namespace {
@@ -13,62 +13,55 @@ DType table_dtype(DType dtype) {
   return dtype == DType::kInt8 ? DType::kFloat32 : dtype;
 }
 
+// Where one tensor goes: makes its place on the backend, then takes its pieces.
 class Loader {
  public:
-  Loader(Backend& backend, const WeightSource& source, DType dtype, std::int64_t total,
-         const std::function<void(std::int64_t, std::int64_t)>& progress)
-      : backend_(backend), reader_(source), dtype_(dtype), total_(total), progress_(progress) {}
+  Loader(Backend& backend, DType dtype) : backend_(backend), dtype_(dtype) {}
+
+  // What pieces of a tensor are checked against and converted to.
+  static DType dtype_on_backend(const TensorSpec& spec, DType dtype) {
+    if (spec.is_vector) return DType::kFloat32;
+    return spec.role == TensorRole::kPositionEmbedding ? table_dtype(dtype) : dtype;
+  }
 
   void matrix(const TensorSpec& spec, WeightLayout layout, Matrix& matrix) {
     const bool in_out = layout == WeightLayout::kInOut;
     matrix = backend_.make_matrix(in_out ? spec.rows : spec.cols, in_out ? spec.cols : spec.rows, dtype_);
-    pieces(spec, dtype_, [&](std::int64_t first, Tensor host) { backend_.load_rows(matrix, layout, first, host); });
+    use_ = [this, layout, &matrix](std::int64_t first, Tensor host) {
+      backend_.load_rows(matrix, layout, first, host);
+    };
   }
 
-  void vector(const TensorSpec& spec, Vector& vector) {
-    vector.storage = backend_.allocate(aligned(spec.cols * 4));
-    vector.view = make_tensor(vector.storage.data(), DType::kFloat32, 1, spec.cols);
-    pieces(spec, DType::kFloat32, [&](std::int64_t, Tensor host) { upload(host, DType::kFloat32, vector.view); });
-  }
+  void vector(const TensorSpec& spec, Vector& vector) { table(spec, vector.storage, vector.view); }
 
   void table(const TensorSpec& spec, Buffer& storage, Tensor& view) {
-    const DType dtype = table_dtype(dtype_);
+    const DType dtype = dtype_on_backend(spec, dtype_);
     storage = backend_.allocate(aligned(spec.elements() * size_of(dtype)));
     view = make_tensor(storage.data(), dtype, spec.rows, spec.cols);
-    pieces(spec, dtype, [&](std::int64_t first, Tensor host) { upload(host, dtype, view.slice(first, host.rows)); });
+    use_ = [this, &view](std::int64_t first, Tensor host) { upload(host, view.slice(first, host.rows)); };
   }
+
+  void take(std::int64_t first_row, Tensor host) { use_(first_row, host); }
 
  private:
-  template <typename Use>
-  void pieces(const TensorSpec& spec, DType to, const Use& use) {
-    reader_.read_in_pieces(spec, to, [&](std::int64_t first, Tensor host) {
-      use(first, host);
-      done_ += host.bytes();
-      if (progress_) progress_(done_, total_);
-    });
-  }
-
-  void upload(Tensor host, DType to, Tensor device) {
+  void upload(Tensor host, Tensor device) {
     const std::int64_t count = host.rows * host.cols;
-    if (host.dtype == to) {
+    if (host.dtype == device.dtype) {
       backend_.upload(device.data, host.data, host.bytes());
       return;
     }
-    converted_.resize(static_cast<std::size_t>(count * size_of(to)));
-    convert_elements(host.data, host.dtype, converted_.data(), to, count);
-    backend_.upload(device.data, converted_.data(), count * size_of(to));
+    converted_.resize(static_cast<std::size_t>(count * size_of(device.dtype)));
+    convert_elements(host.data, host.dtype, converted_.data(), device.dtype, count);
+    backend_.upload(device.data, converted_.data(), count * size_of(device.dtype));
   }
 
   Backend& backend_;
-  TensorReader reader_;
   DType dtype_;
-  std::int64_t total_;
-  const std::function<void(std::int64_t, std::int64_t)>& progress_;
-  std::int64_t done_ = 0;
+  std::function<void(std::int64_t first_row, Tensor host)> use_;
   std::vector<std::byte> converted_;
 };
 
-void load_tensor(Loader& loader, const TensorSpec& spec, BlockRange range, StageWeights& w) {
+void begin_tensor(Loader& loader, const TensorSpec& spec, BlockRange range, StageWeights& w) {
   BlockWeights* block =
       spec.place == TensorPlace::kBlock ? &w.blocks[static_cast<std::size_t>(spec.block - range.first)] : nullptr;
   switch (spec.role) {
@@ -133,8 +126,15 @@ StageWeights load_stage(Backend& backend, const WeightSource& source, const Mode
   for (const TensorSpec& spec : specs) total += spec.elements() * size_of(source.dtype_of(spec));
   StageWeights weights;
   weights.blocks.resize(static_cast<std::size_t>(blocks.count()));
-  Loader loader(backend, source, dtype, total, progress);
-  for (const TensorSpec& spec : specs) load_tensor(loader, spec, blocks, weights);
+  Loader loader(backend, dtype);
+  PieceStream stream(source, specs, [dtype](const TensorSpec& spec) { return Loader::dtype_on_backend(spec, dtype); });
+  std::int64_t done = 0;
+  while (const std::optional<PieceStream::Piece> piece = stream.next()) {
+    if (piece->first_row == 0) begin_tensor(loader, *piece->spec, blocks, weights);
+    loader.take(piece->first_row, piece->host);
+    done += piece->host.bytes();
+    if (progress) progress(done, total);
+  }
   weights.bytes = stage_weight_bytes(backend, config, blocks, dtype);
   return weights;
 }

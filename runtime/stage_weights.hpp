@@ -2,7 +2,7 @@
 //
 // Matrices take the dtype asked for; vectors (biases, gains) are float32, and so is the position embedding beside int8.
 // The token embedding is kept once, packed as the LM head needs it, also where a stage both embeds and has the head.
-// Needs a few MiB of host memory beside the weights.
+// Needs a few MiB of host memory beside the weights: tensors are read ahead on a thread of their own.
 #pragma once
 
 #include <cstdint>

@@ -8,9 +8,11 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "kernels/convert.hpp"
 #include "kernels/host_memory.hpp"
@@ -22,12 +24,21 @@
 namespace stagecoach {
 
 // Host staging: large enough for sequential reads at full speed, small beside any device.
-constexpr std::int64_t kPieceBytes = 8 << 20;
+constexpr std::int64_t kPieceBytes = 2 << 20;
 
-// Owns the buffer, so that many tensors share one. For one thread.
+// For one thread.
 class TensorReader {
  public:
-  explicit TensorReader(const WeightSource& source) : source_(source) {}
+  // Where the next piece goes: at least so many bytes, aligned to a page (copies out of the page cache to 16 bytes
+  // after a page's start, where large vectors begin, run at a quarter of the speed on some processors).
+  using Staging = std::function<std::byte*(std::size_t bytes)>;
+
+  // With a buffer of its own, which many tensors share.
+  explicit TensorReader(const WeightSource& source)
+      : source_(source), staging_([this](std::size_t bytes) { return own_buffer(bytes); }) {}
+  TensorReader(const WeightSource& source, Staging staging) : source_(source), staging_(std::move(staging)) {}
+  TensorReader(const TensorReader&) = delete;
+  TensorReader& operator=(const TensorReader&) = delete;
 
   // Reads `spec` in runs of whole rows (whole groups of kInt8Group but for the last), in order, and hands each to
   // `use(first_row, host rows)`; then has the source verify the checksum, if it has one. Throws WeightError, also for a
@@ -40,17 +51,12 @@ class TensorReader {
     const std::int64_t row_bytes = spec.cols * size_of(stored);
     const std::int64_t groups_each = std::max<std::int64_t>(1, kPieceBytes / row_bytes / kInt8Group);
     const std::int64_t rows_each = std::min(groups_each * kInt8Group, spec.rows);
-    const auto needed = static_cast<std::size_t>(rows_each * row_bytes);
-    if (staging_.bytes() < needed) {
-      staging_ = Buffer();
-      staging_ = memory_.allocate(static_cast<std::int64_t>(needed));
-    }
+    const auto piece_bytes = static_cast<std::size_t>(rows_each * row_bytes);
     hash_.reset();
     std::string broken;  // told only once the checksum matches: otherwise damage is the better word for it
     for (std::int64_t first = 0; first < spec.rows; first += rows_each) {
       const std::int64_t rows = std::min(rows_each, spec.rows - first);
-      const std::span<std::byte> bytes =
-          std::span(static_cast<std::byte*>(staging_.data()), static_cast<std::size_t>(rows * row_bytes));
+      const std::span<std::byte> bytes = std::span(staging_(piece_bytes), static_cast<std::size_t>(rows * row_bytes));
       source_.read_rows(spec, first, rows, bytes);
       if (verify) hash_.update(bytes);
       const Tensor piece = make_tensor(bytes.data(), stored, rows, spec.cols);
@@ -63,6 +69,15 @@ class TensorReader {
   }
 
  private:
+  // Never shrinks, since growing clears it.
+  std::byte* own_buffer(std::size_t bytes) {
+    if (buffer_.bytes() < bytes) {
+      buffer_ = Buffer();
+      buffer_ = memory_.allocate(static_cast<std::int64_t>(bytes));
+    }
+    return static_cast<std::byte*>(buffer_.data());
+  }
+
   // What is wrong with the first value that is not finite or too large for `to`; empty when there is none.
   std::string broken_value(const TensorSpec& spec, std::int64_t first_row, Tensor piece, DType to) const {
     const std::int64_t at = first_not_finite(piece.data, piece.dtype, to, piece.rows * piece.cols);
@@ -76,10 +91,9 @@ class TensorReader {
   }
 
   const WeightSource& source_;
-  // Aligned to pages: copies out of the page cache to 16 bytes after a page's start, where large vectors begin, run at
-  // a quarter of the speed on some processors. Never shrinks, since growing clears it.
   HostMemory memory_;
-  Buffer staging_;
+  Buffer buffer_;
+  Staging staging_;
   Xxh3 hash_;
 };
 
