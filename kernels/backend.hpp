@@ -89,6 +89,9 @@ class Backend {
   virtual std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const = 0;
   virtual std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const = 0;
 
+  // What operations on up to `rows` rows of up to `columns` columns allocate for themselves by the time they have run.
+  virtual std::int64_t scratch_bytes(std::int64_t rows, std::int64_t columns) const = 0;
+
   // --- weights
   Matrix make_matrix(std::int64_t in, std::int64_t out, DType dtype) {
     return {in, out, dtype, allocate(matrix_bytes(in, out, dtype))};

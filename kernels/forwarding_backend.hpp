@@ -28,6 +28,9 @@ class ForwardingBackend : public Backend {
   std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
     return inner_->kv_page_bytes(n_head, head_dim, dtype);
   }
+  std::int64_t scratch_bytes(std::int64_t rows, std::int64_t columns) const override {
+    return inner_->scratch_bytes(rows, columns);
+  }
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
     inner_->load_rows(matrix, layout, first_row, host);
   }

@@ -110,7 +110,8 @@ std::int64_t Session::fixed_bytes(const Backend& backend, const StageSpec& spec)
   const std::int32_t rows = scheduler_limits().max_rows();
   const std::int64_t residuals = (plan_.in_flight + 1LL) * rows * plan_.model.n_embd * 4;
   return stage_weight_bytes(backend, plan_.model, spec.blocks, dtype_) +
-         StageExecutor::workspace_bytes(plan_.model, spec.blocks, rows) + residuals + kReserveBytes;
+         StageExecutor::workspace_bytes(plan_.model, spec.blocks, rows) +
+         backend.scratch_bytes(rows, std::max(plan_.model.n_embd, plan_.model.n_inner)) + residuals + kReserveBytes;
 }
 
 // The KV pages that this process's stages have room for, at most those that `work` can use.

@@ -59,6 +59,10 @@ class CpuBackend final : public Backend {
     return PageLayout{n_head, head_dim}.elements() * size_of(dtype);
   }
 
+  std::int64_t scratch_bytes(std::int64_t rows, std::int64_t columns) const override {
+    return 4 * rows * (columns + pairs_of(columns) + int8_groups(columns));
+  }
+
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
     check_load_rows(matrix, layout, first_row, host);
     pack_rows(pool_, kernels_, matrix, layout, first_row, host);
@@ -172,6 +176,8 @@ class CpuBackend final : public Backend {
     }
   }
 
+  static std::int64_t pairs_of(std::int64_t columns) { return (columns + 1) / 2; }
+
   // Buffers that grow to the largest product seen.
   template <class T>
   static T* at_least(HostMemory& memory, Buffer& buffer, std::int64_t count) {
@@ -195,7 +201,7 @@ class CpuBackend final : public Backend {
     return packed;
   }
   QuantizedRows quantize(Tensor x, std::int64_t height) {
-    const std::int64_t pairs = (x.cols + 1) / 2;
+    const std::int64_t pairs = pairs_of(x.cols);
     const std::int64_t groups = int8_groups(x.cols);
     auto* values = at_least<std::int32_t>(memory_, quantized_, x.rows * (pairs + groups));
     auto* scales = reinterpret_cast<float*>(values + x.rows * pairs);

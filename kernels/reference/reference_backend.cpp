@@ -55,6 +55,8 @@ class ReferenceBackend final : public Backend {
     return std::int64_t{2} * kPagePositions * n_head * head_dim * size_of(dtype);
   }
 
+  std::int64_t scratch_bytes(std::int64_t, std::int64_t) const override { return 0; }
+
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
     check_load_rows(matrix, layout, first_row, host);
     if (matrix.dtype == DType::kInt8) return load_int8_rows(matrix, layout, first_row, host);

@@ -1,13 +1,14 @@
 // The program's end-to-end speed as ratios to ceilings measured in the same run, and two ranks against one.
 //
-//   bench_speed [--model synthetic:gpt2-xl] [--dtypes float32,float16,bfloat16] [--repeat 3] [--batches 1,4,16]
-//               [--split 25] [--no-pipeline] [--no-single]
+//   bench_speed [--model synthetic:gpt2-xl] [--dtypes float32,float16,bfloat16,int8] [--repeat 3] [--batches 1,4,16]
+//               [--many 16,32] [--split 25] [--no-pipeline] [--no-single] [--no-many]
 //
-// Every repetition measures the ceilings, then the program, in turn, so that a noisy machine disturbs them alike;
-// ratios are taken within a repetition and medians over repetitions are printed.
-//   decode   bytes of the matrices that one step reads (blocks and LM head) times tokens/s, over the read bandwidth
-//   prefill  multiply-adds of blocks and causal attention times tokens/s, over a register-only multiply-add loop
-//   pipeline 2b sequences on 2 ranks x 1 thread over b sequences on 1 rank x 2 threads: equal rows per microbatch
+// Every repetition measures the ceilings before and after the program, in turn, so that a noisy machine disturbs them
+// alike; ratios are taken within a repetition and medians over repetitions are printed, and the best of all.
+//   decode   bytes that one step reads (matrices of blocks and LM head, KV pages) times tokens/s, over the read
+//   bandwidth many     multiply-adds of a decode step of many sequences, over a register-only multiply-add loop prefill
+//   multiply-adds of blocks and causal attention times tokens/s, over a register-only multiply-add loop pipeline 2b
+//   sequences on 2 ranks x 1 thread over b sequences on 1 rank x 2 threads: equal rows per microbatch
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -21,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/int8.hpp"
 #include "runtime/json.hpp"
 #include "runtime/weight_source.hpp"
 #include "tests/bench/ceilings.hpp"
@@ -32,15 +34,16 @@ using stagecoach::ModelConfig;
 
 struct Settings {
   std::string model = "synthetic:gpt2-xl";
-  std::vector<std::string> dtypes{"float32", "float16", "bfloat16"};
+  std::vector<std::string> dtypes{"float32", "float16", "bfloat16", "int8"};
   std::vector<int> batches{1, 4, 16};
+  std::vector<int> many{16, 32};
   int repeat = 3;
   int split = 25;  // blocks of the first of two ranks: the second also has the LM head
-  bool single = true, pipeline = true;
+  bool single = true, many_sequences = true, pipeline = true;
 };
 
-constexpr int kPromptTokens = 512;         // one rank
-constexpr int kPipelinePromptTokens = 16;  // two ranks against one: decoding is compared, prompts only fill the cache
+constexpr int kPromptTokens = 512;      // one rank
+constexpr int kShortPromptTokens = 16;  // where decoding is compared, prompts only fill the cache
 constexpr int kNewTokens = 17;
 
 struct Rates {
@@ -72,7 +75,7 @@ Rates run(const std::string& launcher, const std::string& arguments, int prompt_
 }
 
 std::string model_of(const Settings& s, const std::string& dtype) {
-  return fmt::format("--model {},dtype={}", s.model, dtype);
+  return fmt::format("--model {},dtype={} --dtype {}", s.model, dtype == "int8" ? "float16" : dtype, dtype);
 }
 
 // Parameters in the matrices that a decode step reads.
@@ -91,26 +94,80 @@ double prefill_flops(const ModelConfig& c) {
   return 2.0 * (step_parameters(c) - head) + 2.0 * head / kPromptTokens + attention;
 }
 
+double bytes_per_weight(const std::string& dtype) {
+  if (dtype == "int8") return 1.0 + 4.0 / stagecoach::kInt8Group;
+  return dtype == "float32" ? 4.0 : 2.0;
+}
+
+// Keys and values (float32) of the positions before the middle one of those generated.
+double kv_bytes(const ModelConfig& c) {
+  return 2.0 * 4.0 * c.n_embd * c.n_layer * (kPromptTokens + kNewTokens / 2.0);
+}
+
+// Values of one quantity over repetitions, with the ceiling of each.
+struct Series {
+  std::vector<double> values, ceilings;
+
+  void add(double value, double ceiling) {
+    values.push_back(value);
+    ceilings.push_back(ceiling);
+  }
+  double median_ratio() const {
+    std::vector<double> ratios;
+    for (std::size_t i = 0; i < values.size(); ++i) ratios.push_back(values[i] / ceilings[i]);
+    return median(ratios);
+  }
+  double best_ratio() const { return std::ranges::max(values) / std::ranges::max(ceilings); }
+};
+
 void measure_single(const Settings& s, const ModelConfig& config, stagecoach::bench::Ceilings& ceilings) {
-  fmt::print("one rank x 2 threads, batch 1, {} prompt tokens; medians of {}\n", kPromptTokens, s.repeat);
-  fmt::print("{:<10} {:>14} {:>10} {:>8} {:>15} {:>12} {:>8}\n", "dtype", "decode tok/s", "GB/s", "of read",
-             "prefill tok/s", "GFLOP/s", "of FMA");
-  for (const std::string& dtype : s.dtypes) {
-    const double bytes = step_parameters(config) * (dtype == "float32" ? 4.0 : 2.0);
-    std::vector<double> decode, prefill, decode_ratio, prefill_ratio;
-    for (int r = 0; r < s.repeat; ++r) {
+  fmt::print("\none rank x 2 threads, batch 1, {} prompt tokens; medians of {}\n", kPromptTokens, s.repeat);
+  fmt::print("{:<10} {:>14} {:>8} {:>8} {:>6} {:>15} {:>10} {:>8} {:>6}\n", "dtype", "decode tok/s", "GB/s", "of read",
+             "best", "prefill tok/s", "GFLOP/s", "of FMA", "best");
+  std::vector<Series> decode(s.dtypes.size());
+  std::vector<Series> prefill(s.dtypes.size());
+  const auto bytes = [&](std::size_t d) {
+    return step_parameters(config) * bytes_per_weight(s.dtypes[d]) + kv_bytes(config);
+  };
+  for (int r = 0; r < s.repeat; ++r) {
+    for (std::size_t d = 0; d < s.dtypes.size(); ++d) {
       const double read = ceilings.read_bytes_per_s();
       const double fma = ceilings.multiply_add_flops_per_s();
-      const Rates rates = run("", model_of(s, dtype) + " --threads 2 --batch 1", kPromptTokens);
-      decode.push_back(rates.decode);
-      prefill.push_back(rates.prefill);
-      decode_ratio.push_back(rates.decode * bytes / std::max(read, ceilings.read_bytes_per_s()));
-      prefill_ratio.push_back(rates.prefill * prefill_flops(config) /
-                              std::max(fma, ceilings.multiply_add_flops_per_s()));
+      const Rates rates = run("", model_of(s, s.dtypes[d]) + " --threads 2 --batch 1", kPromptTokens);
+      decode[d].add(rates.decode * bytes(d), std::max(read, ceilings.read_bytes_per_s()));
+      prefill[d].add(rates.prefill * prefill_flops(config), std::max(fma, ceilings.multiply_add_flops_per_s()));
     }
-    fmt::print("{:<10} {:>14.2f} {:>10.1f} {:>8.2f} {:>15.1f} {:>12.0f} {:>8.2f}\n", dtype, median(decode),
-               median(decode) * bytes / 1e9, median(decode_ratio), median(prefill),
-               median(prefill) * prefill_flops(config) / 1e9, median(prefill_ratio));
+  }
+  for (std::size_t d = 0; d < s.dtypes.size(); ++d) {
+    const double decoded = median(decode[d].values);
+    const double filled = median(prefill[d].values);
+    fmt::print("{:<10} {:>14.2f} {:>8.1f} {:>8.2f} {:>6.2f} {:>15.1f} {:>10.0f} {:>8.2f} {:>6.2f}\n", s.dtypes[d],
+               decoded / bytes(d), decoded / 1e9, decode[d].median_ratio(), decode[d].best_ratio(),
+               filled / prefill_flops(config), filled / 1e9, prefill[d].median_ratio(), prefill[d].best_ratio());
+  }
+  std::fflush(stdout);
+}
+
+void measure_many(const Settings& s, const ModelConfig& config, stagecoach::bench::Ceilings& ceilings) {
+  fmt::print("\ndecode of many sequences, one rank x 2 threads; medians of {}\n", s.repeat);
+  fmt::print("{:<10} {:>9} {:>14} {:>10} {:>8} {:>6}\n", "dtype", "sequences", "decode tok/s", "GFLOP/s", "of FMA",
+             "best");
+  const double flops = 2.0 * step_parameters(config);
+  for (const int batch : s.many) {
+    std::vector<Series> decode(s.dtypes.size());
+    for (int r = 0; r < s.repeat; ++r) {
+      for (std::size_t d = 0; d < s.dtypes.size(); ++d) {
+        const double fma = ceilings.multiply_add_flops_per_s();
+        const Rates rates =
+            run("", fmt::format("{} --threads 2 --batch {}", model_of(s, s.dtypes[d]), batch), kShortPromptTokens);
+        decode[d].add(rates.decode * flops, std::max(fma, ceilings.multiply_add_flops_per_s()));
+      }
+    }
+    for (std::size_t d = 0; d < s.dtypes.size(); ++d) {
+      fmt::print("{:<10} {:>9} {:>14.2f} {:>10.0f} {:>8.2f} {:>6.2f}\n", s.dtypes[d], batch,
+                 median(decode[d].values) / flops, median(decode[d].values) / 1e9, decode[d].median_ratio(),
+                 decode[d].best_ratio());
+    }
     std::fflush(stdout);
   }
 }
@@ -131,11 +188,11 @@ void measure_pipeline(const Settings& s, const ModelConfig& config) {
     std::vector<double> d1, d2, d;
     for (int r = 0; r < s.repeat; ++r) {
       const Rates one =
-          run("", fmt::format("{} --threads 2 --batch {}", model_of(s, "float16"), b), kPipelinePromptTokens);
+          run("", fmt::format("{} --threads 2 --batch {}", model_of(s, "float16"), b), kShortPromptTokens);
       const Rates two =
           run(launcher,
               fmt::format("{} --threads 1 --batch {} --config {}", model_of(s, "float16"), 2 * b, run_file.string()),
-              kPipelinePromptTokens);
+              kShortPromptTokens);
       d1.push_back(one.decode);
       d2.push_back(two.decode);
       d.push_back(two.decode / one.decode);
@@ -172,6 +229,11 @@ Settings parse(int argc, char** argv) {
     } else if (option == "--batches") {
       s.batches.clear();
       for (const std::string& part : split_list(value())) s.batches.push_back(std::stoi(part));
+    } else if (option == "--many") {
+      s.many.clear();
+      for (const std::string& part : split_list(value())) s.many.push_back(std::stoi(part));
+    } else if (option == "--no-many") {
+      s.many_sequences = false;
     } else if (option == "--no-pipeline") {
       s.pipeline = false;
     } else if (option == "--no-single") {
@@ -189,11 +251,12 @@ int main(int argc, char** argv) {
   try {
     const Settings settings = parse(argc, argv);
     const ModelConfig config = stagecoach::open_model(settings.model).config;
-    if (settings.single) {
+    if (settings.single || settings.many_sequences) {
       stagecoach::bench::Ceilings ceilings(2);
       fmt::print("ceilings, 2 threads: read {:.1f} GB/s, multiply-add {:.0f} GFLOP/s\n",
                  ceilings.read_bytes_per_s() / 1e9, ceilings.multiply_add_flops_per_s() / 1e9);
-      measure_single(settings, config, ceilings);
+      if (settings.single) measure_single(settings, config, ceilings);
+      if (settings.many_sequences) measure_many(settings, config, ceilings);
     }
     if (settings.pipeline) measure_pipeline(settings, config);
     return 0;

@@ -252,6 +252,26 @@ TEST_CASE("shapes that do not fit are refused with their values") {
   CHECK_THROWS_AS(make_cpu_backend({0, Simd::kBest}), std::invalid_argument);
 }
 
+TEST_CASE("products take no more memory of their own than scratch_bytes says, and take it once") {
+  const auto backend = make_cpu_backend({2, Simd::kBest});
+  const Matrix narrow = backend->make_matrix(130, 70, DType::kFloat16);
+  const Matrix wide = backend->make_matrix(301, 20, DType::kInt8);
+  const Array x(50, 301);
+  const Array y(50, 70);
+  const std::int64_t before = backend->bytes_allocated();
+  for (int round = 0; round < 2; ++round) {
+    for (const std::int64_t rows : {50, 3, 1}) {
+      const auto first = [rows](const Array& a, std::int64_t cols) {
+        return make_tensor(const_cast<float*>(a.values.data()), DType::kFloat32, rows, cols);
+      };
+      backend->linear(first(x, 130), narrow, {}, {}, first(y, 70));
+      backend->linear(first(x, 301), wide, {}, {}, first(y, 20));
+    }
+    CHECK(backend->bytes_allocated() - before <= backend->scratch_bytes(50, 301));
+    CHECK(backend->bytes_allocated() - before > backend->scratch_bytes(25, 301));
+  }
+}
+
 TEST_CASE("memory is zeroed, aligned and counted, and running out is an error with the size") {
   const auto backend = make_cpu_backend({});
   const std::int64_t before = backend->bytes_allocated();
