@@ -6,6 +6,8 @@
 #define STAGECOACH_CPU_LANES_INL
 #endif
 
+#include <bit>
+
 #include <hwy/highway.h>
 #include "kernels/convert.hpp"
 #include "kernels/cpu/tile-inl.hpp"
@@ -66,19 +68,19 @@ HWY_INLINE float load_one(const float* p) {
   return *p;
 }
 HWY_INLINE float load_one(const hwy::float16_t* p) {
-  return f16_to_f32(p->bits);
+  return f16_to_f32(std::bit_cast<std::uint16_t>(*p));
 }
 HWY_INLINE float load_one(const hwy::bfloat16_t* p) {
-  return bf16_to_f32(p->bits);
+  return bf16_to_f32(std::bit_cast<std::uint16_t>(*p));
 }
 HWY_INLINE void store_one(float value, float* p) {
   *p = value;
 }
 HWY_INLINE void store_one(float value, hwy::float16_t* p) {
-  p->bits = f32_to_f16(value);
+  *p = std::bit_cast<hwy::float16_t>(f32_to_f16(value));
 }
 HWY_INLINE void store_one(float value, hwy::bfloat16_t* p) {
-  p->bits = f32_to_bf16(value);
+  *p = std::bit_cast<hwy::bfloat16_t>(f32_to_bf16(value));
 }
 
 template <class T>
