@@ -178,22 +178,22 @@ class CpuBackend final : public Backend {
 
   static std::int64_t pairs_of(std::int64_t columns) { return (columns + 1) / 2; }
 
-  // Buffers that grow to the largest product seen.
+  // `count` 32-bit elements in a buffer that grows to the largest product seen.
   template <class T>
-  static T* at_least(HostMemory& memory, Buffer& buffer, std::int64_t count) {
-    const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(T));
-    if (static_cast<std::int64_t>(buffer.bytes()) < bytes) {
+  T* at_least(Buffer& buffer, std::int64_t count) {
+    static_assert(sizeof(T) == 4);
+    if (static_cast<std::int64_t>(buffer.bytes()) < count * 4) {
       buffer = Buffer();
-      buffer = memory.allocate(bytes);
+      buffer = memory_.allocate(count * 4);
     }
     return static_cast<T*>(buffer.data());
   }
 
-  // `rows` of `in` 32-bit elements as the tasks of linear() read them, valid until the next product.
-  template <class T>  // float or std::int32_t
+  // `rows` rows of `in` elements as the tasks of linear() read them, valid until the next product.
+  template <class T>
   const T* pack(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t in, std::int64_t height) {
     if (rows == 1) return x;
-    T* packed = at_least<T>(memory_, packed_, rows * in);
+    T* packed = at_least<T>(packed_, rows * in);
     for_rows((rows + height - 1) / height, height * in, [&](std::int64_t block, int) {
       const std::int64_t first = block * height;
       kernels_.pack(x + first * stride, stride, std::min(height, rows - first), in, packed + first * in);
@@ -203,7 +203,7 @@ class CpuBackend final : public Backend {
   QuantizedRows quantize(Tensor x, std::int64_t height) {
     const std::int64_t pairs = pairs_of(x.cols);
     const std::int64_t groups = int8_groups(x.cols);
-    auto* values = at_least<std::int32_t>(memory_, quantized_, x.rows * (pairs + groups));
+    auto* values = at_least<std::int32_t>(quantized_, x.rows * (pairs + groups));
     auto* scales = reinterpret_cast<float*>(values + x.rows * pairs);
     for_rows(x.rows, x.cols, [&](std::int64_t r, int) {
       kernels_.quantize_row(x.f32(r), x.cols, reinterpret_cast<std::int16_t*>(values + r * pairs), scales + r * groups);
