@@ -2,8 +2,10 @@
 //
 // A backend is one in-order queue on one device: operations start in call order and each sees the results of those
 // before it; `synchronize` waits until all of them are done. It knows rows, pages and matrices; it does not know
-// models, blocks or ranks. All activations are float32; weights and KV pages have their own dtypes and are widened when
-// read. Preconditions (shapes, dtypes) are checked at this border and throw std::invalid_argument with the values.
+// models, blocks or ranks. Weights, KV pages and activations have their own dtypes and are widened when read; sums are
+// float32. The residual stream and logits are float32, what stands between the operations of a block is of the
+// backend's activation_dtype. Preconditions (shapes, dtypes) are checked at this border and throw std::invalid_argument
+// with the values.
 //
 // Layout invariance (reference and cpu): each output row is computed in an order of operations that does not depend on
 // how many rows share the call, on other rows, or on the number of threads.
@@ -11,6 +13,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -84,8 +87,32 @@ class Backend {
   virtual void download(void* host, const void* device, std::int64_t bytes) = 0;  // synchronises
   virtual std::int64_t bytes_allocated() const = 0;
   virtual std::int64_t peak_bytes() const = 0;
+  // Bytes that `allocate` can give out in all, for a device with memory of its own; nothing where it is the host's.
+  virtual std::optional<std::int64_t> memory_limit() const { return std::nullopt; }
+
+  // --- for transports of a device with memory of its own; on the host they are plain copies
+  // Whether the host reads and writes buffers directly, once `idle`.
+  virtual bool in_host_memory() const { return true; }
+  // Host memory that such a device copies to and from at full speed.
+  virtual Buffer allocate_host(std::int64_t bytes) { return allocate(bytes); }
+  // Start copies that may run beside operations: a download of what the operations queued so far leave in `device`; an
+  // upload that operations queued from now on see, into memory that no queued operation uses. `host` is from
+  // allocate_host, and belongs to the copy until `finished` says true, once.
+  using Copy = std::uint64_t;
+  virtual Copy start_download(void* host, const void* device, std::int64_t bytes) {
+    download(host, device, bytes);
+    return 0;
+  }
+  virtual Copy start_upload(void* device, const void* host, std::int64_t bytes) {
+    upload(device, host, bytes);
+    return 0;
+  }
+  virtual bool finished(Copy) { return true; }
 
   // --- layout
+  // What `x` and `out` of linear, `out` of layer_norm, `qkv` and `out` of attention should be for weights of `weights`,
+  // where they are not float32: float32, or 16 bits where products take their inputs so.
+  virtual DType activation_dtype([[maybe_unused]] DType weights) const { return DType::kFloat32; }
   virtual std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const = 0;
   virtual std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const = 0;
 
@@ -107,21 +134,26 @@ class Backend {
   // out(r, :) = wte(:, tokens[r]) + wpe(positions[r], :).   wte is a Matrix (n_embd, vocab); wpe (n_positions, n_embd).
   virtual void embed(const Matrix& wte, Tensor wpe, Tensor out) = 0;
   // Appends K and V of every row to its pages, then out(r, head) = softmax(scale * q k^T) v over positions
-  // 0..positions[r]. qkv is (rows, 3 * n_head * head_dim): q, k, v side by side; out is (rows, n_head * head_dim).
+  // 0..positions[r]. qkv is (rows, 3 * n_head * head_dim): q, k, v side by side; out is (rows, n_head * head_dim), of
+  // the same dtype.
   virtual void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) = 0;
 
   // Makes the contents of page `to` those of page `from`.
   virtual void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) = 0;
 
   // --- operations on any rows; layer_norm may work in place, other outputs must not overlap inputs
-  // out = (x - mean) / sqrt(variance + epsilon) * gain + bias, per row; gain and bias are (1, cols) float32.
+  // out = (x - mean) / sqrt(variance + epsilon) * gain + bias, per row; x, gain and bias are float32, gain and bias
+  // (1, cols).
   virtual void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) = 0;
-  // out (rows, w.out) = epilogue(x (rows, w.in) * w + bias); bias is (1, w.out) float32 or empty (data == nullptr).
+  // out (rows, w.out) = epilogue(x (rows, w.in) * w + bias); bias is (1, w.out), of out's dtype, or empty (data ==
+  // nullptr). An output that is added to is float32.
   virtual void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) = 0;
   // out(i, :) = x(rows[i], :).
   virtual void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) = 0;
 
   virtual void synchronize() = 0;
+  // True when nothing is queued: synchronize would return at once. Polls.
+  virtual bool idle() { return true; }
 };
 
 // Naive loops, double accumulation: the written definition of every operation above.

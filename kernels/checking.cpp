@@ -1,9 +1,11 @@
 // Runs every operation on a backend and on the reference with the same inputs and compares.
 //
 // The reference keeps its own copy of each matrix (known by the address of its storage) and of each block's
-// KV pages (by their base). What is written to pages by other means than attention() is not seen by the copy.
+// KV pages (by their base). What is written to pages by other means than attention() is not seen by the copy. It works
+// in float32 throughout: activations of 16 bits are widened.
 // Tolerances bound the rounding of float32 arithmetic in any order of additions: some multiple of the unit
-// roundoff times the sum of the absolute terms, growing with the square root of their number.
+// roundoff times the sum of the absolute terms, growing with the square root of their number. 16-bit results may be off
+// by their own rounding as well, and attention on 16-bit activations may round queries and probabilities.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -28,17 +30,25 @@ double roundoff_of_sum(std::int64_t terms) {
   return kRoundoff * (8.0 + 4.0 * std::sqrt(static_cast<double>(terms)));
 }
 
-// A host copy of a tensor of the inner backend.
+// Of rounding to `dtype`: half the distance of two neighbours over the smaller one, and for the smallest numbers.
+double rounding_of(DType dtype, double value) {
+  const double relative = dtype == DType::kFloat16 ? 0x1p-11 : dtype == DType::kBFloat16 ? 0x1p-8 : kRoundoff;
+  return relative * std::abs(value) + (dtype == DType::kFloat16 ? 0x1p-25 : 0.0);
+}
+
+// A host copy of a tensor of the inner backend, in float32.
 struct HostCopy {
   std::vector<std::byte> bytes;
   Tensor view;
 };
 
 HostCopy copy_of(Backend& backend, Tensor t) {
-  HostCopy copy{std::vector<std::byte>(static_cast<std::size_t>(t.bytes())), {}};
-  copy.view = make_tensor(t.data == nullptr ? nullptr : copy.bytes.data(), t.dtype, t.rows, t.cols);
+  HostCopy copy{std::vector<std::byte>(static_cast<std::size_t>(t.rows * t.cols * 4)), {}};
+  copy.view = make_tensor(t.data == nullptr ? nullptr : copy.bytes.data(), DType::kFloat32, t.rows, t.cols);
+  std::vector<std::byte> row(static_cast<std::size_t>(t.cols * size_of(t.dtype)));
   for (std::int64_t r = 0; r < t.rows && t.data != nullptr; ++r) {
-    backend.download(copy.view.row(r), t.row(r), t.cols * size_of(t.dtype));
+    backend.download(row.data(), t.row(r), static_cast<std::int64_t>(row.size()));
+    convert_elements(row.data(), t.dtype, copy.view.row(r), DType::kFloat32, t.cols);
   }
   return copy;
 }
@@ -118,7 +128,7 @@ class CheckingBackend final : public ForwardingBackend {
     want.view.data = want.bytes.data();
     PagesShadow& pages = shadow(kv);
     reference_->attention(in.view, pages.shape, scale, want.view);
-    compare_attention(pages, in.view, scale, got.view, want.view);
+    compare_attention(pages, in.view, qkv.dtype, scale, got.view, want.view);
   }
 
   void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override {
@@ -137,7 +147,7 @@ class CheckingBackend final : public ForwardingBackend {
     HostCopy want = got;
     want.view.data = want.bytes.data();
     reference_->layer_norm(in.view, g.view, b.view, epsilon, want.view);
-    compare_layer_norm(in.view, g.view, b.view, epsilon, got.view, want.view);
+    compare_layer_norm(in.view, g.view, b.view, epsilon, out.dtype, got.view, want.view);
   }
 
   void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
@@ -152,7 +162,7 @@ class CheckingBackend final : public ForwardingBackend {
     const Matrix& weights = shadow(w);
     reference_->linear(in.view, weights, b.view, epilogue, want.view);
     const std::string operation = fmt::format("linear ({}, {}) {}", w.in, w.out, name_of(w.dtype));
-    compare_linear(operation, in.view, weights, b.view, epilogue, before, got.view, want.view);
+    compare_linear(operation, in.view, weights, b.view, epilogue, before, out.dtype, got.view, want.view);
   }
 
   void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override {
@@ -193,7 +203,7 @@ class CheckingBackend final : public ForwardingBackend {
 
   // Scores are off by at most d = scale |q| |k| times the roundoff of a sum of head_dim terms; probabilities
   // by a factor exp(2 d) and the roundoff of their sum; the output is their mean of values.
-  static void compare_attention(PagesShadow& pages, Tensor qkv, float scale, Tensor got, Tensor want) {
+  static void compare_attention(PagesShadow& pages, Tensor qkv, DType dtype, float scale, Tensor got, Tensor want) {
     const std::int64_t head_dim = pages.shape.head_dim;
     const std::int64_t width = head_dim * pages.shape.n_head;
     const auto norm = [&](const float* x) {
@@ -213,14 +223,19 @@ class CheckingBackend final : public ForwardingBackend {
       for (std::int64_t c = 0; c < width; ++c) {
         const double score =
             std::abs(double{scale}) * norm(qkv.f32(r) + c / head_dim * head_dim) * pages.largest_key * 1.01;
-        const double relative = 2.0 * score * roundoff_of_sum(head_dim) + roundoff_of_sum(1024);
-        comparison.add(r, c, got.f32(r)[c], want.f32(r)[c], relative * pages.largest_value * 1.01);
+        double relative = 2.0 * score * roundoff_of_sum(head_dim) + roundoff_of_sum(1024);
+        // Queries are rounded to the dtype of the keys, probabilities to that of the values.
+        if (dtype != DType::kFloat32)
+          relative += 2.0 * rounding_of(pages.shape.dtype, score) + rounding_of(pages.shape.dtype, 1.0);
+        comparison.add(r, c, got.f32(r)[c], want.f32(r)[c],
+                       relative * pages.largest_value * 1.01 + rounding_of(dtype, want.f32(r)[c]));
       }
     }
     comparison.finish();
   }
 
-  static void compare_layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor got, Tensor want) {
+  static void compare_layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, DType dtype, Tensor got,
+                                 Tensor want) {
     Comparison comparison("layer_norm");
     for (std::int64_t r = 0; r < x.rows; ++r) {
       double sum = 0.0;
@@ -239,7 +254,8 @@ class CheckingBackend final : public ForwardingBackend {
         const double normal = std::abs(double{x.f32(r)[c]} - mean) * inverse;
         const double error = (1.0 + normal) * (1.0 + largest * inverse) * double{std::abs(gain.f32(0)[c])};
         comparison.add(r, c, got.f32(r)[c], want.f32(r)[c],
-                       roundoff_of_sum(x.cols / 16) * (error + double{std::abs(bias.f32(0)[c])}));
+                       roundoff_of_sum(x.cols / 16) * (error + double{std::abs(bias.f32(0)[c])}) +
+                           rounding_of(dtype, want.f32(r)[c]));
       }
     }
     comparison.finish();
@@ -255,7 +271,7 @@ class CheckingBackend final : public ForwardingBackend {
   }
 
   static void compare_linear(const std::string& operation, Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue,
-                             const HostCopy& before, Tensor got, Tensor want) {
+                             const HostCopy& before, DType dtype, Tensor got, Tensor want) {
     Comparison comparison(operation);
     std::vector<double> terms(static_cast<std::size_t>(w.out));
     std::vector<double> rounded(
@@ -279,8 +295,7 @@ class CheckingBackend final : public ForwardingBackend {
       for (std::int64_t n = 0; n < w.out; ++n) {
         // Activations change no faster than 1.13 times their argument, and are good to some units of it.
         const double magnitude = terms[static_cast<std::size_t>(n)];
-        double tolerance = 1.2 * roundoff_of_sum(w.in) * magnitude +
-                           2.0 * kRoundoff * double{std::abs(want.f32(r)[n])} +
+        double tolerance = 1.2 * roundoff_of_sum(w.in) * magnitude + 2.0 * rounding_of(dtype, want.f32(r)[n]) +
                            1.2 * rounded[static_cast<std::size_t>(n)];
         if (epilogue.activation != Activation::kNone) tolerance += 8.0 * kRoundoff * magnitude;
         if (epilogue.add_to_output) tolerance += 2.0 * kRoundoff * double{std::abs(old[n])};

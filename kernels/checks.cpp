@@ -20,13 +20,20 @@ bool is_view(Tensor t) {
          (t.data != nullptr || t.rows == 0 || t.cols == 0);
 }
 
-bool is_activation(Tensor t, std::int64_t rows, std::int64_t cols) {
-  return is_view(t) && t.dtype == DType::kFloat32 && t.rows == rows && t.cols == cols;
+void require_tensor(Tensor t, DType dtype, std::int64_t rows, std::int64_t cols, const char* operation,
+                    const char* name) {
+  if (is_view(t) && t.dtype == dtype && t.rows == rows && t.cols == cols) return;
+  require(false, operation,
+          fmt::format("{} is {}, expected {} ({}, {})", name, describe(t), name_of(dtype), rows, cols));
 }
 
+void require_float32(Tensor t, std::int64_t rows, std::int64_t cols, const char* operation, const char* name) {
+  require_tensor(t, DType::kFloat32, rows, cols, operation, name);
+}
+
+// Of any dtype that an activation may have.
 void require_activation(Tensor t, std::int64_t rows, std::int64_t cols, const char* operation, const char* name) {
-  if (is_activation(t, rows, cols)) return;
-  require(false, operation, fmt::format("{} is {}, expected float32 ({}, {})", name, describe(t), rows, cols));
+  require_tensor(t, t.dtype == DType::kInt8 ? DType::kFloat32 : t.dtype, rows, cols, operation, name);
 }
 
 void require_matrix(const Matrix& m, const char* operation) {
@@ -60,7 +67,7 @@ void check_embed(const RowSet& rows, const Matrix& wte, Tensor wpe, Tensor out) 
   require(static_cast<std::int64_t>(rows.tokens().size()) == rows.rows(), "embed", "set_rows gave no tokens");
   require(is_view(wpe) && wpe.cols == wte.in, "embed",
           fmt::format("wpe is {}, expected {} columns", describe(wpe), wte.in));
-  require_activation(out, rows.rows(), wte.in, "embed", "out");
+  require_float32(out, rows.rows(), wte.in, "embed", "out");
   for (std::size_t r = 0; r < rows.tokens().size(); ++r) {
     const std::int32_t token = rows.tokens()[r];
     const std::int32_t position = rows.positions()[r];
@@ -75,7 +82,7 @@ void check_attention(const RowSet& rows, Tensor qkv, const KvPages& kv, Tensor o
           fmt::format("{} heads of {}, pages {}", kv.n_head, kv.head_dim, kv.base == nullptr ? "missing" : "given"));
   const std::int64_t width = std::int64_t{kv.n_head} * kv.head_dim;
   require_activation(qkv, rows.rows(), 3 * width, "attention", "qkv");
-  require_activation(out, rows.rows(), width, "attention", "out");
+  require_tensor(out, qkv.dtype, rows.rows(), width, "attention", "out");
   if (rows.first_page() >= 0 && rows.last_page() < kv.page_count) return;
   require(false, "attention",
           fmt::format("rows use pages {} to {} of {}", rows.first_page(), rows.last_page(), kv.page_count));
@@ -90,28 +97,35 @@ void check_copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) {
 
 void check_layer_norm(Tensor x, Tensor gain, Tensor bias, Tensor out) {
   require(x.cols >= 1, "layer_norm", "no columns");
-  require_activation(x, x.rows, x.cols, "layer_norm", "x");
-  require_activation(gain, 1, x.cols, "layer_norm", "gain");
-  require_activation(bias, 1, x.cols, "layer_norm", "bias");
+  require_float32(x, x.rows, x.cols, "layer_norm", "x");
+  require_float32(gain, 1, x.cols, "layer_norm", "gain");
+  require_float32(bias, 1, x.cols, "layer_norm", "bias");
   require_activation(out, x.rows, x.cols, "layer_norm", "out");
 }
 
 void check_linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) {
   require_matrix(w, "linear");
   require_activation(x, x.rows, w.in, "linear", "x");
-  if (bias.data != nullptr) require_activation(bias, 1, w.out, "linear", "bias");
   require_activation(out, x.rows, w.out, "linear", "out");
+  if (bias.data != nullptr) require_tensor(bias, out.dtype, 1, w.out, "linear", "bias");
+  require(!epilogue.add_to_output || out.dtype == DType::kFloat32, "linear",
+          fmt::format("cannot add to {}", describe(out)));
   require(!epilogue.add_to_output || epilogue.activation == Activation::kNone, "linear",
           "an epilogue has an activation or adds to the output, never both");
 }
 
 void check_gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) {
-  require_activation(x, x.rows, x.cols, "gather", "x");
-  require_activation(out, static_cast<std::int64_t>(rows.size()), x.cols, "gather", "out");
+  require_float32(x, x.rows, x.cols, "gather", "x");
+  require_float32(out, static_cast<std::int64_t>(rows.size()), x.cols, "gather", "out");
   for (std::size_t i = 0; i < rows.size(); ++i) {
     if (rows[i] >= 0 && rows[i] < x.rows) continue;
     require(false, "gather", fmt::format("index {} asks for row {} of {}", i, rows[i], x.rows));
   }
+}
+
+void check_float32(Tensor x, Tensor out, const char* operation) {
+  require_float32(x, x.rows, x.cols, operation, "input");
+  require_float32(out, out.rows, out.cols, operation, "output");
 }
 
 }  // namespace stagecoach

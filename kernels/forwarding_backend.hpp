@@ -22,6 +22,17 @@ class ForwardingBackend : public Backend {
   void download(void* host, const void* device, std::int64_t bytes) override { inner_->download(host, device, bytes); }
   std::int64_t bytes_allocated() const override { return inner_->bytes_allocated(); }
   std::int64_t peak_bytes() const override { return inner_->peak_bytes(); }
+  std::optional<std::int64_t> memory_limit() const override { return inner_->memory_limit(); }
+  bool in_host_memory() const override { return inner_->in_host_memory(); }
+  Buffer allocate_host(std::int64_t bytes) override { return inner_->allocate_host(bytes); }
+  Copy start_download(void* host, const void* device, std::int64_t bytes) override {
+    return inner_->start_download(host, device, bytes);
+  }
+  Copy start_upload(void* device, const void* host, std::int64_t bytes) override {
+    return inner_->start_upload(device, host, bytes);
+  }
+  bool finished(Copy copy) override { return inner_->finished(copy); }
+  DType activation_dtype(DType weights) const override { return inner_->activation_dtype(weights); }
   std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
     return inner_->matrix_bytes(in, out, dtype);
   }
@@ -48,6 +59,7 @@ class ForwardingBackend : public Backend {
   }
   void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override { inner_->gather(x, rows, out); }
   void synchronize() override { inner_->synchronize(); }
+  bool idle() override { return inner_->idle(); }
 
  protected:
   Backend& inner() { return *inner_; }

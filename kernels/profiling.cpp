@@ -94,6 +94,12 @@ void ProfilingBackend::download(void* host, const void* device, std::int64_t byt
   timed({Operation::kDownload}, {0, bytes, 0}, [&] { inner().download(host, device, bytes); });
 }
 
+Backend::Copy ProfilingBackend::start_download(void* host, const void* device, std::int64_t bytes) {
+  Copy copy = 0;
+  timed({Operation::kDownload}, {0, bytes, 0}, [&] { copy = inner().start_download(host, device, bytes); });
+  return copy;
+}
+
 void ProfilingBackend::embed(const Matrix& wte, Tensor wpe, Tensor out) {
   const std::int64_t row_bytes = out.cols * (size_of(wte.dtype) + size_of(wpe.dtype));
   timed({Operation::kEmbed}, {out.rows, out.rows * row_bytes, 0}, [&] { inner().embed(wte, wpe, out); });

@@ -77,6 +77,7 @@ class ProfilingBackend final : public ForwardingBackend {
 
   std::string name() const override;
   void download(void* host, const void* device, std::int64_t bytes) override;
+  Copy start_download(void* host, const void* device, std::int64_t bytes) override;
   void set_rows(const RowsView& rows) override;
   void embed(const Matrix& wte, Tensor wpe, Tensor out) override;
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override;

@@ -12,6 +12,7 @@
 #include "launch/interrupt.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
+#include "runtime/staged_transport.hpp"
 
 namespace stagecoach {
 namespace {
@@ -110,7 +111,7 @@ std::int64_t Session::fixed_bytes(const Backend& backend, const StageSpec& spec)
   const std::int32_t rows = scheduler_limits().max_rows();
   const std::int64_t residuals = (plan_.in_flight + 1LL) * rows * plan_.model.n_embd * 4;
   return stage_weight_bytes(backend, plan_.model, spec.blocks, dtype_) +
-         StageExecutor::workspace_bytes(plan_.model, spec.blocks, rows) +
+         StageExecutor::workspace_bytes(plan_.model, spec.blocks, backend.activation_dtype(dtype_), rows) +
          backend.scratch_bytes(rows, std::max(plan_.model.n_embd, plan_.model.n_inner)) + residuals + kReserveBytes;
 }
 
@@ -187,10 +188,10 @@ void Session::load(Stage& stage) {
   if (plan_.stage_count() == 1) return;
   if (threads_are_stages()) {
     stage.mailbox = hub_->mailbox(stage.index);
-    stage.transport = hub_->transport(stage.index);
+    stage.transport = make_staged_transport(hub_->transport(stage.index), *stage.backend);
   } else {
     stage.mailbox = world_.mpi()->mailbox(0);
-    stage.transport = world_.mpi()->transport(stage.index, 0);
+    stage.transport = make_staged_transport(world_.mpi()->transport(stage.index, 0), *stage.backend);
   }
 }
 

@@ -109,11 +109,12 @@ class Pipeline {
     return message;
   }
 
-  // Moves pending messages and exchanges signs of life; cheap enough to call between any two operations.
+  // Moves pending messages and rows along and exchanges signs of life; cheap enough to call between any two operations.
   void keep_alive() {
     if (c_.check) c_.check();
     if (c_.mailbox == nullptr) return;
     c_.mailbox->flushed();
+    sends_done();
     const Clock::time_point now = Clock::now();
     if (now < next_alive_) return;
     const double interval_s = std::min(1.0, c_.timeout_s / 8);

@@ -28,22 +28,28 @@ Activation activation_of(ActivationName name) {
 // Rows and columns of the workspace's arrays, in order: one place for their sizes.
 struct WorkspaceShape {
   std::int64_t rows, narrow, wide, head_rows, vocab;
+  DType activation;
   std::int64_t bytes() const {
-    return aligned(rows * narrow * 4) + aligned(rows * wide * 4) + aligned(head_rows * vocab * 4) +
-           aligned(head_rows * narrow * 4);
+    return aligned(rows * narrow * size_of(activation)) + aligned(rows * wide * size_of(activation)) +
+           aligned(head_rows * vocab * 4) + aligned(head_rows * narrow * 4);
   }
 };
 
-WorkspaceShape workspace_shape(const ModelConfig& c, BlockRange blocks, std::int32_t max_rows) {
+WorkspaceShape workspace_shape(const ModelConfig& c, BlockRange blocks, DType activation, std::int32_t max_rows) {
   const bool last = blocks.last == c.n_layer - 1;
-  return {max_rows, c.n_embd, std::max<std::int64_t>(3LL * c.n_embd, c.n_inner),
-          last ? std::min(kHeadRows, max_rows) : 0, c.vocab_size};
+  return {max_rows,
+          c.n_embd,
+          std::max<std::int64_t>(3LL * c.n_embd, c.n_inner),
+          last ? std::min(kHeadRows, max_rows) : 0,
+          c.vocab_size,
+          activation};
 }
 
 }  // namespace
 
-std::int64_t StageExecutor::workspace_bytes(const ModelConfig& config, BlockRange blocks, std::int32_t max_rows) {
-  return workspace_shape(config, blocks, max_rows).bytes();
+std::int64_t StageExecutor::workspace_bytes(const ModelConfig& config, BlockRange blocks, DType activation,
+                                            std::int32_t max_rows) {
+  return workspace_shape(config, blocks, activation, max_rows).bytes();
 }
 
 StageExecutor::StageExecutor(Backend& backend, const ModelConfig& config, BlockRange blocks, StageWeights weights,
@@ -56,19 +62,20 @@ StageExecutor::StageExecutor(Backend& backend, const ModelConfig& config, BlockR
       cache_(backend, {blocks.count(), config.n_head, config.head_dim(), limits.kv_dtype, limits.pages, limits.slots}),
       sampler_(limits.slots, config.vocab_size),
       activation_(activation_of(config.activation)) {
-  const WorkspaceShape shape = workspace_shape(config, blocks, limits.max_rows);
+  const WorkspaceShape shape =
+      workspace_shape(config, blocks, backend.activation_dtype(weights_.blocks.at(0).qkv.dtype), limits.max_rows);
   workspace_ = backend.allocate(shape.bytes());
   std::byte* next = static_cast<std::byte*>(workspace_.data());
-  const auto carve = [&next](std::int64_t rows, std::int64_t cols) {
-    const Tensor tensor = make_tensor(next, DType::kFloat32, rows, cols);
-    next += aligned(rows * cols * 4);
+  const auto carve = [&next](DType dtype, std::int64_t rows, std::int64_t cols) {
+    const Tensor tensor = make_tensor(next, dtype, rows, cols);
+    next += aligned(tensor.bytes());
     return tensor;
   };
-  narrow_ = carve(shape.rows, shape.narrow);
-  wide_ = carve(shape.rows, shape.wide);
-  logits_ = carve(shape.head_rows, shape.vocab);
-  picked_ = carve(shape.head_rows, shape.narrow);
-  host_logits_.resize(static_cast<std::size_t>(shape.head_rows * shape.vocab));
+  narrow_ = carve(shape.activation, shape.rows, shape.narrow);
+  wide_ = carve(shape.activation, shape.rows, shape.wide);
+  logits_ = carve(DType::kFloat32, shape.head_rows, shape.vocab);
+  picked_ = carve(DType::kFloat32, shape.head_rows, shape.narrow);
+  if (!backend.in_host_memory() && logits_.rows > 0) host_logits_ = backend.allocate_host(logits_.bytes());
 }
 
 TokenBatch StageExecutor::run(const Microbatch& microbatch, Tensor residual, const Progress& progress) {
@@ -88,7 +95,7 @@ TokenBatch StageExecutor::run(const Microbatch& microbatch, Tensor residual, con
   if (is_first()) backend_.embed(weights_.token_embedding, weights_.position_embedding, residual);
   for (std::int32_t block = 0; block < blocks_.count(); ++block) run_block(block, residual, progress);
   if (is_last()) return pick_tokens(microbatch, residual, progress);
-  backend_.synchronize();
+  while (!backend_.idle()) progress();
   return picked;
 }
 
@@ -122,7 +129,7 @@ void StageExecutor::set_rows(const Microbatch& microbatch) {
 void StageExecutor::run_block(std::int32_t local_block, Tensor residual, const Progress& progress) {
   const BlockWeights& w = weights_.blocks[static_cast<std::size_t>(local_block)];
   const std::int64_t rows = residual.rows;
-  const auto wide = [&](std::int64_t cols) { return make_tensor(wide_.data, DType::kFloat32, rows, cols); };
+  const auto wide = [&](std::int64_t cols) { return make_tensor(wide_.data, wide_.dtype, rows, cols); };
   const Tensor narrow = narrow_.slice(0, rows);
   const Tensor qkv = wide(3LL * config_.n_embd);
   const Tensor inner = wide(config_.n_inner);
@@ -142,6 +149,17 @@ void StageExecutor::run_block(std::int32_t local_block, Tensor residual, const P
   progress();
 }
 
+std::span<const float> StageExecutor::on_host(Tensor logits, const Progress& progress) {
+  const auto count = static_cast<std::size_t>(logits.rows * logits.cols);
+  if (backend_.in_host_memory()) {
+    while (!backend_.idle()) progress();
+    return {logits.f32(0), count};
+  }
+  const Backend::Copy copy = backend_.start_download(host_logits_.data(), logits.data, logits.bytes());
+  while (!backend_.finished(copy)) progress();
+  return {static_cast<const float*>(host_logits_.data()), count};
+}
+
 TokenBatch StageExecutor::pick_tokens(const Microbatch& microbatch, Tensor residual, const Progress& progress) {
   TokenBatch result;
   result.id = microbatch.id;
@@ -152,17 +170,17 @@ TokenBatch StageExecutor::pick_tokens(const Microbatch& microbatch, Tensor resid
   for (std::size_t first = 0; first < wanted.size(); first += static_cast<std::size_t>(picked_.rows)) {
     const std::size_t count = std::min(wanted.size() - first, static_cast<std::size_t>(picked_.rows));
     const Tensor rows = picked_.slice(0, static_cast<std::int64_t>(count));
+    const Tensor normal = narrow_.slice(0, static_cast<std::int64_t>(count));
     const Tensor logits = logits_.slice(0, static_cast<std::int64_t>(count));
     backend_.gather(residual, std::span(wanted).subspan(first, count), rows);
-    backend_.layer_norm(rows, weights_.final_gain.view, weights_.final_bias.view, config_.layer_norm_epsilon, rows);
-    backend_.linear(rows, weights_.head(), {}, {}, logits);
-    backend_.download(host_logits_.data(), logits.data, logits.bytes());
-    last_logits_size_ = static_cast<std::size_t>(logits.rows * logits.cols);
+    backend_.layer_norm(rows, weights_.final_gain.view, weights_.final_bias.view, config_.layer_norm_epsilon, normal);
+    backend_.linear(normal, weights_.head(), {}, {}, logits);
+    last_logits_ = on_host(logits, progress);
     progress();
     for (std::size_t i = 0; i < count; ++i) {
       const Row& row = microbatch.rows[static_cast<std::size_t>(wanted[first + i])];
       const auto vocab = static_cast<std::size_t>(config_.vocab_size);
-      result.tokens.push_back(sampler_.pick(row, std::span(host_logits_).subspan(i * vocab, vocab)));
+      result.tokens.push_back(sampler_.pick(row, last_logits_.subspan(i * vocab, vocab)));
     }
     progress();
   }

@@ -40,7 +40,7 @@ class StageExecutor {
   TokenBatch run(const Microbatch& microbatch, Tensor residual, const Progress& progress);
 
   // Logits (rows, vocab) of the last rows that the latest `run` picked tokens for, at most 64: for comparisons.
-  std::span<const float> last_logits() const { return std::span(host_logits_).first(last_logits_size_); }
+  std::span<const float> last_logits() const { return last_logits_; }
 
   bool is_first() const { return blocks_.first == 0; }
   bool is_last() const { return blocks_.last == config_.n_layer - 1; }
@@ -48,12 +48,14 @@ class StageExecutor {
   std::int64_t row_values() const { return config_.n_embd; }
   std::int64_t weight_bytes() const { return weights_.bytes; }
   std::int64_t kv_bytes() const { return cache_.bytes(); }
-  // Workspace that an executor with these limits allocates, in bytes.
-  static std::int64_t workspace_bytes(const ModelConfig& config, BlockRange blocks, std::int32_t max_rows);
+  // Workspace that an executor with these limits allocates, in bytes. `activation`: of the backend, for these weights.
+  static std::int64_t workspace_bytes(const ModelConfig& config, BlockRange blocks, DType activation,
+                                      std::int32_t max_rows);
 
  private:
   void set_rows(const Microbatch& microbatch);
   void run_block(std::int32_t local_block, Tensor residual, const Progress& progress);
+  std::span<const float> on_host(Tensor logits, const Progress& progress);
   TokenBatch pick_tokens(const Microbatch& microbatch, Tensor residual, const Progress& progress);
 
   Backend& backend_;
@@ -66,15 +68,15 @@ class StageExecutor {
   Activation activation_;
 
   Buffer workspace_;
-  Tensor narrow_;  // (max_rows, n_embd): normalised rows, attention's output
-  Tensor wide_;    // (max_rows, max(3 * n_embd, n_inner)): q, k, v; the inner layer
+  Tensor narrow_;  // (max_rows, n_embd) of the activation dtype: normalised rows, attention's output
+  Tensor wide_;    // (max_rows, max(3 * n_embd, n_inner)), likewise: q, k, v; the inner layer
   Tensor logits_;  // (kHeadRows, vocab), last stage
   Tensor picked_;  // (kHeadRows, n_embd), last stage
 
   // Host copies of the current rows, in the form that backends take.
   std::vector<std::int32_t> tokens_, positions_, sequences_, tables_;
-  std::vector<float> host_logits_;
-  std::size_t last_logits_size_ = 0;
+  Buffer host_logits_;  // where the backend has memory of its own
+  std::span<const float> last_logits_;
 };
 
 }  // namespace stagecoach

@@ -13,16 +13,17 @@ DType table_dtype(DType dtype) {
   return dtype == DType::kInt8 ? DType::kFloat32 : dtype;
 }
 
+// What pieces of a tensor are checked against and converted to.
+DType dtype_on_backend(const Backend& backend, const TensorSpec& spec, DType dtype) {
+  if (spec.role == TensorRole::kQkvBias || spec.role == TensorRole::kFcBias) return backend.activation_dtype(dtype);
+  if (spec.is_vector) return DType::kFloat32;
+  return spec.role == TensorRole::kPositionEmbedding ? table_dtype(dtype) : dtype;
+}
+
 // Where one tensor goes: makes its place on the backend, then takes its pieces.
 class Loader {
  public:
   Loader(Backend& backend, DType dtype) : backend_(backend), dtype_(dtype) {}
-
-  // What pieces of a tensor are checked against and converted to.
-  static DType dtype_on_backend(const TensorSpec& spec, DType dtype) {
-    if (spec.is_vector) return DType::kFloat32;
-    return spec.role == TensorRole::kPositionEmbedding ? table_dtype(dtype) : dtype;
-  }
 
   void matrix(const TensorSpec& spec, WeightLayout layout, Matrix& matrix) {
     const bool in_out = layout == WeightLayout::kInOut;
@@ -35,7 +36,7 @@ class Loader {
   void vector(const TensorSpec& spec, Vector& vector) { table(spec, vector.storage, vector.view); }
 
   void table(const TensorSpec& spec, Buffer& storage, Tensor& view) {
-    const DType dtype = dtype_on_backend(spec, dtype_);
+    const DType dtype = dtype_on_backend(backend_, spec, dtype_);
     storage = backend_.allocate(aligned(spec.elements() * size_of(dtype)));
     view = make_tensor(storage.data(), dtype, spec.rows, spec.cols);
     use_ = [this, &view](std::int64_t first, Tensor host) { upload(host, view.slice(first, host.rows)); };
@@ -109,7 +110,7 @@ std::int64_t stage_weight_bytes(const Backend& backend, const ModelConfig& confi
   for (const TensorSpec& spec : stage_tensors(config, blocks)) {
     const bool out_in = spec.role == TensorRole::kTokenEmbedding || spec.role == TensorRole::kHeadWeight;
     if (spec.is_vector) {
-      bytes += aligned(spec.cols * 4);
+      bytes += aligned(spec.cols * size_of(dtype_on_backend(backend, spec, dtype)));
     } else if (spec.role == TensorRole::kPositionEmbedding) {
       bytes += aligned(spec.elements() * size_of(table_dtype(dtype)));
     } else {
@@ -127,7 +128,7 @@ StageWeights load_stage(Backend& backend, const WeightSource& source, const Mode
   StageWeights weights;
   weights.blocks.resize(static_cast<std::size_t>(blocks.count()));
   Loader loader(backend, dtype);
-  PieceStream stream(source, specs, [dtype](const TensorSpec& spec) { return Loader::dtype_on_backend(spec, dtype); });
+  PieceStream stream(source, specs, [&](const TensorSpec& spec) { return dtype_on_backend(backend, spec, dtype); });
   std::int64_t done = 0;
   while (const std::optional<PieceStream::Piece> piece = stream.next()) {
     if (piece->first_row == 0) begin_tensor(loader, *piece->spec, blocks, weights);

@@ -1,6 +1,7 @@
 // The weights of one stage on its backend, read from a WeightSource and packed piece by piece.
 //
-// Matrices take the dtype asked for; vectors (biases, gains) are float32, and so is the position embedding beside int8.
+// Matrices take the dtype asked for; gains and biases that add to the residual stream are float32, other biases of the
+// backend's activation dtype; the position embedding is float32 beside int8.
 // The token embedding is kept once, packed as the LM head needs it, also where a stage both embeds and has the head.
 // Needs a few MiB of host memory beside the weights: tensors are read ahead on a thread of their own.
 #pragma once
@@ -20,7 +21,7 @@ constexpr std::int64_t aligned(std::int64_t bytes) {
   return (bytes + 63) / 64 * 64;
 }
 
-// A (1, size) float32 vector on the backend.
+// A (1, size) vector on the backend.
 struct Vector {
   Buffer storage;
   Tensor view;

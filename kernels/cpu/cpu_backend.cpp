@@ -87,6 +87,7 @@ class CpuBackend final : public Backend {
 
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
     check_attention(rows_, qkv, kv, out);
+    check_float32(qkv, out, "attention");
     const PageLayout layout{kv.n_head, kv.head_dim};
     const AttentionArgs args{qkv.f32(0),
                              qkv.stride,
@@ -122,12 +123,14 @@ class CpuBackend final : public Backend {
 
   void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
     check_layer_norm(x, gain, bias, out);
+    check_float32(x, out, "layer_norm");
     const NormArgs args{gain.f32(0), bias.f32(0), epsilon, x.cols};
     for_rows(x.rows, x.cols, [&](std::int64_t r, int) { kernels_.layer_norm(args, x.f32(r), out.f32(r)); });
   }
 
   void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override {
     check_linear(x, w, bias, epilogue, out);
+    check_float32(x, out, "linear");
     if (x.rows == 0) return;
     // Blocks of equal height; those of one panel follow one another, so its weights come from memory once.
     const std::int64_t blocks = (x.rows + kRowBlock - 1) / kRowBlock;

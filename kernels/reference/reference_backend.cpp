@@ -109,7 +109,8 @@ class ReferenceBackend final : public Backend {
       const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(x.cols) + double{epsilon});
       for (std::int64_t c = 0; c < x.cols; ++c) {
         const double normal = (double{x.f32(r)[c]} - mean) * inverse;
-        out.f32(r)[c] = static_cast<float>(normal * double{gain.f32(0)[c]} + double{bias.f32(0)[c]});
+        const double value = normal * double{gain.f32(0)[c]} + double{bias.f32(0)[c]};
+        store_element(out.row(r), out.dtype, c, static_cast<float>(value));
       }
     }
   }
@@ -119,18 +120,18 @@ class ReferenceBackend final : public Backend {
     std::vector<double> sums(static_cast<std::size_t>(w.out));
     for (std::int64_t r = 0; r < x.rows; ++r) {
       for (std::int64_t n = 0; n < w.out; ++n) {
-        sums[static_cast<std::size_t>(n)] = bias.data == nullptr ? 0.0 : double{bias.f32(0)[n]};
+        sums[static_cast<std::size_t>(n)] = bias.data == nullptr ? 0.0 : double{load_element(bias.data, bias.dtype, n)};
       }
       for (std::int64_t k = 0; k < w.in; ++k) {
-        const double factor = x.f32(r)[k];
+        const double factor = load_element(x.row(r), x.dtype, k);
         for (std::int64_t n = 0; n < w.out; ++n) {
           sums[static_cast<std::size_t>(n)] += factor * double{ReferenceMatrix::element(w, k, n)};
         }
       }
       for (std::int64_t n = 0; n < w.out; ++n) {
         const double value = activate(epilogue.activation, sums[static_cast<std::size_t>(n)]);
-        float& y = out.f32(r)[n];
-        y = static_cast<float>(epilogue.add_to_output ? double{y} + value : value);
+        const double before = epilogue.add_to_output ? double{out.f32(r)[n]} : 0.0;
+        store_element(out.row(r), out.dtype, n, static_cast<float>(before + value));
       }
     }
   }
@@ -184,7 +185,7 @@ class ReferenceBackend final : public Backend {
       for (std::int64_t which = 0; which < 2; ++which) {
         for (std::int64_t c = 0; c < width; ++c) {
           store_element(kv.base, kv.dtype, kv_index(kv, r, position, which, 0) + c,
-                        qkv.f32(r)[(1 + which) * width + c]);
+                        load_element(qkv.row(r), qkv.dtype, (1 + which) * width + c));
         }
       }
     }
@@ -192,13 +193,14 @@ class ReferenceBackend final : public Backend {
 
   void attend(Tensor qkv, const KvPages& kv, float scale, Tensor out, std::int64_t r, std::int32_t h) const {
     const std::int32_t last = rows_.positions()[static_cast<std::size_t>(r)];
-    const float* q = qkv.f32(r) + std::int64_t{h} * kv.head_dim;
+    const std::int64_t first = std::int64_t{h} * kv.head_dim;
     std::vector<double> weights(static_cast<std::size_t>(last) + 1);
     double largest = -std::numeric_limits<double>::infinity();
     for (std::int32_t p = 0; p <= last; ++p) {
       double score = 0.0;
       for (std::int32_t d = 0; d < kv.head_dim; ++d) {
-        score += double{q[d]} * double{load_element(kv.base, kv.dtype, kv_index(kv, r, p, 0, h) + d)};
+        score += double{load_element(qkv.row(r), qkv.dtype, first + d)} *
+                 double{load_element(kv.base, kv.dtype, kv_index(kv, r, p, 0, h) + d)};
       }
       weights[static_cast<std::size_t>(p)] = score * double{scale};
       largest = std::max(largest, weights[static_cast<std::size_t>(p)]);
@@ -211,7 +213,7 @@ class ReferenceBackend final : public Backend {
         value += weights[static_cast<std::size_t>(p)] *
                  double{load_element(kv.base, kv.dtype, kv_index(kv, r, p, 1, h) + d)};
       }
-      out.f32(r)[std::int64_t{h} * kv.head_dim + d] = static_cast<float>(value / sum);
+      store_element(out.row(r), out.dtype, first + d, static_cast<float>(value / sum));
     }
   }
 
