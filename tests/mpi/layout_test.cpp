@@ -8,6 +8,7 @@
 #include <string>
 
 #include "tests/pipeline/harness.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;
@@ -48,7 +49,7 @@ int run(const MpiProcess& process, int rounds, std::uint64_t seed) {
 
 int main(int argc, char** argv) {
   const MpiProcess process(&argc, &argv);
-  const int rounds = argc > 1 ? std::atoi(argv[1]) : 12;
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : stagecoach::test::rounds(15);
   const std::uint64_t given = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : std::random_device{}();
   try {
     return run(process, rounds, shared(process, given));

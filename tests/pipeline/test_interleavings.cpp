@@ -7,6 +7,7 @@
 #include <random>
 
 #include "tests/pipeline/interleaving.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;
@@ -78,9 +79,15 @@ bool slow() {
   return std::getenv("STAGECOACH_SLOW_TESTS") != nullptr;
 }
 
+// Calls from one to the next that is tried.
+std::int64_t every() {
+  return slow() ? 1 : 5 / rounds(5);
+}
+
 class Seconds {
  public:
-  explicit Seconds(int seconds) : end_(std::chrono::steady_clock::now() + std::chrono::seconds(seconds)) {}
+  explicit Seconds(int seconds)
+      : end_(std::chrono::steady_clock::now() + std::chrono::milliseconds(rounds(seconds * 1000))) {}
   bool left() const { return std::chrono::steady_clock::now() < end_; }
 
  private:
@@ -102,7 +109,7 @@ TEST_CASE("a delay at any call of stages 1 to 6, in flight 1 to 8") {
       INFO("stages " << stages << " in flight " << in_flight);
       REQUIRE(c.run({}, &calls) == "");
       const bool all = slow() || (stages <= 2 && in_flight <= 2);
-      for (std::int64_t i = 1; i <= (all ? calls : 40) && (all || budget.left()); ++i, ++runs) {
+      for (std::int64_t i = 1; i <= (all ? calls : 40) && (all || budget.left()); i += every(), ++runs) {
         const std::int64_t delay = all ? i : draw(random, 1, calls);
         INFO("delay at call " << delay << " of " << calls);
         REQUIRE(c.run({{delay}, -1, 0}) == "");
@@ -161,7 +168,7 @@ TEST_CASE("a failure at any call of any stage ends all stages and is what the ru
       for (std::int32_t stage = 0; stage < stages; ++stage) {
         const std::int64_t calls = order.calls_of(stage);
         const bool all = slow() || (stages == 2 && in_flight == 2);
-        for (std::int64_t i = 1; i <= (all ? calls : 8) && (all || budget.left()); ++i, ++runs) {
+        for (std::int64_t i = 1; i <= (all ? calls : 8) && (all || budget.left()); i += every(), ++runs) {
           const std::int64_t call = all ? i : draw(random, 1, calls);
           INFO("stages " << stages << " in flight " << in_flight << " failing stage " << stage << " call " << call);
           REQUIRE(c.run({{}, stage, call}) == "injected failure");

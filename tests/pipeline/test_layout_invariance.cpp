@@ -5,21 +5,22 @@
 #include <random>
 
 #include "tests/pipeline/harness.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;
 
 namespace {
 
-// True for `at_least` rounds and then, up to `at_most`, while the test has run for less than ten seconds: slow builds
-// (sanitizers) draw fewer cases instead of taking minutes.
+// True for `at_least` rounds and then, up to `at_most`, while the test has run for less than ten seconds, under
+// sanitizers two: slow builds draw fewer cases instead of taking minutes.
 class Rounds {
  public:
   Rounds(int at_least, int at_most) : at_least_(at_least), at_most_(at_most) {}
   bool next() {
     ++round_;
     const auto elapsed = std::chrono::steady_clock::now() - start_;
-    return round_ <= at_least_ || (round_ <= at_most_ && elapsed < std::chrono::seconds(10));
+    return round_ <= at_least_ || (round_ <= at_most_ && elapsed < std::chrono::seconds(rounds(10)));
   }
   int number() const { return round_; }
 

@@ -9,7 +9,7 @@
 #include "runtime/hdf5_file.hpp"
 #include "runtime/native_model.hpp"
 #include "tests/unit/all_weights.hpp"
-#include "tests/unit/rounds.hpp"
+#include "tests/rounds.hpp"
 #include "tests/unit/safetensors_builder.hpp"
 
 using namespace stagecoach;

@@ -14,7 +14,7 @@
 #include "runtime/results.hpp"
 #include "runtime/stage_weights.hpp"
 #include "runtime/tensor_pieces.hpp"
-#include "tests/unit/rounds.hpp"
+#include "tests/rounds.hpp"
 #include "tests/unit/safetensors_builder.hpp"
 
 using namespace stagecoach;

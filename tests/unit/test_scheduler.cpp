@@ -8,7 +8,7 @@
 
 #include "runtime/kv_cache.hpp"
 #include "runtime/scheduler.hpp"
-#include "tests/unit/rounds.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach;
 
