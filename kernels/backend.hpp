@@ -97,7 +97,7 @@ class Backend {
   virtual Buffer allocate_host(std::int64_t bytes) { return allocate(bytes); }
   // Start copies that may run beside operations: a download of what the operations queued so far leave in `device`; an
   // upload that operations queued from now on see, into memory that no queued operation uses. `host` is from
-  // allocate_host, and belongs to the copy until `finished` says true, once.
+  // allocate_host; both ends belong to the copy until `finished` says true, once.
   using Copy = std::uint64_t;
   virtual Copy start_download(void* host, const void* device, std::int64_t bytes) {
     download(host, device, bytes);

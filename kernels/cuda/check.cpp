@@ -9,8 +9,8 @@ namespace stagecoach::cuda {
 void check(cudaError_t result, const std::source_location& where) {
   if (result == cudaSuccess) return;
   cudaGetLastError();  // the runtime would hand a passing error to the next launch as well
-  throw DeviceError(fmt::format("CUDA: {} ({}, in {})", cudaGetErrorString(result), cudaGetErrorName(result),
-                                where.function_name()));
+  throw DeviceError(
+      fmt::format("CUDA: {} ({}, in {})", cudaGetErrorString(result), cudaGetErrorName(result), where.function_name()));
 }
 
 void check(cublasStatus_t result, const std::source_location& where) {

@@ -37,9 +37,9 @@ __device__ inline void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(Pending) : "memory");
 }
 
-// Four matrices of 8 x 8 16-bit elements from shared memory: lane i gives the address (aligned to 16 bytes) of row i % 8
-// of matrix i / 8. Of matrix m, fragment[m] of lane i holds elements 2 * (i % 4) and 2 * (i % 4) + 1 of row i / 4, the
-// first in the low half.
+// Four matrices of 8 x 8 16-bit elements from shared memory: lane i gives the address (aligned to 16 bytes) of row i %
+// 8 of matrix i / 8. Of matrix m, fragment[m] of lane i holds elements 2 * (i % 4) and 2 * (i % 4) + 1 of row i / 4,
+// the first in the low half.
 __device__ inline void load_matrices(std::uint32_t (&fragment)[4], const void* shared) {
   const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"

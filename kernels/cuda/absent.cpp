@@ -1,0 +1,20 @@
+// In place of the CUDA backend in builds without CUDA.
+#include "kernels/cuda/cuda_backend.hpp"
+
+namespace stagecoach {
+
+std::vector<CudaDevice> cuda_devices() {
+  throw DeviceError(
+      "this build has no CUDA backend; build it where the CUDA toolkit is installed, or use --device cpu");
+}
+
+std::string cuda_versions() {
+  return "";
+}
+
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions&) {
+  cuda_devices();
+  return nullptr;
+}
+
+}  // namespace stagecoach

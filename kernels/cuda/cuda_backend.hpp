@@ -1,0 +1,40 @@
+// The CUDA backend: cuBLASLt for products of many rows, own kernels for the rest (kernels/cuda). One device, one stream
+// for operations and one for copies beside them; all device memory comes from one allocation made at the start.
+//
+// Matrices are float32, float16 or bfloat16 (not int8), activations of the matrices' dtype; sums are float32. With
+// `deterministic` a row's results have the same bits whatever shares its call: no product goes to cuBLASLt, which
+// chooses its kernels by shape, and attention splits sequences at fixed positions.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.hpp"
+
+namespace stagecoach {
+
+struct CudaDevice {
+  int index = 0;  // among the visible ones (CUDA_VISIBLE_DEVICES)
+  std::string name;
+  std::string pci;  // identifies the device on its host: "0000:3B:00"
+  std::int64_t total_bytes = 0;
+};
+
+// The devices that this process may use, at least one. Throws DeviceError when there is none, or no driver, or when
+// this build has no CUDA.
+std::vector<CudaDevice> cuda_devices();
+
+// "CUDA 13.0, cuBLASLt 13.1", empty in a build without.
+std::string cuda_versions();
+
+struct CudaOptions {
+  int device = 0;               // index of cuda_devices
+  std::int64_t pool_bytes = 0;  // for all buffers; 0: nine tenths of what is free
+  bool deterministic = false;
+};
+// Throws DeviceError.
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
+
+}  // namespace stagecoach
