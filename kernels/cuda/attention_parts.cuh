@@ -1,0 +1,181 @@
+// What the attention kernels share: their arguments, elements of the three dtypes, and the merging of partial results.
+//
+// The state of a reduction over keys is (m, l, o): m the largest score, l = sum of 2^(s - m), o = sum of 2^(s - m) v,
+// with scores in powers of two: s = scale * log2(e) * q k. States of disjoint keys merge to
+//   m' = max(m, n);  keep = 2^(m - m');  take = 2^(n - m');  l' = l keep + l_n take;  o' = o keep + o_n take,
+// and out = o / l. The empty state is (-inf, 0, 0); merging it changes no bit, as long as the products that a masked
+// key contributes are 0 * finite: columns of V that later rows of a sequence leave infinite reach the earlier rows of
+// the same tile.
+//
+// The order of roundings is part of the layout-invariance contract, so kernels write fmaf where they mean it and
+// rounded_product where a product must not be fused with an addition that follows.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/cuda/attention_plan.hpp"
+#include "kernels/cuda/device_rows.hpp"
+#include "kernels/cuda/kv_layout.hpp"
+#include "kernels/tensor.hpp"
+
+namespace stagecoach::cuda {
+
+inline constexpr int kAttentionThreads = 128;
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kAllLanes = 0xffffffffU;
+
+struct AttentionCall {
+  DeviceRows rows;
+  const AttentionItem* items = nullptr;
+  const AttentionCombine* combines = nullptr;
+  const void* qkv = nullptr;  // (rows, 3 * n_head * head_dim) of `dtype`
+  void* out = nullptr;        // (rows, n_head * head_dim) of `dtype`
+  std::int64_t qkv_stride = 0;
+  std::int64_t out_stride = 0;
+  DType dtype = DType::kFloat32;
+  bool qkv_vectors = false;  // every head of qkv begins at a multiple of 16 bytes and has whole vectors of columns
+  std::byte* pages = nullptr;
+  KvLayout layout;
+  float scale = 1.0F;        // times log2(e), positive
+  float query_sign = 1.0F;   // the scale's own sign
+  float* values = nullptr;   // (partials, n_head, padded_dim): o
+  float* summary = nullptr;  // (partials, n_head, 2): m and l
+
+  __device__ float* partial_values(std::int64_t partial, int head) const {
+    return values + (partial * layout.n_head + head) * layout.padded_dim;
+  }
+  __device__ float* partial_summary(std::int64_t partial, int head) const {
+    return summary + (partial * layout.n_head + head) * 2;
+  }
+};
+
+struct alignas(16) Vector {
+  std::uint32_t words[4];
+};
+
+template <typename T>
+__device__ inline T from_float(float value) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(value);
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16_rn(value);
+  } else {
+    return value;
+  }
+}
+template <typename T>
+__device__ inline float to_float(T value) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __half2float(value);
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __bfloat162float(value);
+  } else {
+    return value;
+  }
+}
+
+// Two 16-bit elements side by side, `low` in the low half.
+template <typename Half>
+__device__ inline std::uint32_t pack(float low, float high) {
+  if constexpr (std::is_same_v<Half, __half>) {
+    return std::uint32_t{__half_as_ushort(__float2half_rn(low))} |
+           (std::uint32_t{__half_as_ushort(__float2half_rn(high))} << 16);
+  } else {
+    return std::uint32_t{__bfloat16_as_ushort(__float2bfloat16_rn(low))} |
+           (std::uint32_t{__bfloat16_as_ushort(__float2bfloat16_rn(high))} << 16);
+  }
+}
+
+// Element `i` of a vector of T.
+template <typename T>
+__device__ inline float element(const Vector& vector, int i) {
+  if constexpr (std::is_same_v<T, float>) {
+    return std::bit_cast<float>(vector.words[i]);
+  } else {
+    const std::uint32_t word = vector.words[i / 2];
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      return std::bit_cast<float>(i % 2 == 0 ? word << 16 : word & 0xffff0000U);
+    } else {
+      return __half2float(__ushort_as_half(static_cast<unsigned short>(i % 2 == 0 ? word & 0xffffU : word >> 16)));
+    }
+  }
+}
+
+// Activations: their dtype is a run-time value, since they are read and written once per block.
+__device__ inline float load_activation(const void* data, DType dtype, std::int64_t index) {
+  if (dtype == DType::kFloat32) return static_cast<const float*>(data)[index];
+  if (dtype == DType::kFloat16) return to_float(static_cast<const __half*>(data)[index]);
+  return to_float(static_cast<const __nv_bfloat16*>(data)[index]);
+}
+// Eight elements from `index`, of which `real` (perhaps none, or less) exist; zeros for the others.
+__device__ inline void load_activations(const void* data, DType dtype, bool vectors, std::int64_t index, int real,
+                                        float (&result)[8]) {
+  if (!vectors || real < 8) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) result[i] = i < real ? load_activation(data, dtype, index + i) : 0.0F;
+  } else if (dtype == DType::kFloat32) {
+    const auto* source = reinterpret_cast<const Vector*>(static_cast<const float*>(data) + index);
+    const Vector low = source[0];
+    const Vector high = source[1];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) result[i] = element<float>(i < 4 ? low : high, i % 4);
+  } else {
+    const Vector vector = *reinterpret_cast<const Vector*>(static_cast<const __half*>(data) + index);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      result[i] = dtype == DType::kFloat16 ? element<__half>(vector, i) : element<__nv_bfloat16>(vector, i);
+    }
+  }
+}
+__device__ inline void store_activation(void* data, DType dtype, std::int64_t index, float value) {
+  if (dtype == DType::kFloat32) {
+    static_cast<float*>(data)[index] = value;
+  } else if (dtype == DType::kFloat16) {
+    static_cast<__half*>(data)[index] = from_float<__half>(value);
+  } else {
+    static_cast<__nv_bfloat16*>(data)[index] = from_float<__nv_bfloat16>(value);
+  }
+}
+
+__device__ inline float rounded_product(float a, float b) {
+  return __fmul_rn(a, b);
+}
+
+// `largest` as something that can be subtracted: of no keys, the scores' differences to it must not be NaN.
+__device__ inline float reference_score(float largest) {
+  return largest == -INFINITY ? 0.0F : largest;
+}
+
+struct MergeFactors {
+  float largest, keep, take;
+};
+__device__ inline MergeFactors merge_factors(float largest, float next) {
+  const float both = fmaxf(largest, next);
+  const float reference = reference_score(both);
+  return {both, exp2f(largest - reference), exp2f(next - reference)};
+}
+// l or o of the two states.
+__device__ inline float merged(const MergeFactors& factors, float value, float next) {
+  return fmaf(value, factors.keep, rounded_product(next, factors.take));
+}
+
+// o / l; never -0, which masked keys may turn into 0.
+__device__ inline float normalized(float value, float inverse_sum) {
+  return fmaf(value, inverse_sum, 0.0F);
+}
+
+// The launchers of the two families; `count` items per head.
+void attend_tiles(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count, bool restarts);
+void attend_rows(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count, bool tiles);
+// Whether attend_tiles has a kernel for these pages.
+bool tiles_possible(const KvLayout& layout, DType kv_dtype);
+
+}  // namespace stagecoach::cuda

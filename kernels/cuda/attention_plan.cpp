@@ -1,0 +1,139 @@
+#include "kernels/cuda/attention_plan.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+namespace stagecoach::cuda {
+namespace {
+
+// Fewer rows of a sequence than this are singles: a tile of tensor-core rows would be mostly empty.
+constexpr std::int64_t kFewRows = 4;
+
+// Blocks per multiprocessor that keep it busy: singles wait for memory, a few hundred bytes per thread.
+constexpr std::int64_t kSingleBlocks = 6;
+constexpr std::int64_t kTileBlocks = 3;
+
+std::int64_t pages(const AttentionItem& item) {
+  return item.end_page - item.first_page;
+}
+
+std::int64_t ceil_divide(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Four sizes per octave.
+std::int64_t rounded(std::int64_t count) {
+  if (count == 0) return 0;
+  const auto octave = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(count)));
+  const std::int64_t step = std::max<std::int64_t>(octave / 4, 1);
+  return std::max<std::int64_t>(ceil_divide(count, step) * step, 4);
+}
+
+AttentionItem whole(const RowSet& rows, std::int64_t first, std::int64_t count, std::int32_t restart_pages) {
+  const std::int32_t last = rows.positions()[static_cast<std::size_t>(first + count - 1)];
+  return {static_cast<std::int32_t>(first),
+          static_cast<std::int32_t>(count),
+          rows.sequences()[static_cast<std::size_t>(first)],
+          0,
+          last / kPagePositions + 1,
+          last,
+          -1,
+          restart_pages};
+}
+
+template <typename Part>
+void append_words(std::vector<std::int32_t>& words, const std::vector<Part>& parts, std::int64_t count) {
+  const std::size_t begin = words.size();
+  words.resize(begin + static_cast<std::size_t>(count) * sizeof(Part) / sizeof(std::int32_t), 0);
+  if (!parts.empty()) std::memcpy(words.data() + begin, parts.data(), parts.size() * sizeof(Part));
+}
+
+}  // namespace
+
+void AttentionPlan::assign(const RowSet& rows, bool deterministic, int multiprocessors, std::int32_t n_head) {
+  deterministic_ = deterministic;
+  rows_ = rows.rows();
+  partials_ = 0;
+  tiles_.clear();
+  singles_.clear();
+  combines_.clear();
+  words_.clear();
+  const std::int32_t restart = deterministic ? kFixedSplitPages : 0;
+  for (const RowGroup& group : rows.groups(kTileRows)) {
+    if (group.rows >= (deterministic ? 2 : kFewRows)) {
+      tiles_.push_back(whole(rows, group.first_row, group.rows, restart));
+    } else {
+      for (std::int64_t i = 0; i < group.rows; ++i) singles_.push_back(whole(rows, group.first_row + i, 1, restart));
+    }
+  }
+  const std::int64_t per_head = std::max<std::int64_t>(n_head, 1);
+  split(singles_, ceil_divide(kSingleBlocks * multiprocessors, per_head));
+  split(tiles_, ceil_divide(kTileBlocks * multiprocessors, per_head));
+  shape_ = {static_cast<std::int32_t>(rounded(static_cast<std::int64_t>(tiles_.size()))),
+            static_cast<std::int32_t>(rounded(static_cast<std::int64_t>(singles_.size()))),
+            static_cast<std::int32_t>(rounded(static_cast<std::int64_t>(combines_.size())))};
+  append_words(words_, tiles_, shape_.tiles);
+  append_words(words_, singles_, shape_.singles);
+  append_words(words_, combines_, shape_.combines);
+}
+
+// How many parts each item is cut into, so that about `wanted` equal parts arise and their partial results have room.
+std::vector<std::int32_t> AttentionPlan::parts_of(const std::vector<AttentionItem>& items, std::int64_t wanted) const {
+  const std::int64_t room = partials_limit(rows_) - partials_;
+  std::int64_t total = 0;
+  for (const AttentionItem& item : items) total += pages(item);
+  std::vector<std::int32_t> parts(items.size(), 1);
+  for (std::int64_t part_pages = std::max<std::int64_t>(1, ceil_divide(total, wanted));; part_pages *= 2) {
+    std::int64_t needed = 0;
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      const std::int64_t nearest = (pages(items[i]) + part_pages / 2) / part_pages;
+      std::int64_t count = std::max<std::int64_t>(nearest, 1);
+      if (deterministic_ && count > 1) count = ceil_divide(pages(items[i]), kFixedSplitPages);
+      parts[i] = static_cast<std::int32_t>(count);
+      if (count > 1) needed += count * items[i].rows;
+    }
+    if (needed <= room) return parts;
+  }
+}
+
+void AttentionPlan::split(std::vector<AttentionItem>& items, std::int64_t wanted) {
+  const std::vector<std::int32_t> parts = parts_of(items, wanted);
+  std::vector<AttentionItem> result;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const AttentionItem& item = items[i];
+    if (parts[i] == 1) {
+      result.push_back(item);
+      continue;
+    }
+    const auto border = [&](std::int64_t part) {
+      const std::int64_t page =
+          deterministic_ ? std::min(part * kFixedSplitPages, pages(item)) : pages(item) * part / parts[i];
+      return static_cast<std::int32_t>(page);
+    };
+    const auto first_partial = static_cast<std::int32_t>(partials_);
+    for (std::int32_t part = 0; part < parts[i]; ++part) {
+      AttentionItem piece = item;
+      piece.first_page = border(part);
+      piece.end_page = border(part + 1);
+      piece.partial = first_partial + part * item.rows;
+      result.push_back(piece);
+    }
+    for (std::int32_t r = 0; r < item.rows; ++r) {
+      combines_.push_back({item.first_row + r, first_partial + r, parts[i], item.rows});
+    }
+    partials_ += std::int64_t{parts[i]} * item.rows;
+  }
+  // The longest first, so that no block begins a long item when the others are about to finish.
+  std::stable_sort(result.begin(), result.end(),
+                   [](const AttentionItem& a, const AttentionItem& b) { return pages(a) > pages(b); });
+  items = std::move(result);
+}
+
+std::int64_t AttentionPlan::words_limit(std::int64_t max_rows) {
+  // Every part of a split item has at least one partial result; rounding adds at most a quarter, and at least 4 - 1.
+  const std::int64_t items = max_rows + partials_limit(max_rows);
+  return kItemWords * (items + items / 4 + 8) + kCombineWords * (max_rows + max_rows / 4 + 4);
+}
+
+}  // namespace stagecoach::cuda
