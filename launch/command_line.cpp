@@ -268,7 +268,7 @@ void settle_stages(const Values& values, Options& options) {
     const auto refuse = [&](std::string_view what) {
       throw NotYet(fmt::format("{}: {}: not part of this version yet; leave it out", file.stage_places.at(s), what));
     };
-    if (stage.device != "auto" && stage.device != "cpu") refuse("device: " + stage.device);
+    if (values.contains("device")) (*file.stages)[s].device = {};
     if (stage.memory_bytes) refuse("memory");
     if (!stage.host.empty()) refuse("host");
   }

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/tensor.hpp"
+#include "partition/plan.hpp"
 #include "partition/run_file.hpp"
 #include "runtime/request.hpp"
 
@@ -27,7 +28,6 @@ class UsageError : public std::runtime_error {
 };
 
 enum class Command : std::uint8_t { kGenerate, kTokenize, kBench, kConvert, kScore };
-enum class DeviceChoice : std::uint8_t { kAuto, kCpu };
 enum class TransportChoice : std::uint8_t { kAuto, kMpi };
 enum class SimdChoice : std::uint8_t { kBest, kAvx2, kAvx512, kNeon };
 
@@ -40,9 +40,10 @@ struct Options {
 
   // Common: empty means the default that only the model, the machine or the number of ranks can tell
   // ("auto").
-  DeviceChoice device = DeviceChoice::kAuto;
+  DeviceWish device;              // of every stage for which the run file names none
   std::optional<DType> dtype;     // as stored
-  std::optional<DType> kv_dtype;  // float32 on CPU
+  std::optional<DType> kv_dtype;  // float32 on CPU, float16 on CUDA
+  bool deterministic = false;     // on CUDA; CPUs always are
   std::optional<std::int32_t> stages;
   std::optional<std::int32_t> threads;
   std::optional<std::int32_t> chunk_tokens;

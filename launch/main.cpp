@@ -7,6 +7,7 @@
 #include <variant>
 
 #include "kernels/backend.hpp"
+#include "kernels/cuda/cuda_backend.hpp"
 #include "launch/command_line.hpp"
 #include "launch/commands.hpp"
 #include "launch/log.hpp"
@@ -18,7 +19,9 @@ namespace {
 
 std::vector<std::string> features() {
   const std::string simd = simd_name(Simd::kBest);
-  return {fmt::format("CPU: {}", simd.empty() ? "no supported instruction set" : simd), "CUDA: no", "NCCL: no"};
+  const std::string cuda = cuda_versions();
+  return {fmt::format("CPU: {}", simd.empty() ? "no supported instruction set" : simd),
+          cuda.empty() ? "CUDA: no" : cuda, "NCCL: no"};
 }
 
 int run_command(const Options& options, const World& world) {

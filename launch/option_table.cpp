@@ -85,10 +85,9 @@ std::string path(const std::string& text) {
 }
 
 void set_device(Options& o, const std::string& v) {
-  if (v.starts_with("cuda:")) not_yet(v, "this version computes on the CPU");
-  const std::size_t which = choice(v, std::array<std::string_view, 3>{"auto", "cpu", "cuda"});
-  if (which == 2) not_yet(v, "this version computes on the CPU");
-  o.device = which == 0 ? DeviceChoice::kAuto : DeviceChoice::kCpu;
+  const std::optional<DeviceWish> device = parse_device(v);
+  if (!device) throw UsageError(fmt::format("{} is not auto, cpu, cuda or cuda:N", shown(v)));
+  o.device = *device;
 }
 
 void set_transport(Options& o, const std::string& v) {
@@ -200,7 +199,7 @@ const OptionSpec kTable[] = {
      false, [](Options&, const std::string&) {}},
     {"dtype", "D", kForRuns | kForConvert, kModel, "weights as float32, float16, bfloat16 or int8 [as stored]", false,
      set_dtype},
-    {"kv-dtype", "D", kForRuns, kModel, "keys and values as float32, float16 or bfloat16 [float32]", false,
+    {"kv-dtype", "D", kForRuns, kModel, "keys and values as float32, float16 or bfloat16 [float32, on GPUs float16]", false,
      set_kv_dtype},
 
     {"prompt", "TEXT", kForGenerate, kInOut, "a prompt; may be given several times", true,
@@ -291,12 +290,15 @@ const OptionSpec kTable[] = {
      [](Options& o, const std::string& v) { o.chunk_tokens = count_or_auto(v, 1, 1 << 20); }},
     {"in-flight", "N|auto", kForRuns, kPipeline, "microbatches in the pipeline at once [auto: at least one per stage]",
      false, [](Options& o, const std::string& v) { o.in_flight = count_or_auto(v, 1, 4096); }},
-    {"device", "auto|cpu", kForRuns, kPipeline, "where to compute [auto]", false, set_device},
+    {"device", "auto|cpu|cuda|cuda:N", kForRuns, kPipeline,
+     "where to compute: a GPU of its own for each rank, or GPU N for all [auto: GPUs where there are any]", false,
+     set_device},
     {"transport", "auto|mpi", kForRuns, kPipeline, "how ranks exchange activations [auto]", false, set_transport},
     {"timeout", "SECONDS", kForRuns, kPipeline, "longest silence of another rank before giving up [60]", false,
      [](Options& o, const std::string& v) { o.timeout_s = number(v, 0.1, kMaxTimeout); }},
-    {"deterministic", "", kForRuns, kPipeline, "same results for every layout; on CPU they always are", false,
-     [](Options&, const std::string& v) { flag(v); }},
+    {"deterministic", "", kForRuns, kPipeline,
+     "on GPUs too the same bits for every layout, at some cost; on CPUs they always are", false,
+     [](Options& o, const std::string& v) { o.deterministic = flag(v); }},
     {"replicas", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
     {"context-shards", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
     {"memory-per-rank", "SIZE", kForRuns, kLater, "", false, refuse_size},

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include "kernels/cuda/cuda_backend.hpp"
 #include "launch/interrupt.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
@@ -54,9 +55,21 @@ Session::Session(const Options& options, const World& world) : options_(options)
     model_ = std::make_unique<Model>(open_model(options_.model));
     make_plan();
     dtype_ = options_.dtype.value_or(model_->dtype);
-    kv_dtype_ = options_.kv_dtype.value_or(DType::kFloat32);
     const std::int32_t sharers = threads_are_stages() ? plan_.stage_count() : world_.local_size();
     threads_ = options_.threads.value_or(default_threads(sharers));
+  });
+  std::vector<DeviceWish> wishes;
+  for (const std::int32_t stage : local_stages()) {
+    const DeviceWish& own = plan_.stages[static_cast<std::size_t>(stage)].device;
+    wishes.push_back(own == DeviceWish{} ? options_.device : own);
+  }
+  devices_ = choose_devices(world_, wishes);
+  const bool any_cuda = world_.minimum(std::ranges::any_of(devices_, &StageDevice::cuda) ? 0 : 1) == 0;
+  kv_dtype_ = options_.kv_dtype.value_or(any_cuda ? DType::kFloat16 : DType::kFloat32);
+  world_.agree([&] {
+    if (any_cuda && dtype_ == DType::kInt8) {
+      throw UsageError("--dtype: int8 weights are for CPUs; give float16 or bfloat16, or --device cpu");
+    }
   });
 }
 
@@ -115,28 +128,64 @@ std::int64_t Session::fixed_bytes(const Backend& backend, const StageSpec& spec)
          backend.scratch_bytes(rows, std::max(plan_.model.n_embd, plan_.model.n_inner)) + residuals + kReserveBytes;
 }
 
-// The KV pages that this process's stages have room for, at most those that `work` can use.
-std::int64_t Session::pages_that_fit(const WorkSize& work) const {
-  const std::int64_t sharers = threads_are_stages() ? 1 : world_.local_size();
-  const auto available =
-      static_cast<std::int64_t>(static_cast<double>(available_memory_bytes()) * kMemoryShare) / sharers;
-  std::int64_t fixed = 0;
-  std::int64_t page = 0;
-  for (const auto& stage : stages_) {
-    const StageSpec& spec = plan_.stages[static_cast<std::size_t>(stage->index)];
-    fixed += fixed_bytes(*stage->backend, spec);
-    page += spec.blocks.count() * stage->backend->kv_page_bytes(plan_.model.n_head, plan_.model.head_dim(), kv_dtype_);
-  }
+// The KV pages that fit beside `fixed` bytes, at most those that `work` can use.
+std::int64_t Session::pages_within(std::int64_t available, std::int64_t fixed, std::int64_t page, std::int32_t stage,
+                                   const WorkSize& work) const {
   const std::int64_t one = work.pages;
   if (fixed + one * page > available) {
     throw FitError(
         fmt::format("{}does not fit in memory: weights and workspace {}, KV cache of one prompt ({} positions) {}, "
                     "available {}; use "
                     "fewer tokens, --kv-dtype float16, a 16-bit --dtype, or more ranks on more hosts",
-                    threads_are_stages() ? "" : prefix(stages_.front()->index), readable_bytes(fixed),
-                    one * kPagePositions, readable_bytes(one * page), readable_bytes(available)));
+                    threads_are_stages() ? "" : prefix(stage), readable_bytes(fixed), one * kPagePositions,
+                    readable_bytes(one * page), readable_bytes(available)));
   }
   return std::min<std::int64_t>(one * slots_, (available - fixed) / page);
+}
+
+// The KV pages that this process's stages have room for: each on its device, or together in the host's memory.
+std::int64_t Session::pages_that_fit(const WorkSize& work) const {
+  std::int64_t pages = std::numeric_limits<std::int64_t>::max();
+  std::int64_t fixed_on_host = 0;
+  std::int64_t page_on_host = 0;
+  for (const auto& stage : stages_) {
+    const StageSpec& spec = plan_.stages[static_cast<std::size_t>(stage->index)];
+    const std::int64_t fixed = fixed_bytes(*stage->backend, spec);
+    const std::int64_t page = spec.blocks.count() * stage->backend->kv_page_bytes(
+                                                        plan_.model.n_head, plan_.model.head_dim(), kv_dtype_);
+    if (const std::optional<std::int64_t> limit = stage->backend->memory_limit()) {
+      pages = std::min(pages, pages_within(*limit, fixed, page, stage->index, work));
+    } else {
+      fixed_on_host += fixed;
+      page_on_host += page;
+    }
+  }
+  if (page_on_host == 0) return pages;
+  const std::int64_t sharers = threads_are_stages() ? 1 : world_.local_size();
+  const auto available =
+      static_cast<std::int64_t>(static_cast<double>(available_memory_bytes()) * kMemoryShare) / sharers;
+  return std::min(pages, pages_within(available, fixed_on_host, page_on_host, stages_.front()->index, work));
+}
+
+std::unique_ptr<Backend> Session::make_backend(const StageDevice& device) const {
+  if (device.cuda) return make_cuda_backend({device.index, device.pool_bytes, options_.deterministic});
+  return make_cpu_backend({threads_, simd_of(options_.simd)});
+}
+
+void Session::make_stages() {
+  const std::vector<std::int32_t> indices = local_stages();
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    auto stage = std::make_unique<Stage>();
+    stage->index = indices[i];
+    stage->backend = make_backend(devices_[i]);
+    if (options_.check) stage->backend = make_checking_backend(std::move(stage->backend));
+    if (profile_after_rows_) {
+      auto profiler = std::make_unique<ProfilingBackend>(std::move(stage->backend), *profile_after_rows_);
+      stage->profiler = profiler.get();
+      stage->backend = std::move(profiler);
+    }
+    stages_.push_back(std::move(stage));
+  }
 }
 
 void Session::prepare(const std::function<WorkSize()>& size) {
@@ -152,18 +201,7 @@ void Session::prepare(const std::function<WorkSize()>& size) {
   world_.agree([&] {
     const std::int64_t most = std::int64_t{kSequencesPerMicrobatch} * plan_.in_flight;
     slots_ = static_cast<std::int32_t>(std::clamp<std::int64_t>(work.sequences, 1, most));
-    for (const std::int32_t index : local_stages()) {
-      auto stage = std::make_unique<Stage>();
-      stage->index = index;
-      stage->backend = make_cpu_backend({threads_, simd_of(options_.simd)});
-      if (options_.check) stage->backend = make_checking_backend(std::move(stage->backend));
-      if (profile_after_rows_) {
-        auto profiler = std::make_unique<ProfilingBackend>(std::move(stage->backend), *profile_after_rows_);
-        stage->profiler = profiler.get();
-        stage->backend = std::move(profiler);
-      }
-      stages_.push_back(std::move(stage));
-    }
+    make_stages();
     pages = pages_that_fit(work);
   });
   pages = world_.minimum(pages);

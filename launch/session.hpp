@@ -12,6 +12,7 @@
 
 #include "kernels/profiling.hpp"
 #include "launch/command_line.hpp"
+#include "launch/devices.hpp"
 #include "launch/world.hpp"
 #include "partition/plan.hpp"
 #include "runtime/loopback.hpp"
@@ -47,6 +48,8 @@ class Session {
   // For the leader's scheduler.
   SchedulerLimits scheduler_limits() const;
   DType dtype() const { return dtype_; }
+  // "cpu" or "cuda", of rank 0's first stage.
+  std::string_view device() const { return devices_.front().cuda ? "cuda" : "cpu"; }
   std::int32_t threads() const { return threads_; }
 
   // Runs the pipeline: `lead` on rank 0, the other stages follow until it returns. Reports by stage on rank 0,
@@ -66,7 +69,11 @@ class Session {
   std::vector<std::int32_t> local_stages() const;
   void make_plan();
   std::int64_t fixed_bytes(const Backend& backend, const StageSpec& spec) const;
+  void make_stages();
   std::int64_t pages_that_fit(const WorkSize& work) const;
+  std::int64_t pages_within(std::int64_t available, std::int64_t fixed, std::int64_t page, std::int32_t stage,
+                            const WorkSize& work) const;
+  std::unique_ptr<Backend> make_backend(const StageDevice& device) const;
   void load(Stage& stage);
   void load_all();
   StageContext context(Stage& stage) const;
@@ -81,6 +88,7 @@ class Session {
   std::int32_t threads_ = 1;
   std::int32_t slots_ = 1;
   std::int32_t pages_ = 1;
+  std::vector<StageDevice> devices_;  // of this process's stages
   std::optional<std::int64_t> profile_after_rows_;
   std::unique_ptr<LoopbackHub> hub_;
   std::vector<std::unique_ptr<Stage>> stages_;  // of this process

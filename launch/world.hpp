@@ -47,6 +47,7 @@ class World {
 
   int rank() const { return mpi_ ? mpi_->rank() : 0; }
   int size() const { return mpi_ ? mpi_->size() : 1; }
+  int local_rank() const { return mpi_ ? mpi_->local_rank() : 0; }
   int local_size() const { return mpi_ ? mpi_->local_size() : 1; }
   MpiProcess* mpi() const { return mpi_.get(); }
   std::string host() const { return mpi_ ? mpi_->host() : ""; }

@@ -4,6 +4,19 @@
 
 namespace stagecoach {
 
+std::optional<DeviceWish> parse_device(std::string_view text) {
+  if (text == "auto") return DeviceWish{};
+  if (text == "cpu") return DeviceWish{DeviceKind::kCpu, {}};
+  if (text == "cuda") return DeviceWish{DeviceKind::kCuda, {}};
+  constexpr std::string_view kPrefix = "cuda:";
+  if (!text.starts_with(kPrefix)) return std::nullopt;
+  const std::string_view digits = text.substr(kPrefix.size());
+  if (digits.empty() || digits.size() > 4 || digits.find_first_not_of("0123456789") != std::string_view::npos) {
+    return std::nullopt;
+  }
+  return DeviceWish{DeviceKind::kCuda, std::stoi(std::string(digits))};
+}
+
 std::vector<StageSpec> even_split(const ModelConfig& model, std::int32_t stages) {
   if (stages < 1) throw PlanError(fmt::format("{} stages: at least one is needed", stages));
   if (stages > model.n_layer) {

@@ -7,15 +7,26 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "partition/model.hpp"
 
 namespace stagecoach {
 
+// Where a stage computes, as "auto", "cpu", "cuda" or "cuda:N".
+enum class DeviceKind : std::uint8_t { kAuto, kCpu, kCuda };
+struct DeviceWish {
+  DeviceKind kind = DeviceKind::kAuto;
+  std::optional<std::int32_t> index;  // among the devices that the rank sees; without it any of its own
+  bool operator==(const DeviceWish&) const = default;
+};
+// Nothing when `text` is no such name.
+std::optional<DeviceWish> parse_device(std::string_view text);
+
 struct StageSpec {
   BlockRange blocks;
-  std::string device = "auto";               // "auto", "cpu", "cuda", "cuda:N"
+  DeviceWish device;
   std::optional<std::int64_t> memory_bytes;  // budget of this stage's rank
   std::string host;                          // empty: any
 };

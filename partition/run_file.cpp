@@ -190,12 +190,6 @@ BlockRange read_blocks(const YamlNode& node) {
   return blocks;
 }
 
-bool is_device(std::string_view name) {
-  if (name == "auto" || name == "cpu" || name == "cuda") return true;
-  if (!name.starts_with("cuda:") || name.size() < 6 || name.size() > 9) return false;
-  return std::all_of(name.begin() + 5, name.end(), [](char c) { return c >= '0' && c <= '9'; });
-}
-
 StageSpec read_stage(const YamlNode& node) {
   if (node.kind != YamlNode::Kind::kMap) {
     fail(node, "stages", kind_of(node) + " is no stage; write {blocks: [first, last]}");
@@ -210,8 +204,9 @@ StageSpec read_stage(const YamlNode& node) {
       stage.blocks = read_blocks(value);
       has_blocks = true;
     } else if (key.scalar == "device") {
-      stage.device = text_of(value, key.scalar);
-      if (!is_device(stage.device)) fail(value, key.scalar, kind_of(value) + " is not auto, cpu, cuda or cuda:N");
+      const std::optional<DeviceWish> device = parse_device(text_of(value, key.scalar));
+      if (!device) fail(value, key.scalar, kind_of(value) + " is not auto, cpu, cuda or cuda:N");
+      stage.device = *device;
     } else if (key.scalar == "memory") {
       require_type(value, key.scalar, Type::kSize);
       stage.memory_bytes = parse_size(value.scalar);

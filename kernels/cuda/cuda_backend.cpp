@@ -299,6 +299,14 @@ std::vector<CudaDevice> cuda_devices() {
   return devices;
 }
 
+std::int64_t cuda_free_bytes(int device) {
+  check(cudaSetDevice(device));
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check(cudaMemGetInfo(&free, &total));
+  return static_cast<std::int64_t>(free);
+}
+
 std::string cuda_versions() {
   int runtime = 0;
   if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) return "CUDA";

@@ -26,12 +26,15 @@ struct CudaDevice {
 // this build has no CUDA.
 std::vector<CudaDevice> cuda_devices();
 
+// Bytes free on a device of cuda_devices; this process has a context there from then on. Throws DeviceError.
+std::int64_t cuda_free_bytes(int device);
+
 // "CUDA 13.0, cuBLASLt 13.1", empty in a build without.
 std::string cuda_versions();
 
 struct CudaOptions {
   int device = 0;               // index of cuda_devices
-  std::int64_t pool_bytes = 0;  // for all buffers; 0: nine tenths of what is free
+  std::int64_t pool_bytes = 0;  // for all buffers
   bool deterministic = false;
 };
 // Throws DeviceError.

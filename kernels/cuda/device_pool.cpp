@@ -37,7 +37,7 @@ std::byte* take_memory(const std::string& device, std::int64_t bytes) {
 
 DevicePool::DevicePool(std::string device, std::int64_t bytes)
     : device_(std::move(device)),
-      bytes_((bytes > 0 ? bytes : free_bytes() / 10 * 9) / PoolMap::kAlignment * PoolMap::kAlignment),
+      bytes_(bytes / PoolMap::kAlignment * PoolMap::kAlignment),
       memory_(take_memory(device_, bytes_)),
       map_(bytes_) {}
 

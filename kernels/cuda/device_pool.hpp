@@ -16,8 +16,7 @@ namespace stagecoach::cuda {
 
 class DevicePool {
  public:
-  // Takes `bytes` of the current device, or nine tenths of what is free for 0. `device` names it in messages. Throws
-  // DeviceError with what is free.
+  // Takes `bytes` of the current device; `device` names it in messages. Throws DeviceError with what is free.
   DevicePool(std::string device, std::int64_t bytes);
   DevicePool(const DevicePool&) = delete;
   DevicePool& operator=(const DevicePool&) = delete;

@@ -115,7 +115,7 @@ TEST_CASE("every option of generate arrives") {
   CHECK(o.chunk_tokens == 64);
   CHECK(o.in_flight == 3);
   CHECK(o.stages == 2);
-  CHECK(o.device == stagecoach::DeviceChoice::kCpu);
+  CHECK(o.device.kind == stagecoach::DeviceKind::kCpu);
   CHECK(o.dtype == DType::kBFloat16);
   CHECK(o.kv_dtype == DType::kFloat16);
   CHECK(o.threads == 8);
@@ -224,8 +224,7 @@ TEST_CASE("options of later versions pass when neutral and are refused otherwise
     CHECK(error_of(generate({word})) == "no error");
   }
   const Words refused = {"--replicas=2",    "--context-shards=2",     "--metrics=f",
-                         "--trace=f",       "--memory-per-rank=8GiB", "--device=cuda",
-                         "--device=cuda:0", "--transport=nccl",       "--stages=auto"};
+                         "--trace=f",       "--memory-per-rank=8GiB", "--transport=nccl", "--stages=auto"};
   for (const std::string& word : refused) {
     CAPTURE(word);
     CHECK(error_of(generate({word})).find("not part of this version yet") != std::string::npos);
@@ -329,8 +328,8 @@ TEST_CASE("explicit stages are followed unless --stages says otherwise") {
   CHECK(counted.run_file.stage_places.empty());
   CHECK(counted.stages == 3);
   CHECK(options_of(words, "pipeline: {stages: 5}").stages == 5);
-  CHECK(error_of(words, "pipeline: {stages: [{blocks: [0, 1], device: \"cuda:1\"}]}") ==
-        "r:1:21: device: cuda:1: not part of this version yet; leave it out");
+  const Options on_gpu = options_of(words, "pipeline: {stages: [{blocks: [0, 1], device: \"cuda:1\"}]}");
+  CHECK(on_gpu.run_file.stages->at(0).device == stagecoach::DeviceWish{stagecoach::DeviceKind::kCuda, 1});
   CHECK(error_of(words, "pipeline: {stages: [{blocks: [0, 1], memory: 1GiB}]}") ==
         "r:1:21: memory: not part of this version yet; leave it out");
   CHECK(error_of(words, "pipeline: {stages: [{blocks: [0, 1], host: n1}]}") ==

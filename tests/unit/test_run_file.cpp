@@ -52,7 +52,7 @@ TEST_CASE("a run file's settings are flattened, in order, with their places") {
   REQUIRE(file.stages);
   REQUIRE(file.stages->size() == 3);
   CHECK((*file.stages)[1].blocks == stagecoach::BlockRange{12, 25});
-  CHECK((*file.stages)[0].device == "cuda:0");
+  CHECK((*file.stages)[0].device == stagecoach::DeviceWish{stagecoach::DeviceKind::kCuda, 0});
   CHECK((*file.stages)[0].memory_bytes == std::int64_t{8} << 30);
   CHECK((*file.stages)[2].host == "node02");
   CHECK(file.stage_places == std::vector<std::string>{"run.yaml:5:7", "run.yaml:6:7", "run.yaml:7:7"});

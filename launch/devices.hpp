@@ -1,0 +1,27 @@
+// Which device each stage of this process computes on, and how much of its memory it may take.
+//
+// Ranks find their GPUs by their number on their host; CUDA_VISIBLE_DEVICES and launchers that show each rank a GPU of
+// its own are respected, because what counts is which GPU it is. Two stages on one GPU are refused unless the GPU was
+// named (cuda:N).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "launch/world.hpp"
+#include "partition/plan.hpp"
+
+namespace stagecoach {
+
+struct StageDevice {
+  bool cuda = false;
+  std::int32_t index = 0;       // of cuda_devices, when `cuda`
+  std::int64_t pool_bytes = 0;  // of the device's memory, when `cuda`
+};
+
+// One for each of `wishes`, the stages of this process in order. Collective: ranks look at the same time, so that those
+// who share a GPU divide what is free. Ends all ranks through World::agree with DeviceError or UsageError.
+std::vector<StageDevice> choose_devices(const World& world, std::span<const DeviceWish> wishes);
+
+}  // namespace stagecoach
