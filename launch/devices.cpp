@@ -101,8 +101,10 @@ std::vector<StageDevice> choose_devices(const World& world, std::span<const Devi
   world.agree(measure);
   world.agree(measure);
   for (std::size_t i = 0; i < chosen.size(); ++i) {
-    const auto sharers = std::ranges::count_if(all, [&](const Claim& c) { return std::strcmp(c.gpu, mine[i].gpu) == 0; });
-    chosen[i].pool_bytes = static_cast<std::int64_t>(static_cast<double>(chosen[i].pool_bytes) * kMemoryShare) / sharers;
+    const auto sharers =
+        std::ranges::count_if(all, [&](const Claim& c) { return std::strcmp(c.gpu, mine[i].gpu) == 0; });
+    chosen[i].pool_bytes =
+        static_cast<std::int64_t>(static_cast<double>(chosen[i].pool_bytes) * kMemoryShare) / sharers;
   }
   return chosen;
 }

@@ -9,6 +9,8 @@
 #include <mutex>
 #include <thread>
 
+#include "runtime/staged_transport.hpp"
+
 namespace stagecoach::test {
 namespace {
 
@@ -36,7 +38,7 @@ SchedulerLimits scheduler_limits(const Job& job, const Layout& layout, std::int3
 
 Parts make_parts(const Job& job, const Layout& layout, const Model& model, std::int32_t stage) {
   Parts parts;
-  parts.backend = layout.reference ? make_reference_backend() : make_cpu_backend({layout.threads, layout.simd});
+  parts.backend = layout.backend != nullptr ? layout.backend() : make_cpu_backend({layout.threads, layout.simd});
   if (layout.checking) parts.backend = make_checking_backend(std::move(parts.backend));
   const BlockRange blocks = layout.stages[static_cast<std::size_t>(stage)];
   StageWeights weights = load_stage(*parts.backend, *model.weights, model.config, blocks, job.dtype, {});
@@ -105,7 +107,7 @@ std::vector<Sample> run_loopback(const Job& job, const Layout& layout, Instrumen
           Parts parts = make_parts(job, layout, model, stage);
           StageContext context = context_of(layout, stage, parts);
           std::unique_ptr<Mailbox> mailbox = hub.mailbox(stage);
-          std::unique_ptr<Transport> transport = hub.transport(stage);
+          std::unique_ptr<Transport> transport = make_staged_transport(hub.transport(stage), *parts.backend);
           if (instrument != nullptr) {
             mailbox = instrument->around(stage, std::move(mailbox));
             transport = instrument->around(stage, std::move(transport));
@@ -141,7 +143,8 @@ std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiPro
   Parts parts = make_parts(job, layout, model, process.rank());
   StageContext context = context_of(layout, process.rank(), parts);
   const std::unique_ptr<Mailbox> mailbox = process.mailbox(0);
-  const std::unique_ptr<Transport> transport = process.transport(process.rank(), 0);
+  const std::unique_ptr<Transport> transport =
+      make_staged_transport(process.transport(process.rank(), 0), *parts.backend);
   if (stages > 1) {
     context.mailbox = mailbox.get();
     context.transport = transport.get();

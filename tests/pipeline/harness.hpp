@@ -24,8 +24,8 @@ struct Layout {
   std::int32_t spare_pages = 0;  // beyond what the longest request needs
   int threads = 1;
   Simd simd = Simd::kBest;
-  bool reference = false;  // the reference backend instead of the CPU's
-  bool checking = false;   // the CPU's, every operation checked against the reference
+  std::unique_ptr<Backend> (*backend)() = nullptr;  // instead of the CPU's
+  bool checking = false;                            // every operation is checked against the reference
   LoopbackMode mode = LoopbackMode::kRendezvous;
 
   std::string describe() const;

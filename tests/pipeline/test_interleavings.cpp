@@ -40,7 +40,7 @@ Layout small_layout(std::int32_t stages, std::int32_t in_flight) {
   layout.chunk_tokens = 2;
   layout.in_flight = in_flight;
   layout.slots = 2;
-  layout.reference = true;
+  layout.backend = make_reference_backend;
   layout.mode = LoopbackMode::kRendezvous;
   return layout;
 }
@@ -51,7 +51,7 @@ struct Case {
 
   Layout plain() const {
     Layout one = plain_layout(job);
-    one.reference = true;
+    one.backend = make_reference_backend;
     return one;
   }
   // What went wrong with this schedule; nothing when the samples are right. `calls` is that of the run.

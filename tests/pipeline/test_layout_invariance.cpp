@@ -84,9 +84,9 @@ TEST_CASE("the reference backend keeps the contract as well") {
   for (Rounds rounds(2, 8); rounds.next();) {
     const Job job = random_job(random, 3, true);
     Layout plain = plain_layout(job);
-    plain.reference = true;
+    plain.backend = make_reference_backend;
     Layout layout = random_layout(random, job, 3);
-    layout.reference = true;
+    layout.backend = make_reference_backend;
     INFO("seed " << seed << " round " << rounds.number() << " model " << job.model << " layout " << layout.describe());
     CHECK(difference(run_loopback(job, plain), run_loopback(job, layout)) == "");
   }
