@@ -39,8 +39,7 @@ stagecoach_switch_stack:
   popq %r12
   popq %rbx
   popq %rbp
-  popq %rcx
-  jmp *%rcx
+  ret
   .cfi_endproc
 .size stagecoach_switch_stack, . - stagecoach_switch_stack
 .p2align 4
