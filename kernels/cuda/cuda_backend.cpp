@@ -21,7 +21,7 @@ namespace {
 
 using namespace cuda;
 
-constexpr std::size_t kWorkspaceBytes = 32 << 20;  // of cuBLASLt, as its documentation advises for recent devices
+constexpr std::int64_t kWorkspaceBytes = 32 << 20;  // of cuBLASLt at most, as its documentation advises for recent devices
 constexpr std::int64_t kPieceBytes = 4 << 20;      // of weights on their way to the device
 constexpr std::int64_t kUsualHeadDim = 16;         // at least, where scratch memory is planned
 
@@ -53,8 +53,8 @@ class CudaBackend final : public Backend {
         deterministic_(options.deterministic),
         pool_(describe(device_), options.pool_bytes),
         stream_(make_stream()),
-        workspace_(pool_.allocate(kWorkspaceBytes)),
-        linear_(deterministic_, workspace_.data(), kWorkspaceBytes) {}
+        workspace_(pool_.allocate(std::min(kWorkspaceBytes, pool_.bytes() / 8))),
+        linear_(deterministic_, workspace_.data(), workspace_.bytes()) {}
 
   ~CudaBackend() override {
     cudaSetDevice(device_.index);
@@ -121,7 +121,7 @@ class CudaBackend final : public Backend {
   }
   std::int64_t scratch_bytes(std::int64_t rows, std::int64_t columns) const override {
     const auto heads = static_cast<std::int32_t>((columns + kUsualHeadDim - 1) / kUsualHeadDim);
-    return static_cast<std::int64_t>(kWorkspaceBytes) + kPieceBytes +
+    return kWorkspaceBytes + kPieceBytes +
            attention_scratch_bytes(rows, heads, kUsualHeadDim);
   }
 

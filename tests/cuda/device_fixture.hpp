@@ -15,10 +15,10 @@
 namespace stagecoach::test {
 
 inline std::unique_ptr<Backend> cuda_backend() {
-  return make_cuda_backend({.device = 0, .pool_bytes = std::int64_t{256} << 20});
+  return make_cuda_backend({.device = 0, .pool_bytes = std::int64_t{64} << 20});
 }
 inline std::unique_ptr<Backend> deterministic_cuda_backend() {
-  return make_cuda_backend({.device = 0, .pool_bytes = std::int64_t{256} << 20, .deterministic = true});
+  return make_cuda_backend({.device = 0, .pool_bytes = std::int64_t{64} << 20, .deterministic = true});
 }
 
 // (rows, cols) with `stride`, on the device.
