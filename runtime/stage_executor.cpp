@@ -94,8 +94,8 @@ TokenBatch StageExecutor::run(const Microbatch& microbatch, Tensor residual, con
   set_rows(microbatch);
   if (is_first()) backend_.embed(weights_.token_embedding, weights_.position_embedding, residual);
   for (std::int32_t block = 0; block < blocks_.count(); ++block) run_block(block, residual, progress);
-  if (is_last()) return pick_tokens(microbatch, residual, progress);
-  while (!backend_.idle()) progress();
+  if (is_last()) picked = pick_tokens(microbatch, residual, progress);
+  while (!backend_.idle()) progress();  // the rows are the caller's again
   return picked;
 }
 

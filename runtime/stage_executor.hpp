@@ -36,7 +36,8 @@ class StageExecutor {
 
   // `residual` is (microbatch.rows.size(), n_embd) float32 on the backend. The first stage overwrites it with
   // embeddings, the others expect the previous stage's. Returns the picked tokens and scores on the last stage,
-  // otherwise an empty batch.
+  // otherwise an empty batch. Nothing is
+  // queued any more when it returns.
   TokenBatch run(const Microbatch& microbatch, Tensor residual, const Progress& progress);
 
   // Logits (rows, vocab) of the last rows that the latest `run` picked tokens for, at most 64: for comparisons.

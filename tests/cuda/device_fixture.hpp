@@ -9,17 +9,10 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/cuda/cuda_backend.hpp"
+#include "tests/cuda/cuda_backends.hpp"
 #include "tests/unit/kernels_fixture.hpp"
 
 namespace stagecoach::test {
-
-inline std::unique_ptr<Backend> cuda_backend() {
-  return make_cuda_backend({.device = 0, .pool_bytes = std::int64_t{64} << 20});
-}
-inline std::unique_ptr<Backend> deterministic_cuda_backend() {
-  return make_cuda_backend({.device = 0, .pool_bytes = std::int64_t{64} << 20, .deterministic = true});
-}
 
 // (rows, cols) with `stride`, on the device.
 class DeviceArray {

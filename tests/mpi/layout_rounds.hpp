@@ -1,0 +1,64 @@
+// Random models, requests and layouts over MPI ranks, each against one stage in one process, bit for bit.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "tests/pipeline/harness.hpp"
+#include "tests/rounds.hpp"
+
+namespace stagecoach::test {
+
+// Rank 0's value on every rank.
+inline std::uint64_t shared(const MpiProcess& process, std::uint64_t value) {
+  const auto all = process.all_gather(std::as_bytes(std::span(&value, 1)));
+  std::memcpy(&value, all[0].data(), sizeof value);
+  return value;
+}
+
+inline int layout_rounds(const MpiProcess& process, int rounds, std::uint64_t seed,
+                         std::unique_ptr<Backend> (*backend)()) {
+  Random random(seed);
+  std::uint64_t failures = 0;
+  for (int round = 0; round < rounds; ++round) {
+    const auto stages = static_cast<std::int32_t>(round == 0 ? process.size() : draw(random, 1, process.size()));
+    Job job = random_job(random, stages);
+    Layout layout = random_layout(random, job, stages);
+    Layout plain = plain_layout(job);
+    layout.backend = plain.backend = backend;
+    if (backend != nullptr && job.dtype == DType::kInt8) job.dtype = DType::kFloat16;  // which is for CPUs
+    const std::vector<Sample> actual = run_ranks(job, layout, process);
+    if (process.rank() == 0) {
+      const std::string what = difference(run_loopback(job, plain), actual);
+      if (!what.empty()) {
+        ++failures;
+        fmt::print(stderr, "seed {} round {} model {} layout {}: {}\n", seed, round, job.model, layout.describe(),
+                   what);
+      }
+    }
+  }
+  failures = shared(process, failures);
+  if (process.rank() == 0)
+    fmt::print("{} rounds over {} ranks, seed {}, {} failures\n", rounds, process.size(), seed, failures);
+  return failures == 0 ? 0 : 1;
+}
+
+// Arguments: [rounds] [seed]; `usual_rounds` without. Every rank ends with the same status: 0 or 1.
+inline int layout_main(int argc, char** argv, int usual_rounds, std::unique_ptr<Backend> (*backend)()) {
+  const MpiProcess process(&argc, &argv);
+  const int count = argc > 1 ? std::atoi(argv[1]) : rounds(usual_rounds);
+  const std::uint64_t given = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : std::random_device{}();
+  try {
+    return layout_rounds(process, count, shared(process, given), backend);
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "rank {}: {}\n", process.rank(), e.what());
+    process.abort(1);
+  }
+}
+
+}  // namespace stagecoach::test
