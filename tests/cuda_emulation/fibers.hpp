@@ -21,7 +21,9 @@ class Fiber {
 
   // Leaves the running fiber `from` for `to`; returns when something switches back.
   friend void switch_fiber(Fiber& from, Fiber& to);
-  void prefetch() const { __builtin_prefetch(context_); }
+  void prefetch() const {
+    for (int line = 0; line < 4; ++line) __builtin_prefetch(static_cast<const std::byte*>(context_) + 64 * line);
+  }
   // The first thing that `entry` does.
   static void entered();
 
