@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cassert>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -207,15 +206,13 @@ inline int Runner::next() {
   }
 }
 
-Runner::PooledFiber::PooledFiber(Runner* owner)
-    : fiber(
-          [](void* self) {
-            Fiber::entered();
-            auto& pooled = *static_cast<PooledFiber*>(self);
-            pooled.runner->fiber_main(pooled);
-          },
-          this),
-      runner(owner) {}
+Runner::PooledFiber::PooledFiber(Runner* owner) : fiber(&PooledFiber::begin, this), runner(owner) {}
+
+void Runner::PooledFiber::begin(void* self) {
+  Fiber::entered();
+  auto& pooled = *static_cast<PooledFiber*>(self);
+  pooled.runner->fiber_main(pooled);
+}
 
 Runner::PooledFiber* Runner::fiber_for(int thread) {
   if (idle_.empty()) idle_.push_back(fibers_.emplace_back(std::make_unique<PooledFiber>(this)).get());
@@ -253,8 +250,8 @@ inline void Runner::wait() {
   if (aborting_) throw Abandoned{};
 }
 
-// A pooled fiber may come back on another host thread, so this function itself must not touch anything thread_local: the
-// compiler may keep such an address over a switch.
+// A pooled fiber may come back on another host thread, so this function itself must not touch anything thread_local:
+// the compiler may keep such an address over a switch.
 void Runner::fiber_main(PooledFiber& self) {
   for (;;) {
     const int thread = run_threads(self);

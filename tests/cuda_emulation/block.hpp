@@ -73,6 +73,7 @@ class Runner {
   };
   struct PooledFiber {
     explicit PooledFiber(Runner* owner);
+    static void begin(void* self);
     Fiber fiber;
     Runner* runner;
     int thread = -1;
