@@ -19,6 +19,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "kernels/cuda/attention_plan.hpp"
@@ -85,13 +86,15 @@ __device__ inline float to_float(T value) {
 // Two 16-bit elements side by side, `low` in the low half.
 template <typename Half>
 __device__ inline std::uint32_t pack(float low, float high) {
+  std::uint32_t word;
   if constexpr (std::is_same_v<Half, __half>) {
-    return std::uint32_t{__half_as_ushort(__float2half_rn(low))} |
-           (std::uint32_t{__half_as_ushort(__float2half_rn(high))} << 16);
+    const __half2 both = __floats2half2_rn(low, high);
+    std::memcpy(&word, &both, sizeof(word));
   } else {
-    return std::uint32_t{__bfloat16_as_ushort(__float2bfloat16_rn(low))} |
-           (std::uint32_t{__bfloat16_as_ushort(__float2bfloat16_rn(high))} << 16);
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    std::memcpy(&word, &both, sizeof(word));
   }
+  return word;
 }
 
 // Element `i` of a vector of T.

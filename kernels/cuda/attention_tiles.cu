@@ -36,8 +36,8 @@ struct Shared {
 
 template <int kDim>
 struct State {
-  float largest[2];  // of q k, unscaled
-  float sum[2];      // this lane's share; all of it after finish()
+  float largest[2];
+  float sum[2];  // this lane's share; all of it after finish()
   float values[kDim / 8][4];
 
   __device__ void clear() {
@@ -51,13 +51,11 @@ struct State {
       for (float& value : tile) value = 0.0F;
     }
   }
-  // From here on the state is one of attention_parts.cuh.
-  __device__ void finish(float scale) {
+  __device__ void finish() {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       sum[half] += __shfl_xor_sync(kAllLanes, sum[half], 1);
       sum[half] += __shfl_xor_sync(kAllLanes, sum[half], 2);
-      largest[half] = rounded_product(largest[half], scale);
     }
   }
   // Merges the parts before, which wait in shared memory, with this one.
@@ -191,15 +189,17 @@ template <int kDim>
 __device__ void soften(State<kDim>& state, float (&scores)[kKeyTiles][4], float scale) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float largest = state.largest[half];
+    float largest = -INFINITY;
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) {
       largest = fmaxf(largest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
     }
     largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-    const float reference = rounded_product(reference_score(largest), scale);
-    const float keep = exp2f(fmaf(state.largest[half], scale, -reference));
+    // Scaled before they are compared: keep must be exactly 1 where the largest stays.
+    largest = fmaxf(state.largest[half], rounded_product(largest, scale));
+    const float reference = reference_score(largest);
+    const float keep = exp2f(state.largest[half] - reference);
     float sum = 0.0F;
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) {
@@ -330,14 +330,14 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim <= 64 ? 3 : 2) attend_
       multiply_values<Half, kDim>(state, scores, page);
     }
     if (page + 1 == part_end && part_end < item.end_page) {
-      state.finish(call.scale);
+      state.finish();
       if (part_end > item.first_page + part_pages) state.merge_shared();
       state.store_shared();
       state.clear();
       part_end += part_pages;
     }
   }
-  state.finish(call.scale);
+  state.finish();
   if (part_end > item.first_page + part_pages) state.merge_shared();
   write(call, item, head, state);
 }
