@@ -1,0 +1,33 @@
+// Fibers: stacks between which one host thread switches. Switches are announced to the address and thread sanitizers.
+#pragma once
+
+#include <cstddef>
+
+namespace stagecoach::cuda_emulation {
+
+class Fiber {
+ public:
+  // The stack that the caller runs on; to be switched away from by the same host thread only.
+  Fiber() = default;
+  // A stack of its own on which `entry(argument)` begins at the first switch to it. `entry` must not return or let an
+  // exception out. Fibers may resume on a host thread other than the one they were left on.
+  Fiber(void (*entry)(void*), void* argument);
+  ~Fiber();
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+
+  // Leaves the running fiber `from` for `to`; returns when something switches back.
+  friend void switch_fiber(Fiber& from, Fiber& to);
+  // The first thing that `entry` does.
+  static void entered();
+
+ private:
+  std::byte* memory_ = nullptr;  // a page that may not be touched, then the stack
+  void* context_ = nullptr;      // the saved stack pointer, or a ucontext_t
+  const void* bottom_ = nullptr;
+  std::size_t bytes_ = 0;
+  void* fake_stack_ = nullptr;
+  void* tsan_fiber_ = nullptr;
+};
+
+}  // namespace stagecoach::cuda_emulation

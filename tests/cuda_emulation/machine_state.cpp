@@ -1,0 +1,181 @@
+#include "tests/cuda_emulation/machine_state.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+namespace stagecoach::cuda_emulation {
+namespace {
+
+struct ThreadState {
+  int device = 0;
+  cudaError_t last_error = cudaSuccess;
+  std::uint64_t generation = 0;
+};
+thread_local ThreadState of_thread;
+
+// A host thread's state is that of one machine.
+ThreadState& thread_state(const Machine& m) {
+  if (of_thread.generation != m.generation) of_thread = {.generation = m.generation};
+  return of_thread;
+}
+
+// The runner of the kernel that runs now: one host thread at a time.
+Runner* running = nullptr;
+
+}  // namespace
+
+Machine& machine() {
+  static Machine the_machine;
+  return the_machine;
+}
+
+Runner& running_kernel() {
+  if (running == nullptr) {
+    std::fputs("cuda_emulation: a device function was called outside a kernel\n", stderr);
+    std::abort();
+  }
+  return *running;
+}
+
+void Machine::reset(const Options& new_options) {
+  options = new_options;
+  mutations = {};
+  stream_handles.clear();
+  event_handles.clear();
+  for (const auto& [pointer, bytes] : pinned_memory) std::free(const_cast<void*>(pointer));
+  pinned_memory.clear();
+  cublas_objects.clear();
+  streams = {};
+  devices.clear();
+  for (int d = 0; d < options.devices; ++d) {
+    devices.push_back(std::make_unique<Device>(options.memory_bytes));
+    devices.back()->default_stream = streams.create_default(d);
+  }
+  random = Random(options.seed);
+  calls = launches = fail_at = 0;
+  ++generation;
+  failed_call.clear();
+  last_fault.clear();
+}
+
+Live Machine::live() const {
+  Live live;
+  for (const auto& device : devices) {
+    live.device_allocations += device->memory.allocations();
+    live.device_bytes += device->memory.live_bytes();
+  }
+  live.pinned_allocations = pinned_memory.size();
+  live.streams = stream_handles.size();
+  live.events = event_handles.size();
+  live.cublas_objects = cublas_objects.size();
+  return live;
+}
+
+Place Machine::enqueue(std::uint64_t stream, int device, std::function<cudaError_t()> run, std::vector<Place> after,
+                       int also) {
+  const auto with_memory = [this, device, also, run = std::move(run)] {
+    Device& own = *devices[static_cast<std::size_t>(device)];
+    if (own.sticky != cudaSuccess) return;
+    own.memory.open();
+    if (also >= 0 && also != device) devices[static_cast<std::size_t>(also)]->memory.open();
+    own.sticky = run();
+    own.memory.close();
+    if (also >= 0 && also != device) devices[static_cast<std::size_t>(also)]->memory.close();
+  };
+  const Place place = streams.enqueue(stream, with_memory, std::move(after));
+  if (options.timing == Timing::kImmediate) streams.run_until(place);
+  return place;
+}
+
+cudaError_t Machine::run_kernel(const Launch& launch, bool cut) {
+  running = &runner;
+  std::string fault = runner.run(launch,
+                                 {.order = options.order,
+                                  .early_copies = options.early_copies,
+                                  .no_barriers = mutations.no_barriers,
+                                  .no_copy_waits = mutations.no_copy_waits,
+                                  .cut_last_block = cut},
+                                 random);
+  running = nullptr;
+  for (const auto& device : devices) {
+    if (!fault.empty()) break;
+    if (const void* damaged = device->memory.damaged()) {
+      char text[96];
+      std::snprintf(text, sizeof(text), "a kernel wrote behind the allocation at %p", damaged);
+      fault = text;
+    }
+  }
+  if (fault.empty()) return cudaSuccess;
+  last_fault = std::move(fault);
+  return cudaErrorLaunchFailure;
+}
+
+int Machine::device_of(const void* pointer) const {
+  for (std::size_t d = 0; d < devices.size(); ++d) {
+    if (devices[d]->memory.owns_address(pointer)) return static_cast<int>(d);
+  }
+  return -1;
+}
+
+bool Machine::device_range(const void* pointer, std::size_t bytes) const {
+  const int device = device_of(pointer);
+  return device >= 0 && devices[static_cast<std::size_t>(device)]->memory.holds(pointer, bytes);
+}
+
+bool Machine::pinned(const void* pointer, std::size_t bytes) const {
+  auto found = pinned_memory.upper_bound(pointer);
+  if (found == pinned_memory.begin()) return false;
+  --found;
+  const auto inside =
+      static_cast<std::size_t>(static_cast<const std::byte*>(pointer) - static_cast<const std::byte*>(found->first));
+  return inside <= found->second && bytes <= found->second - inside;
+}
+
+bool Machine::find_stream(cudaStream_t handle, std::uint64_t& id, int& device) const {
+  if (handle == nullptr || handle == cudaStreamLegacy) {
+    device = thread_state(*this).device;
+    id = devices[static_cast<std::size_t>(device)]->default_stream;
+    return true;
+  }
+  const auto found = stream_handles.find(handle);
+  if (found == stream_handles.end()) return false;
+  id = found->second->id;
+  device = found->second->device;
+  return true;
+}
+
+int current_device(const Machine& m) {
+  return thread_state(m).device;
+}
+void set_current_device(const Machine& m, int device) {
+  thread_state(m).device = device;
+}
+
+cudaError_t begin_call(Machine& m, const char* name) {
+  ++m.calls;
+  if (m.fail_at == m.calls) {
+    m.failed_call = name;
+    const auto device = static_cast<std::size_t>(current_device(m));
+    if (m.fail_sticky && device < m.devices.size()) m.devices[device]->sticky = static_cast<cudaError_t>(m.fail_with);
+    return static_cast<cudaError_t>(m.fail_with);
+  }
+  if (!m.options.driver) return cudaErrorInsufficientDriver;
+  if (m.devices.empty()) return cudaErrorNoDevice;
+  return m.devices[static_cast<std::size_t>(current_device(m))]->sticky;
+}
+
+cudaError_t finish_call(Machine& m, cudaError_t result) {
+  if (result != cudaSuccess) thread_state(m).last_error = result;
+  return result;
+}
+
+cudaError_t last_error(Machine& m, bool clear) {
+  const cudaError_t error = thread_state(m).last_error;
+  const auto device = static_cast<std::size_t>(current_device(m));
+  const bool broken = device < m.devices.size() && m.devices[device]->sticky != cudaSuccess;
+  if (clear && !broken) thread_state(m).last_error = cudaSuccess;
+  return error;
+}
+
+}  // namespace stagecoach::cuda_emulation
