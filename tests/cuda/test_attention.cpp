@@ -14,11 +14,12 @@ namespace {
 using stagecoach::DType;
 using stagecoach::name_of;
 using stagecoach::test::AttentionCase;
-using stagecoach::test::check_attention_results;
 using stagecoach::test::Chunk;
 using stagecoach::test::fresh_random;
 using stagecoach::test::PagedConversation;
 using stagecoach::test::Random;
+using stagecoach::test::Worst;
+using stagecoach::test::worst_result;
 
 constexpr std::array kDtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
 
@@ -54,7 +55,7 @@ std::vector<std::vector<Chunk>> random_calls(Random& random, const std::vector<s
 AttentionCase random_case(Random& random, std::int32_t head_dim, DType dtype, DType kv_dtype) {
   AttentionCase shape;
   shape.head_dim = head_dim;
-  shape.n_head = static_cast<std::int32_t>(random.between(1, 3));
+  shape.n_head = static_cast<std::int32_t>(random.between(1, 2));
   shape.dtype = dtype;
   shape.kv_dtype = kv_dtype;
   shape.options.scale = random.value(0.3F, 1.5F) / std::sqrt(static_cast<float>(head_dim));
@@ -65,10 +66,12 @@ AttentionCase random_case(Random& random, std::int32_t head_dim, DType dtype, DT
   return shape;
 }
 
-double check_case(const PagedConversation& conversation, const std::vector<std::vector<Chunk>>& calls) {
+void check_case(const PagedConversation& conversation, const std::vector<std::vector<Chunk>>& calls) {
   const AttentionCase& shape = conversation.shape();
   INFO(described(shape));
-  return check_attention_results(conversation, conversation.run(calls, shape.deterministic, shape.multiprocessors));
+  const Worst worst = worst_result(conversation, conversation.run(calls, shape.deterministic, shape.multiprocessors));
+  INFO(worst.where);
+  CHECK(worst.ratio <= 1.0);
 }
 
 void check_same_bits(const std::vector<std::vector<float>>& a, const std::vector<std::vector<float>>& b) {
@@ -105,8 +108,8 @@ TEST_CASE("CUDA attention: every dtype, ragged sequences in ragged chunks") {
       for (const DType kv_dtype : kDtypes) {
         const AttentionCase shape = random_case(random, head_dim, dtype, kv_dtype);
         const auto any = [&](std::int64_t most) { return static_cast<std::int32_t>(random.between(1, most)); };
-        const PagedConversation conversation(random, shape, {any(150), any(70), 1, any(20)});
-        check_case(conversation, random_calls(random, conversation.lengths(), 100));
+        const PagedConversation conversation(random, shape, {any(130), any(40), 1});
+        check_case(conversation, random_calls(random, conversation.lengths(), 90));
       }
     }
   }
@@ -131,7 +134,7 @@ TEST_CASE("CUDA attention: split sequences") {
       shape.n_head = 1;
       shape.deterministic = deterministic;
       shape.multiprocessors = 132;  // far more than there are items: as many parts as there can be
-      const std::int32_t length = 300 + static_cast<std::int32_t>(random.between(0, 300));
+      const std::int32_t length = 300 + static_cast<std::int32_t>(random.between(0, 150));
       const PagedConversation conversation(random, shape, {length, 3});
       check_case(conversation, {{{0, 0, length - 2}}, {{0, length - 2, 1}, {1, 0, 3}}, {{0, length - 1, 1}}});
     }
@@ -161,7 +164,7 @@ TEST_CASE("CUDA attention: deterministic bits do not depend on chunking, compani
     AttentionCase shape = random_case(random, kind.head_dim, kind.dtype, kind.kv_dtype);
     shape.n_head = 1;
     INFO(described(shape));
-    const auto length = static_cast<std::int32_t>(random.between(530, 600));
+    const auto length = static_cast<std::int32_t>(random.between(515, 540));
     const PagedConversation conversation(random, shape, {length, 100});
     const auto whole = conversation.run({{{0, 0, length}}, {{1, 0, 100}}}, true, 1);
     for (int round = 0; round < 2; ++round) {
