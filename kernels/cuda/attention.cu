@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kAttentionThreads) combine(AttentionCall call)
     float largest = -INFINITY;
     float sum = 0.0F;
     float value = 0.0F;
-#pragma unroll 4
+#pragma unroll 8
     for (std::int64_t part = 0; part < plan.parts; ++part) {
       const std::int64_t partial = plan.first_partial + part * plan.stride;
       const float* summary = call.partial_summary(partial, head);
@@ -122,15 +122,16 @@ void attention(cudaStream_t stream, const DeviceRows& rows, const AttentionPlan&
   const bool halves =
       tiles_possible(call.layout, kv.dtype) && (qkv.dtype != DType::kFloat32 || options.may_round_queries);
   launch_append(stream, call, kv.dtype);
+  call.restart_pages = plan.restart_pages();
   call.items = tiles;
   if (halves) {
-    attend_tiles(stream, call, kv.dtype, plan.shape().tiles, plan.deterministic());
+    attend_tiles(stream, call, kv.dtype, plan.shape().tiles);
   } else {
     attend_rows(stream, call, kv.dtype, plan.shape().tiles, true);
   }
   call.items = singles;
   if (halves && plan.deterministic()) {
-    attend_tiles(stream, call, kv.dtype, plan.shape().singles, true);
+    attend_tiles(stream, call, kv.dtype, plan.shape().singles);
   } else {
     attend_rows(stream, call, kv.dtype, plan.shape().singles, false);
   }

@@ -44,6 +44,7 @@ struct AttentionCall {
   DType dtype = DType::kFloat32;
   bool qkv_vectors = false;  // every head of qkv begins at a multiple of 16 bytes and has whole vectors of columns
   std::byte* pages = nullptr;
+  std::int32_t restart_pages = 0;  // AttentionPlan::restart_pages
   KvLayout layout;
   float scale = 1.0F;        // times log2(e), positive
   float query_sign = 1.0F;   // the scale's own sign
@@ -176,7 +177,7 @@ __device__ inline float normalized(float value, float inverse_sum) {
 }
 
 // The launchers of the two families; `count` items per head.
-void attend_tiles(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count, bool restarts);
+void attend_tiles(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count);
 void attend_rows(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count, bool tiles);
 // Whether attend_tiles has a kernel for these pages.
 bool tiles_possible(const KvLayout& layout, DType kv_dtype);

@@ -306,7 +306,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim <= 64 ? 3 : 2) attend_
   const AttentionItem item = call.items[blockIdx.x];
   const int head = static_cast<int>(blockIdx.y);
   if (item.rows == 0) return;
-  copy_page_async<kDim>(call, item, head, item.first_page, page_number(call, item, item.first_page));
+  copy_page_async<kDim>(call, item, head, item.first_page, item.first_number);
   std::int32_t next_number = page_number(call, item, item.first_page + 1);
   if (call.layout.padded_dim < kDim) clear_padding<kDim>(call);
   std::uint32_t queries[kDim / 16][4];
@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim <= 64 ? 3 : 2) attend_
   State<kDim> state;
   state.clear();
   // Parts begin at multiples of restart_pages, as the item does.
-  const int part_pages = item.restart_pages > 0 ? item.restart_pages : item.end_page - item.first_page;
+  const int part_pages = call.restart_pages > 0 ? call.restart_pages : item.end_page - item.first_page;
   int part_end = item.first_page + part_pages;
   for (int page = item.first_page; page < item.end_page; ++page) {
     copy_async_wait<0>();
@@ -343,20 +343,20 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim <= 64 ? 3 : 2) attend_
 }
 
 template <typename Half, int kDim>
-void launch_tiles(cudaStream_t stream, const AttentionCall& call, std::int32_t count, bool restarts) {
+void launch_tiles(cudaStream_t stream, const AttentionCall& call, std::int32_t count) {
   constexpr std::size_t kFreeShared = 48 * 1024;
-  const std::size_t bytes = Shared<kDim>::bytes(restarts);
+  const std::size_t bytes = Shared<kDim>::bytes(call.restart_pages > 0);
   if (bytes > kFreeShared) allow_shared_bytes(attend_tile<Half, kDim>, bytes);
   const dim3 blocks(static_cast<unsigned>(count), static_cast<unsigned>(call.layout.n_head));
   launch(stream, {blocks, dim3(kAttentionThreads), bytes}, attend_tile<Half, kDim>, call);
 }
 
 template <typename Half>
-void launch_tiles(cudaStream_t stream, const AttentionCall& call, std::int32_t count, bool restarts) {
-  if (call.layout.head_dim <= 32) return launch_tiles<Half, 32>(stream, call, count, restarts);
-  if (call.layout.head_dim <= 64) return launch_tiles<Half, 64>(stream, call, count, restarts);
-  if (call.layout.head_dim <= 96) return launch_tiles<Half, 96>(stream, call, count, restarts);
-  return launch_tiles<Half, 128>(stream, call, count, restarts);
+void launch_tiles(cudaStream_t stream, const AttentionCall& call, std::int32_t count) {
+  if (call.layout.head_dim <= 32) return launch_tiles<Half, 32>(stream, call, count);
+  if (call.layout.head_dim <= 64) return launch_tiles<Half, 64>(stream, call, count);
+  if (call.layout.head_dim <= 96) return launch_tiles<Half, 96>(stream, call, count);
+  return launch_tiles<Half, 128>(stream, call, count);
 }
 
 }  // namespace
@@ -365,9 +365,9 @@ bool tiles_possible(const KvLayout& layout, DType kv_dtype) {
   return kv_dtype != DType::kFloat32 && layout.head_dim <= 128;
 }
 
-void attend_tiles(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count, bool restarts) {
-  if (kv_dtype == DType::kFloat16) return launch_tiles<__half>(stream, call, count, restarts);
-  launch_tiles<__nv_bfloat16>(stream, call, count, restarts);
+void attend_tiles(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count) {
+  if (kv_dtype == DType::kFloat16) return launch_tiles<__half>(stream, call, count);
+  launch_tiles<__nv_bfloat16>(stream, call, count);
 }
 
 }  // namespace stagecoach::cuda

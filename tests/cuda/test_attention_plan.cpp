@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <set>
 #include <utility>
 #include <vector>
@@ -39,7 +40,8 @@ RowSet row_set(const std::vector<Run>& runs) {
     tables = std::max(tables, run.sequence + 1);
     stride = std::max(stride, (run.first + run.count) / kPagePositions + 1);
   }
-  const std::vector<std::int32_t> pages(static_cast<std::size_t>(tables) * static_cast<std::size_t>(stride), 0);
+  std::vector<std::int32_t> pages(static_cast<std::size_t>(tables) * static_cast<std::size_t>(stride));
+  std::iota(pages.rbegin(), pages.rend(), 5);
   RowSet rows;
   rows.assign({{}, positions, sequences, pages, stride});
   return rows;
@@ -73,7 +75,7 @@ void check_item(const RowSet& rows, const AttentionPlan& plan, const AttentionIt
   }
   CHECK(item.first_page < item.end_page);
   CHECK(item.end_page <= item.last_position / kPagePositions + 1);
-  CHECK(item.restart_pages == (plan.deterministic() ? kFixedSplitPages : 0));
+  CHECK(item.first_number == rows.page_of(item.first_row, item.first_page * kPagePositions));
   if (plan.deterministic()) {
     CHECK(item.first_page % kFixedSplitPages == 0);
     if (item.partial >= 0) CHECK(item.end_page - item.first_page <= kFixedSplitPages);
