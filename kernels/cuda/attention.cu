@@ -100,6 +100,9 @@ AttentionCall make_call(const DeviceRows& rows, Tensor qkv, const KvPages& kv, c
   const std::int64_t aligned = 16 / size_of(qkv.dtype);
   call.qkv_vectors =
       kv.head_dim % 8 == 0 && qkv.stride % aligned == 0 && reinterpret_cast<std::uintptr_t>(qkv.data) % 16 == 0;
+  call.out_pairs =
+      kv.head_dim % 2 == 0 && out.stride % 2 == 0 &&
+      reinterpret_cast<std::uintptr_t>(out.data) % static_cast<std::uintptr_t>(2 * size_of(out.dtype)) == 0;
   call.pages = static_cast<std::byte*>(kv.base);
   call.layout = kv_layout(kv.n_head, kv.head_dim, kv.dtype);
   call.scale = std::max(std::abs(options.scale) * std::numbers::log2e_v<float>, FLT_MIN);  // masks are scale * -inf

@@ -43,6 +43,7 @@ struct AttentionCall {
   std::int64_t out_stride = 0;
   DType dtype = DType::kFloat32;
   bool qkv_vectors = false;  // every head of qkv begins at a multiple of 16 bytes and has whole vectors of columns
+  bool out_pairs = false;    // even columns of out are aligned to two elements
   std::byte* pages = nullptr;
   std::int32_t restart_pages = 0;  // AttentionPlan::restart_pages
   KvLayout layout;
@@ -146,6 +147,16 @@ __device__ inline void store_activation(void* data, DType dtype, std::int64_t in
     static_cast<__half*>(data)[index] = from_float<__half>(value);
   } else {
     static_cast<__nv_bfloat16*>(data)[index] = from_float<__nv_bfloat16>(value);
+  }
+}
+
+// Elements `index` and `index` + 1, aligned to both.
+__device__ inline void store_activations(void* data, DType dtype, std::int64_t index, float low, float high) {
+  if (dtype == DType::kFloat32) {
+    *reinterpret_cast<float2*>(static_cast<float*>(data) + index) = make_float2(low, high);
+  } else {
+    *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(data) + index) =
+        dtype == DType::kFloat16 ? pack<__half>(low, high) : pack<__nv_bfloat16>(low, high);
   }
 }
 

@@ -45,8 +45,8 @@ struct AttentionCombine {
 class AttentionPlan {
  public:
   // Blocks per head of each launch. Counts are rounded up with empty items, so that the plans of successive steps
-  // mostly have equal shapes: a graph captured with one plan serves every plan of the same shape and determinism, after
-  // its words are uploaded to the same place.
+  // mostly have equal shapes: a graph captured with one plan serves every plan of the same shape and determinism for
+  // the same number of (padded) device rows, after its words are uploaded to the same place.
   struct Shape {
     std::int32_t tiles = 0;
     std::int32_t singles = 0;

@@ -256,8 +256,8 @@ __device__ void write(const AttentionCall& call, const AttentionItem& item, int 
       for (int n = 0; n < kDim / 8; ++n) {
         const int column = n * 8 + lane % 4 * 2;
         if (column >= call.layout.padded_dim) continue;
-        values[column] = state.values[n][2 * half];
-        values[column + 1] = state.values[n][2 * half + 1];
+        *reinterpret_cast<float2*>(values + column) =
+            make_float2(state.values[n][2 * half], state.values[n][2 * half + 1]);
       }
       continue;
     }
@@ -265,12 +265,15 @@ __device__ void write(const AttentionCall& call, const AttentionItem& item, int 
     const std::int64_t target = (item.first_row + row) * call.out_stride + std::int64_t{head} * call.layout.head_dim;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int column = n * 8 + lane % 4 * 2 + e;
-        if (column >= call.layout.head_dim) continue;
-        store_activation(call.out, call.dtype, target + column, normalized(state.values[n][2 * half + e], inverse));
+      const int column = n * 8 + lane % 4 * 2;
+      const float low = normalized(state.values[n][2 * half], inverse);
+      const float high = normalized(state.values[n][2 * half + 1], inverse);
+      if (call.out_pairs && column < call.layout.head_dim) {  // head_dim is even
+        store_activations(call.out, call.dtype, target + column, low, high);
+        continue;
       }
+      if (column < call.layout.head_dim) store_activation(call.out, call.dtype, target + column, low);
+      if (column + 1 < call.layout.head_dim) store_activation(call.out, call.dtype, target + column + 1, high);
     }
   }
 }

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -222,49 +223,60 @@ struct Expected {
   std::vector<double> values, tolerances;
 };
 
-// With u the unit roundoffs, n keys and S = scale * sum |q k|: a score is off by at most S (u_q + (head_dim + 4)
-// 2^-23), float32 products being summed in any order, and in tensor cores truncated. Weights are off by twice that
-// relatively (numerator and sum), by u_p for their rounding, at least 2^-25 in float16, and by what summing n of them
-// and the exponential cost in float32. The output's rounding adds u_out.
+// How far a result may be off, as roundings add up: independent ones as the root of their squares, here four times
+// that, which a sum of many never reaches, and several roundoffs where there are few.
+//   a score     4 |scale| sqrt(sum (q k)^2) (u_q + sqrt(head_dim) 2^-23) + |score| 2^-22: q to 16 bits, summing,
+//   scaling the weights e sum w |v - out| for scores off by e P           4 u_p sqrt(sum w^2 v^2), at least 2^-25 of
+//   the largest weight each in float16 sums        (sqrt(keys) + 16) 2^-23 sum w |v|, truncated sums of tensor cores
+//   included the output  u_out |out|
 inline Expected expected_attention(const PagedConversation& conversation, std::int32_t sequence, std::int32_t position,
                                    std::int32_t head) {
   const AttentionCase& shape = conversation.shape();
-  const std::int32_t dim = shape.head_dim;
+  const auto dim = static_cast<std::size_t>(shape.head_dim);
+  const double scale = double{shape.options.scale};
   const double half = shape.tensor_cores() ? roundoff(shape.kv_dtype) : 0.0;
-  const float* q = conversation.row(sequence, position, 0, head);
   const auto kept = [&](float value) { return static_cast<double>(rounded_to(shape.kv_dtype, value)); };
-  std::vector<double> weights(static_cast<std::size_t>(position) + 1);
-  double largest = -std::numeric_limits<double>::infinity();
+  const float* q = conversation.row(sequence, position, 0, head);
+  std::vector<double> weights;
   double score_error = 0.0;
   for (std::int32_t p = 0; p <= position; ++p) {
     const float* k = conversation.row(sequence, p, 1, head);
     double score = 0.0;
-    double magnitude = 0.0;
-    for (std::int32_t d = 0; d < dim; ++d) {
-      score += double{q[d]} * kept(k[d]);
-      magnitude += std::abs(double{q[d]} * kept(k[d]));
+    double squares = 0.0;
+    for (std::size_t d = 0; d < dim; ++d) {
+      const double product = scale * double{q[d]} * kept(k[d]);
+      score += product;
+      squares += product * product;
     }
-    const double scale = double{shape.options.scale};
-    weights[static_cast<std::size_t>(p)] = score * scale;
-    largest = std::max(largest, score * scale);
-    score_error = std::max(score_error, std::abs(scale) * magnitude * (half + (dim + 4) * 0x1p-23));
+    weights.push_back(score);
+    const double summing = std::sqrt(static_cast<double>(dim)) * 0x1p-23;
+    score_error = std::max(score_error, 4.0 * std::sqrt(squares) * (half + summing) + std::abs(score) * 0x1p-22);
   }
+  const double largest = *std::max_element(weights.begin(), weights.end());
   double sum = 0.0;
   for (double& weight : weights) sum += weight = std::exp(weight - largest);
-  const double relative = 2.0 * std::expm1(score_error) + half + (position + 40) * 0x1p-23;
-  Expected result{std::vector<double>(static_cast<std::size_t>(dim)),
-                  std::vector<double>(static_cast<std::size_t>(dim))};
-  for (std::int32_t p = 0; p <= position; ++p) {
-    const float* v = conversation.row(sequence, p, 2, head);
-    for (std::int32_t d = 0; d < dim; ++d) {
-      const double weight = weights[static_cast<std::size_t>(p)] / sum;
-      const double subnormal = half > 0.0 ? 0x1p-25 / sum : 0.0;
-      result.values[static_cast<std::size_t>(d)] += weight * kept(v[d]);
-      result.tolerances[static_cast<std::size_t>(d)] += (weight * relative + subnormal) * std::abs(kept(v[d]));
+  Expected result{std::vector<double>(dim), std::vector<double>(dim)};
+  const double smallest = shape.dtype == DType::kFloat16 ? 0x1p-25 : 1e-30;  // outputs below the normal numbers
+  std::vector<double> values(weights.size());
+  for (std::size_t d = 0; d < dim; ++d) {
+    double out = 0.0;
+    for (std::size_t p = 0; p < weights.size(); ++p) {
+      values[p] = kept(conversation.row(sequence, static_cast<std::int32_t>(p), 2, head)[d]);
+      out += weights[p] / sum * values[p];
     }
-  }
-  for (std::size_t d = 0; d < result.values.size(); ++d) {
-    result.tolerances[d] += roundoff(shape.dtype) * std::abs(result.values[d]) + 1e-30;
+    double spread = 0.0, squares = 0.0, magnitude = 0.0, subnormal = 0.0;
+    for (std::size_t p = 0; p < weights.size(); ++p) {
+      const double v = values[p];
+      const double part = weights[p] / sum * v;
+      spread += weights[p] / sum * std::abs(v - out);
+      squares += part * part;
+      magnitude += std::abs(part);
+      subnormal += half > 0.0 ? 0x1p-25 / sum * std::abs(v) : 0.0;
+    }
+    const double sums = (std::sqrt(static_cast<double>(weights.size())) + 16.0) * 0x1p-23;
+    result.values[d] = out;
+    result.tolerances[d] = std::expm1(score_error) * spread + 4.0 * half * std::sqrt(squares) + subnormal +
+                           sums * magnitude + roundoff(shape.dtype) * std::abs(out) + smallest;
   }
   return result;
 }
