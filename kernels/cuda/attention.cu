@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kAttentionThreads) combine(AttentionCall call)
     float largest = -INFINITY;
     float sum = 0.0F;
     float value = 0.0F;
-#pragma unroll 4
+#pragma unroll 8
     for (std::int64_t part = 0; part < plan.parts; ++part) {
       const std::int64_t partial = plan.first_partial + part * plan.stride;
       const float* summary = call.partial_summary(partial, head);
@@ -100,6 +100,9 @@ AttentionCall make_call(const DeviceRows& rows, Tensor qkv, const KvPages& kv, c
   const std::int64_t aligned = 16 / size_of(qkv.dtype);
   call.qkv_vectors =
       kv.head_dim % 8 == 0 && qkv.stride % aligned == 0 && reinterpret_cast<std::uintptr_t>(qkv.data) % 16 == 0;
+  call.out_pairs =
+      kv.head_dim % 2 == 0 && out.stride % 2 == 0 &&
+      reinterpret_cast<std::uintptr_t>(out.data) % static_cast<std::uintptr_t>(2 * size_of(out.dtype)) == 0;
   call.pages = static_cast<std::byte*>(kv.base);
   call.layout = kv_layout(kv.n_head, kv.head_dim, kv.dtype);
   call.scale = std::max(std::abs(options.scale) * std::numbers::log2e_v<float>, FLT_MIN);  // masks are scale * -inf
@@ -122,15 +125,16 @@ void attention(cudaStream_t stream, const DeviceRows& rows, const AttentionPlan&
   const bool halves =
       tiles_possible(call.layout, kv.dtype) && (qkv.dtype != DType::kFloat32 || options.may_round_queries);
   launch_append(stream, call, kv.dtype);
+  call.restart_pages = plan.restart_pages();
   call.items = tiles;
   if (halves) {
-    attend_tiles(stream, call, kv.dtype, plan.shape().tiles, plan.deterministic());
+    attend_tiles(stream, call, kv.dtype, plan.shape().tiles);
   } else {
     attend_rows(stream, call, kv.dtype, plan.shape().tiles, true);
   }
   call.items = singles;
   if (halves && plan.deterministic()) {
-    attend_tiles(stream, call, kv.dtype, plan.shape().singles, true);
+    attend_tiles(stream, call, kv.dtype, plan.shape().singles);
   } else {
     attend_rows(stream, call, kv.dtype, plan.shape().singles, false);
   }

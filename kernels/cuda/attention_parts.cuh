@@ -19,6 +19,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "kernels/cuda/attention_plan.hpp"
@@ -42,7 +43,9 @@ struct AttentionCall {
   std::int64_t out_stride = 0;
   DType dtype = DType::kFloat32;
   bool qkv_vectors = false;  // every head of qkv begins at a multiple of 16 bytes and has whole vectors of columns
+  bool out_pairs = false;    // even columns of out are aligned to two elements
   std::byte* pages = nullptr;
+  std::int32_t restart_pages = 0;  // AttentionPlan::restart_pages
   KvLayout layout;
   float scale = 1.0F;        // times log2(e), positive
   float query_sign = 1.0F;   // the scale's own sign
@@ -85,13 +88,15 @@ __device__ inline float to_float(T value) {
 // Two 16-bit elements side by side, `low` in the low half.
 template <typename Half>
 __device__ inline std::uint32_t pack(float low, float high) {
+  std::uint32_t word;
   if constexpr (std::is_same_v<Half, __half>) {
-    return std::uint32_t{__half_as_ushort(__float2half_rn(low))} |
-           (std::uint32_t{__half_as_ushort(__float2half_rn(high))} << 16);
+    const __half2 both = __floats2half2_rn(low, high);
+    std::memcpy(&word, &both, sizeof(word));
   } else {
-    return std::uint32_t{__bfloat16_as_ushort(__float2bfloat16_rn(low))} |
-           (std::uint32_t{__bfloat16_as_ushort(__float2bfloat16_rn(high))} << 16);
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    std::memcpy(&word, &both, sizeof(word));
   }
+  return word;
 }
 
 // Element `i` of a vector of T.
@@ -145,6 +150,16 @@ __device__ inline void store_activation(void* data, DType dtype, std::int64_t in
   }
 }
 
+// Elements `index` and `index` + 1, aligned to both.
+__device__ inline void store_activations(void* data, DType dtype, std::int64_t index, float low, float high) {
+  if (dtype == DType::kFloat32) {
+    *reinterpret_cast<float2*>(static_cast<float*>(data) + index) = make_float2(low, high);
+  } else {
+    *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(data) + index) =
+        dtype == DType::kFloat16 ? pack<__half>(low, high) : pack<__nv_bfloat16>(low, high);
+  }
+}
+
 __device__ inline float rounded_product(float a, float b) {
   return __fmul_rn(a, b);
 }
@@ -173,7 +188,7 @@ __device__ inline float normalized(float value, float inverse_sum) {
 }
 
 // The launchers of the two families; `count` items per head.
-void attend_tiles(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count, bool restarts);
+void attend_tiles(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count);
 void attend_rows(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count, bool tiles);
 // Whether attend_tiles has a kernel for these pages.
 bool tiles_possible(const KvLayout& layout, DType kv_dtype);

@@ -30,7 +30,7 @@ std::int64_t rounded(std::int64_t count) {
   return std::max<std::int64_t>(ceil_divide(count, step) * step, 4);
 }
 
-AttentionItem whole(const RowSet& rows, std::int64_t first, std::int64_t count, std::int32_t restart_pages) {
+AttentionItem whole(const RowSet& rows, std::int64_t first, std::int64_t count) {
   const std::int32_t last = rows.positions()[static_cast<std::size_t>(first + count - 1)];
   return {static_cast<std::int32_t>(first),
           static_cast<std::int32_t>(count),
@@ -39,7 +39,7 @@ AttentionItem whole(const RowSet& rows, std::int64_t first, std::int64_t count, 
           last / kPagePositions + 1,
           last,
           -1,
-          restart_pages};
+          rows.page_of(first, 0)};
 }
 
 template <typename Part>
@@ -59,17 +59,16 @@ void AttentionPlan::assign(const RowSet& rows, bool deterministic, int multiproc
   singles_.clear();
   combines_.clear();
   words_.clear();
-  const std::int32_t restart = deterministic ? kFixedSplitPages : 0;
   for (const RowGroup& group : rows.groups(kTileRows)) {
     if (group.rows >= (deterministic ? 2 : kFewRows)) {
-      tiles_.push_back(whole(rows, group.first_row, group.rows, restart));
+      tiles_.push_back(whole(rows, group.first_row, group.rows));
     } else {
-      for (std::int64_t i = 0; i < group.rows; ++i) singles_.push_back(whole(rows, group.first_row + i, 1, restart));
+      for (std::int64_t i = 0; i < group.rows; ++i) singles_.push_back(whole(rows, group.first_row + i, 1));
     }
   }
   const std::int64_t per_head = std::max<std::int64_t>(n_head, 1);
-  split(singles_, ceil_divide(kSingleBlocks * multiprocessors, per_head));
-  split(tiles_, ceil_divide(kTileBlocks * multiprocessors, per_head));
+  split(rows, singles_, ceil_divide(kSingleBlocks * multiprocessors, per_head));
+  split(rows, tiles_, ceil_divide(kTileBlocks * multiprocessors, per_head));
   shape_ = {static_cast<std::int32_t>(rounded(static_cast<std::int64_t>(tiles_.size()))),
             static_cast<std::int32_t>(rounded(static_cast<std::int64_t>(singles_.size()))),
             static_cast<std::int32_t>(rounded(static_cast<std::int64_t>(combines_.size())))};
@@ -97,7 +96,7 @@ std::vector<std::int32_t> AttentionPlan::parts_of(const std::vector<AttentionIte
   }
 }
 
-void AttentionPlan::split(std::vector<AttentionItem>& items, std::int64_t wanted) {
+void AttentionPlan::split(const RowSet& rows, std::vector<AttentionItem>& items, std::int64_t wanted) {
   const std::vector<std::int32_t> parts = parts_of(items, wanted);
   std::vector<AttentionItem> result;
   for (std::size_t i = 0; i < items.size(); ++i) {
@@ -116,6 +115,7 @@ void AttentionPlan::split(std::vector<AttentionItem>& items, std::int64_t wanted
       AttentionItem piece = item;
       piece.first_page = border(part);
       piece.end_page = border(part + 1);
+      piece.first_number = rows.page_of(item.first_row, piece.first_page * kPagePositions);
       piece.partial = first_partial + part * item.rows;
       result.push_back(piece);
     }

@@ -33,7 +33,7 @@ struct AttentionItem {
   std::int32_t end_page;
   std::int32_t last_position;  // of the item's last row
   std::int32_t partial;        // index of the first row's partial result; -1: the block writes the output itself
-  std::int32_t restart_pages;  // the reduction starts anew at multiples of it; 0: never
+  std::int32_t first_number;   // the number of its first page, which so need not be looked up
 };
 struct AttentionCombine {
   std::int32_t row;
@@ -45,8 +45,8 @@ struct AttentionCombine {
 class AttentionPlan {
  public:
   // Blocks per head of each launch. Counts are rounded up with empty items, so that the plans of successive steps
-  // mostly have equal shapes: a graph captured with one plan serves every plan of the same shape and determinism, after
-  // its words are uploaded to the same place.
+  // mostly have equal shapes: a graph captured with one plan serves every plan of the same shape and determinism for
+  // the same number of (padded) device rows, after its words are uploaded to the same place.
   struct Shape {
     std::int32_t tiles = 0;
     std::int32_t singles = 0;
@@ -60,6 +60,8 @@ class AttentionPlan {
   const Shape& shape() const { return shape_; }
   bool deterministic() const { return deterministic_; }
   std::int64_t rows() const { return rows_; }
+  // The reduction over keys starts anew at multiples of so many pages; 0: never.
+  std::int32_t restart_pages() const { return deterministic_ ? kFixedSplitPages : 0; }
   std::int64_t partials() const { return partials_; }  // partial results of all parts, in rows
 
   // For the device: items of the tiles, items of the singles, combines.
@@ -75,7 +77,7 @@ class AttentionPlan {
   static constexpr std::int64_t kCombineWords = sizeof(AttentionCombine) / sizeof(std::int32_t);
 
  private:
-  void split(std::vector<AttentionItem>& items, std::int64_t wanted);
+  void split(const RowSet& rows, std::vector<AttentionItem>& items, std::int64_t wanted);
   std::vector<std::int32_t> parts_of(const std::vector<AttentionItem>& items, std::int64_t wanted) const;
 
   Shape shape_;

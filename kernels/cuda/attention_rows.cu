@@ -72,7 +72,8 @@ __device__ Rows<S> find_rows(const AttentionCall& call, const AttentionItem& ite
   Rows<S> rows{item.first_row + first, min(S::kRows, item.rows - first), {}, 0};
 #pragma unroll
   for (int r = 0; r < S::kRows; ++r) {
-    rows.position[r] = r < rows.count ? call.rows.positions[rows.first + r] : -1;
+    // A single row's position need not be looked up.
+    rows.position[r] = S::kRows == 1 ? item.last_position : r < rows.count ? call.rows.positions[rows.first + r] : -1;
     rows.last = max(rows.last, rows.position[r]);
   }
   return rows;
@@ -302,7 +303,9 @@ __device__ void write(const AttentionCall& call, const AttentionItem& item, cons
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kAttentionThreads, S::kRows == 1 ? 6 : 2) attend_item(AttentionCall call) {
+__global__ void __launch_bounds__(kAttentionThreads, S::kRows > 1      ? 2
+                                                     : S::kVectors > 1 ? 4
+                                                                       : 6) attend_item(AttentionCall call) {
   const AttentionItem item = call.items[blockIdx.x];
   const int head = static_cast<int>(blockIdx.y);
   const int first = static_cast<int>(blockIdx.z) * S::kRows;
@@ -316,12 +319,12 @@ __global__ void __launch_bounds__(kAttentionThreads, S::kRows == 1 ? 6 : 2) atte
   Merged<S> merged_state;
   state.clear();
   merged_state.clear();
-  std::int32_t number = item.first_page < end ? table[item.first_page] : 0;
+  std::int32_t number = item.first_number;
   for (int page = item.first_page; page < end; ++page) {
     const std::int32_t next = page + 1 < end ? table[page + 1] : 0;
     attend_page<S>(call, rows, head, page, number, queries, state);
     number = next;
-    if (item.restart_pages > 0 && (page + 1) % item.restart_pages == 0 && page + 1 < end) {
+    if (call.restart_pages > 0 && (page + 1) % call.restart_pages == 0 && page + 1 < end) {
       merge_part<S>(rows, state, merged_state);
       state.clear();
     }

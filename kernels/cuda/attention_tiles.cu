@@ -36,8 +36,8 @@ struct Shared {
 
 template <int kDim>
 struct State {
-  float largest[2];  // of q k, unscaled
-  float sum[2];      // this lane's share; all of it after finish()
+  float largest[2];
+  float sum[2];  // this lane's share; all of it after finish()
   float values[kDim / 8][4];
 
   __device__ void clear() {
@@ -51,13 +51,11 @@ struct State {
       for (float& value : tile) value = 0.0F;
     }
   }
-  // From here on the state is one of attention_parts.cuh.
-  __device__ void finish(float scale) {
+  __device__ void finish() {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       sum[half] += __shfl_xor_sync(kAllLanes, sum[half], 1);
       sum[half] += __shfl_xor_sync(kAllLanes, sum[half], 2);
-      largest[half] = rounded_product(largest[half], scale);
     }
   }
   // Merges the parts before, which wait in shared memory, with this one.
@@ -191,15 +189,17 @@ template <int kDim>
 __device__ void soften(State<kDim>& state, float (&scores)[kKeyTiles][4], float scale) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float largest = state.largest[half];
+    float largest = -INFINITY;
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) {
       largest = fmaxf(largest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
     }
     largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-    const float reference = rounded_product(reference_score(largest), scale);
-    const float keep = exp2f(fmaf(state.largest[half], scale, -reference));
+    // Scaled before they are compared: keep must be exactly 1 where the largest stays.
+    largest = fmaxf(state.largest[half], rounded_product(largest, scale));
+    const float reference = reference_score(largest);
+    const float keep = exp2f(state.largest[half] - reference);
     float sum = 0.0F;
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) {
@@ -256,8 +256,8 @@ __device__ void write(const AttentionCall& call, const AttentionItem& item, int 
       for (int n = 0; n < kDim / 8; ++n) {
         const int column = n * 8 + lane % 4 * 2;
         if (column >= call.layout.padded_dim) continue;
-        values[column] = state.values[n][2 * half];
-        values[column + 1] = state.values[n][2 * half + 1];
+        *reinterpret_cast<float2*>(values + column) =
+            make_float2(state.values[n][2 * half], state.values[n][2 * half + 1]);
       }
       continue;
     }
@@ -265,12 +265,15 @@ __device__ void write(const AttentionCall& call, const AttentionItem& item, int 
     const std::int64_t target = (item.first_row + row) * call.out_stride + std::int64_t{head} * call.layout.head_dim;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int column = n * 8 + lane % 4 * 2 + e;
-        if (column >= call.layout.head_dim) continue;
-        store_activation(call.out, call.dtype, target + column, normalized(state.values[n][2 * half + e], inverse));
+      const int column = n * 8 + lane % 4 * 2;
+      const float low = normalized(state.values[n][2 * half], inverse);
+      const float high = normalized(state.values[n][2 * half + 1], inverse);
+      if (call.out_pairs && column < call.layout.head_dim) {  // head_dim is even
+        store_activations(call.out, call.dtype, target + column, low, high);
+        continue;
       }
+      if (column < call.layout.head_dim) store_activation(call.out, call.dtype, target + column, low);
+      if (column + 1 < call.layout.head_dim) store_activation(call.out, call.dtype, target + column + 1, high);
     }
   }
 }
@@ -306,7 +309,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim <= 64 ? 3 : 2) attend_
   const AttentionItem item = call.items[blockIdx.x];
   const int head = static_cast<int>(blockIdx.y);
   if (item.rows == 0) return;
-  copy_page_async<kDim>(call, item, head, item.first_page, page_number(call, item, item.first_page));
+  copy_page_async<kDim>(call, item, head, item.first_page, item.first_number);
   std::int32_t next_number = page_number(call, item, item.first_page + 1);
   if (call.layout.padded_dim < kDim) clear_padding<kDim>(call);
   std::uint32_t queries[kDim / 16][4];
@@ -315,7 +318,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim <= 64 ? 3 : 2) attend_
   State<kDim> state;
   state.clear();
   // Parts begin at multiples of restart_pages, as the item does.
-  const int part_pages = item.restart_pages > 0 ? item.restart_pages : item.end_page - item.first_page;
+  const int part_pages = call.restart_pages > 0 ? call.restart_pages : item.end_page - item.first_page;
   int part_end = item.first_page + part_pages;
   for (int page = item.first_page; page < item.end_page; ++page) {
     copy_async_wait<0>();
@@ -330,33 +333,33 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim <= 64 ? 3 : 2) attend_
       multiply_values<Half, kDim>(state, scores, page);
     }
     if (page + 1 == part_end && part_end < item.end_page) {
-      state.finish(call.scale);
+      state.finish();
       if (part_end > item.first_page + part_pages) state.merge_shared();
       state.store_shared();
       state.clear();
       part_end += part_pages;
     }
   }
-  state.finish(call.scale);
+  state.finish();
   if (part_end > item.first_page + part_pages) state.merge_shared();
   write(call, item, head, state);
 }
 
 template <typename Half, int kDim>
-void launch_tiles(cudaStream_t stream, const AttentionCall& call, std::int32_t count, bool restarts) {
+void launch_tiles(cudaStream_t stream, const AttentionCall& call, std::int32_t count) {
   constexpr std::size_t kFreeShared = 48 * 1024;
-  const std::size_t bytes = Shared<kDim>::bytes(restarts);
+  const std::size_t bytes = Shared<kDim>::bytes(call.restart_pages > 0);
   if (bytes > kFreeShared) allow_shared_bytes(attend_tile<Half, kDim>, bytes);
   const dim3 blocks(static_cast<unsigned>(count), static_cast<unsigned>(call.layout.n_head));
   launch(stream, {blocks, dim3(kAttentionThreads), bytes}, attend_tile<Half, kDim>, call);
 }
 
 template <typename Half>
-void launch_tiles(cudaStream_t stream, const AttentionCall& call, std::int32_t count, bool restarts) {
-  if (call.layout.head_dim <= 32) return launch_tiles<Half, 32>(stream, call, count, restarts);
-  if (call.layout.head_dim <= 64) return launch_tiles<Half, 64>(stream, call, count, restarts);
-  if (call.layout.head_dim <= 96) return launch_tiles<Half, 96>(stream, call, count, restarts);
-  return launch_tiles<Half, 128>(stream, call, count, restarts);
+void launch_tiles(cudaStream_t stream, const AttentionCall& call, std::int32_t count) {
+  if (call.layout.head_dim <= 32) return launch_tiles<Half, 32>(stream, call, count);
+  if (call.layout.head_dim <= 64) return launch_tiles<Half, 64>(stream, call, count);
+  if (call.layout.head_dim <= 96) return launch_tiles<Half, 96>(stream, call, count);
+  return launch_tiles<Half, 128>(stream, call, count);
 }
 
 }  // namespace
@@ -365,9 +368,9 @@ bool tiles_possible(const KvLayout& layout, DType kv_dtype) {
   return kv_dtype != DType::kFloat32 && layout.head_dim <= 128;
 }
 
-void attend_tiles(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count, bool restarts) {
-  if (kv_dtype == DType::kFloat16) return launch_tiles<__half>(stream, call, count, restarts);
-  launch_tiles<__nv_bfloat16>(stream, call, count, restarts);
+void attend_tiles(cudaStream_t stream, const AttentionCall& call, DType kv_dtype, std::int32_t count) {
+  if (kv_dtype == DType::kFloat16) return launch_tiles<__half>(stream, call, count);
+  launch_tiles<__nv_bfloat16>(stream, call, count);
 }
 
 }  // namespace stagecoach::cuda
