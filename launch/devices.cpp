@@ -24,6 +24,15 @@ bool has_cuda() {
   }
 }
 
+// To have none is a mistake of who asked for one.
+std::vector<CudaDevice> visible_devices() {
+  try {
+    return cuda_devices();
+  } catch (const DeviceError& e) {
+    throw UsageError(fmt::format("--device: {}", e.what()));
+  }
+}
+
 // A GPU of the whole job: host and PCI address. Empty for a stage that computes on the CPU or, with `named`, shares.
 struct Claim {
   char gpu[120] = {};
@@ -73,19 +82,19 @@ std::vector<StageDevice> choose_devices(const World& world, std::span<const Devi
   std::vector<Claim> mine(wishes.size());
   world.agree([&] {
     if (any_auto && found == 0 && !none_found) {
-      throw DeviceError("sees no GPU although other ranks do; give --device cpu, or start ranks only where GPUs are");
+      throw UsageError("sees no GPU although other ranks do; give --device cpu, or start ranks only where GPUs are");
     }
     std::int32_t next = world.local_rank();
     for (std::size_t i = 0; i < wishes.size(); ++i) {
       const DeviceWish& wish = wishes[i];
       chosen[i].cuda = wish.kind == DeviceKind::kCuda || (wish.kind == DeviceKind::kAuto && all_found && has_cuda());
       if (!chosen[i].cuda) continue;
-      const std::vector<CudaDevice> devices = cuda_devices();
+      const std::vector<CudaDevice> devices = visible_devices();
       const auto count = static_cast<std::int32_t>(devices.size());
       chosen[i].index = wish.index.value_or(next++ % count);
       if (chosen[i].index >= count) {
-        throw DeviceError(fmt::format("there is no GPU {}; this rank sees {} (CUDA_VISIBLE_DEVICES chooses)",
-                                      chosen[i].index, count));
+        throw UsageError(fmt::format("there is no GPU {}; this rank sees {} (CUDA_VISIBLE_DEVICES chooses)",
+                                     chosen[i].index, count));
       }
       mine[i] = claim_of(world, devices[static_cast<std::size_t>(chosen[i].index)], wish.index.has_value());
     }

@@ -21,7 +21,7 @@ struct StageDevice {
 };
 
 // One for each of `wishes`, the stages of this process in order. Collective: ranks look at the same time, so that those
-// who share a GPU divide what is free. Ends all ranks through World::agree with DeviceError or UsageError.
+// who share a GPU divide what is free. Ends all ranks through World::agree with UsageError or DeviceError.
 std::vector<StageDevice> choose_devices(const World& world, std::span<const DeviceWish> wishes);
 
 }  // namespace stagecoach

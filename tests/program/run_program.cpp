@@ -22,13 +22,16 @@ int Ended::messages() const {
   return count;
 }
 
-Ended run_program(int ranks, const std::string& arguments, int limit_s, const std::string& before) {
+namespace {
+
+Ended start_and_wait(const char* program, int ranks, const std::string& arguments, int limit_s,
+                     const std::string& before) {
   const ScratchFolder scratch;
   const std::string launcher = ranks == 0 ? "" : fmt::format("{} -n {} ", STAGECOACH_MPIEXEC, ranks);
   // The program's own redirections stand last and win.
   const std::string limit = limit_s > 0 ? fmt::format("timeout -k 5 {} ", limit_s) : "";
-  write_file(scratch / "command", fmt::format("{}exec {}{}{} >{} 2>{} {}\n", before, limit, launcher,
-                                              STAGECOACH_PROGRAM, scratch / "out", scratch / "err", arguments));
+  write_file(scratch / "command", fmt::format("{}exec {}{}{} >{} 2>{} {}\n", before, limit, launcher, program,
+                                              scratch / "out", scratch / "err", arguments));
   const std::string command = "bash " + (scratch / "command");
   const auto start = std::chrono::steady_clock::now();
   const int code = std::system(command.c_str());
@@ -38,6 +41,16 @@ Ended run_program(int ranks, const std::string& arguments, int limit_s, const st
   ended.out = read_file(scratch / "out");
   ended.err = read_file(scratch / "err");
   return ended;
+}
+
+}  // namespace
+
+Ended run_program(int ranks, const std::string& arguments, int limit_s, const std::string& before) {
+  return start_and_wait(STAGECOACH_PROGRAM, ranks, arguments, limit_s, before);
+}
+
+Ended run_emulated(int ranks, const std::string& arguments, int limit_s) {
+  return start_and_wait(STAGECOACH_EMULATED_PROGRAM, ranks, arguments, limit_s, "");
 }
 
 ScratchFolder::ScratchFolder() {

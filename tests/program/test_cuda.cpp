@@ -1,0 +1,68 @@
+// GPUs as users meet them: which are taken, what is refused and how it is said. On emulated ones; a GPU-less machine's
+// messages come from the real program.
+#include <doctest/doctest.h>
+
+#include "tests/program/run_program.hpp"
+
+using namespace stagecoach::test;
+
+namespace {
+
+const std::string kModel = " --model synthetic:gpt2,n_layer=4,n_embd=64,n_head=2,n_positions=128,vocab_size=90,seed=5";
+
+std::string completions(const Ended& ended, const std::string& file) {
+  INFO(ended.err);
+  CHECK(ended.status == 0);
+  return read_file(file);
+}
+
+}  // namespace
+
+TEST_CASE("a program with a GPU says so, and computes there by itself") {
+  CHECK(run_emulated(0, "--version").out.find("; CUDA ") != std::string::npos);
+  const ScratchFolder folder;
+  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3]}\n{\"tokens\": [7, 7, 60, 4, 11, 80, 2]}\n");
+  const std::string output = folder / "out.jsonl";
+  // In float32 both devices agree on every greedy token.
+  const std::string common = "generate" + kModel +
+                             ",dtype=float32 --kv-dtype float32 --max-new-tokens 12 --fresh --prompts " +
+                             (folder / "p.jsonl") + " --output " + output;
+  const std::string on_cpu = completions(run_program(0, common), output);
+  const Ended alone = run_emulated(0, common + " -v");
+  CHECK(alone.says("cuda (Emulated device, device 0)"));
+  CHECK(completions(alone, output) == on_cpu);
+  CHECK(completions(run_emulated(0, common + " --device cpu"), output) == on_cpu);
+  CHECK(completions(run_emulated(0, common + " --device cuda:0 --stages 3 --deterministic"), output) == on_cpu);
+  const Ended ranks = run_emulated(2, common + " --device cuda:0 -v");
+  CHECK(ranks.says("(stage 1, "));
+  CHECK(ranks.says("cuda (Emulated device, device 0)"));
+  CHECK(completions(ranks, output) == on_cpu);
+  const Ended checked = run_emulated(2, common + " --device cuda:0 --dtype float16 --check");
+  INFO(checked.err);
+  CHECK(checked.status == 0);
+}
+
+TEST_CASE("what GPUs cannot do is refused in one line") {
+  const std::string generate = "generate" + kModel + " --prompts /dev/null ";
+  const auto refused = [&](const Ended& ended, int status, const std::string& text) {
+    INFO(ended.err);
+    CHECK(ended.status == status);
+    CHECK(ended.messages() == 1);
+    CHECK(ended.says(text));
+    CHECK(ended.seconds < 10);
+  };
+  refused(run_program(0, generate + "--device cuda"), 2, "--device cpu");
+  refused(run_program(3, generate + "--device cuda"), 2, "--device cpu");
+  refused(run_program(0, generate + "--device cuda:1"), 2, "--device cpu");
+  refused(run_program(0, generate + "--device gpu"), 2, "gpu is not auto, cpu, cuda or cuda:N");
+  refused(run_emulated(0, generate + "--device cuda:1"), 2, "there is no GPU 1; this rank sees 1");
+  refused(run_emulated(0, generate + "--dtype int8"), 2, "int8 weights are for CPUs");
+  refused(run_emulated(0, generate + "--stages 2"), 2, "2 stages compute on one GPU");
+  refused(run_emulated(2, generate), 2, "2 ranks compute on one GPU");
+  refused(run_emulated(2, generate), 2, "--device cuda:0");
+  const ScratchFolder folder;
+  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3]}\n");
+  const std::string large = "generate --model synthetic:gpt2-xl,dtype=float32 --prompts " + (folder / "p.jsonl") + " ";
+  refused(run_emulated(0, large), 3, "does not fit in memory");
+  refused(run_emulated(2, large + "--device cuda:0"), 3, "does not fit in memory");
+}
