@@ -4,6 +4,18 @@
 #include "kernels/cpu/pack.hpp"
 
 namespace stagecoach {
+namespace {
+
+template <class T>
+void copy_columns(const std::byte* panel, bool in_out, Tensor rows) {
+  const T* from = reinterpret_cast<const T*>(panel);
+  for (std::int64_t r = 0; r < rows.rows; ++r) {
+    T* to = reinterpret_cast<T*>(rows.row(r));
+    for (std::int64_t c = 0; c < rows.cols; ++c) to[c] = from[in_out ? r * kPanel + c : c * kPanel + r];
+  }
+}
+
+}  // namespace
 
 float packed_element(const PackedMatrix& matrix, std::int64_t k, std::int64_t n) {
   const auto& [in, out, dtype] = matrix.layout;
@@ -22,6 +34,10 @@ void pack_rows(const PackedMatrix& matrix, WeightLayout layout, std::int64_t fir
 
 void unpack_panel(const PackedMatrix& matrix, std::int64_t panel, WeightLayout layout, Tensor rows) {
   const bool in_out = layout == WeightLayout::kInOut;
+  if (matrix.layout.dtype == rows.dtype) {
+    const auto copy = size_of(rows.dtype) == 4 ? copy_columns<float> : copy_columns<std::uint16_t>;
+    return copy(matrix.panel(panel), in_out, rows);
+  }
   for (std::int64_t r = 0; r < rows.rows; ++r) {
     for (std::int64_t c = 0; c < rows.cols; ++c) {
       const std::int64_t k = in_out ? r : c;

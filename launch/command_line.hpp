@@ -16,6 +16,7 @@
 
 #include "kernels/tensor.hpp"
 #include "partition/run_file.hpp"
+#include "runtime/native_model.hpp"
 #include "runtime/request.hpp"
 
 namespace stagecoach {
@@ -77,6 +78,9 @@ struct Options {
   // tokenize
   bool decode = false;
   std::vector<std::string> files;  // at least one; "-" is standard input
+
+  // convert
+  NativeLayout layout = NativeLayout::kPanels;
 
   // bench
   std::int32_t prompt_tokens = 512;

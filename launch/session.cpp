@@ -53,6 +53,7 @@ Session::Session(const Options& options, const World& world) : options_(options)
     model_ = std::make_unique<Model>(open_model(options_.model));
     make_plan();
     dtype_ = options_.dtype.value_or(model_->dtype);
+    require_convertible(*model_, dtype_);
     kv_dtype_ = options_.kv_dtype.value_or(DType::kFloat32);
     const std::int32_t sharers = threads_are_stages() ? plan_.stage_count() : world_.local_size();
     threads_ = options_.threads.value_or(default_threads(sharers));

@@ -121,12 +121,16 @@ TEST_CASE("rows and panels hold the same elements, both ways and in every dtype"
         Array a(in, columns), b(columns, in);
         unpack_panel(packed.matrix, p, WeightLayout::kInOut, a.view());
         unpack_panel(packed.matrix, p, WeightLayout::kOutIn, b.view());
+        std::vector<std::byte> storage(static_cast<std::size_t>(in * (columns + 3) * 4));
+        const Tensor same{storage.data(), from, in, columns, columns + 3};  // in the panel's own dtype, rows apart
+        unpack_panel(packed.matrix, p, WeightLayout::kInOut, same);
         for (std::int64_t k = 0; k < in; ++k) {
           for (std::int64_t c = 0; c < columns; ++c) {
             const float value = packed_element(packed.matrix, k, p * kPanel + c);
             REQUIRE(a.view().f32(k)[c] == value);
             REQUIRE(b.view().f32(c)[k] == value);
             if (to != from) continue;
+            REQUIRE(load_element(same.row(k), from, c) == value);
             REQUIRE(value == load_element(rows.view[0].row(k), from, p * kPanel + c));
           }
         }
