@@ -11,7 +11,9 @@
 // how many rows share the call, on other rows, or on the number of threads.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -20,6 +22,7 @@
 
 #include "kernels/int8.hpp"
 #include "kernels/tensor.hpp"
+#include "kernels/weight_layout.hpp"
 
 namespace stagecoach {
 
@@ -37,9 +40,6 @@ struct Epilogue {
   Activation activation = Activation::kNone;
   bool add_to_output = false;
 };
-
-// How a host array of weights lies: GPT-2's Conv1D stores (in, out), an embedding or LM head stores (out, in).
-enum class WeightLayout : std::uint8_t { kInOut, kOutIn };
 
 // A weight matrix (in, out) in the backend's own packing. int8 weights have a float32 scale per output column and group
 // of kInt8Group inputs (int8.hpp); for them `linear` may round each row of x to 16 bits relative to the largest
@@ -75,6 +75,9 @@ struct RowsView {
       pages;  // (sequences, table_stride) page numbers; page i holds positions from i * kPagePositions
   std::int64_t table_stride = 0;
 };
+
+// Puts panels [first, first + count) of a packed matrix where `panels` points. Panels are asked for once each.
+using PanelReader = std::function<void(std::int64_t first, std::int64_t count, std::byte* panels)>;
 
 class Backend {
  public:
@@ -128,6 +131,10 @@ class Backend {
   // reused on return. For int8 and kInOut the rows are whole groups: they begin at a multiple of kInt8Group and end at
   // one or with the matrix.
   virtual void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) = 0;
+  // Fills `matrix` from the same matrix packed (weight_layout.hpp) in `stored`, converted as load_rows does; int8 goes
+  // into int8 only. Calls `read` on the calling thread and perhaps on others at once, each for panels of its own, until
+  // it has all of them. When `read` throws, no further calls begin, and what came first is thrown at the end.
+  virtual void load_panels(Matrix& matrix, DType stored, const PanelReader& read) = 0;
 
   // --- operations on the rows of the last set_rows
   virtual void set_rows(const RowsView& rows) = 0;

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <stdexcept>
 #include <vector>
@@ -94,6 +95,19 @@ class CheckingBackend final : public ForwardingBackend {
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
     inner().load_rows(matrix, layout, first_row, host);
     reference_->load_rows(shadow(matrix), layout, first_row, host);
+  }
+
+  void load_panels(Matrix& matrix, DType stored, const PanelReader& read) override {
+    const PackedLayout layout{matrix.in, matrix.out, stored};
+    std::vector<std::byte> copy(static_cast<std::size_t>(layout.bytes()));
+    const auto place = [&](std::int64_t panel) { return copy.data() + panel * layout.panel_bytes(); };
+    inner().load_panels(matrix, stored, [&](std::int64_t first, std::int64_t count, std::byte* panels) {
+      read(first, count, panels);
+      std::memcpy(place(first), panels, static_cast<std::size_t>(count * layout.panel_bytes()));
+    });
+    reference_->load_panels(shadow(matrix), stored, [&](std::int64_t first, std::int64_t count, std::byte* panels) {
+      std::memcpy(panels, place(first), static_cast<std::size_t>(count * layout.panel_bytes()));
+    });
   }
 
   void set_rows(const RowsView& rows) override {

@@ -62,6 +62,12 @@ void check_load_rows(const Matrix& matrix, WeightLayout layout, std::int64_t fir
           fmt::format("rows [{}, {}) of {} cut a group of {} int8 rows", first_row, end, rows, kInt8Group));
 }
 
+void check_load_panels(const Matrix& matrix, DType stored) {
+  require_matrix(matrix, "load_panels");
+  require(stored != DType::kInt8 || matrix.dtype == DType::kInt8, "load_panels",
+          fmt::format("int8 panels for a {} matrix", name_of(matrix.dtype)));
+}
+
 void check_embed(const RowSet& rows, const Matrix& wte, Tensor wpe, Tensor out) {
   require_matrix(wte, "embed");
   require(static_cast<std::int64_t>(rows.tokens().size()) == rows.rows(), "embed", "set_rows gave no tokens");

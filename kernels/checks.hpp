@@ -11,6 +11,7 @@ namespace stagecoach {
 
 void check_matrix_shape(std::int64_t in, std::int64_t out);
 void check_load_rows(const Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host);
+void check_load_panels(const Matrix& matrix, DType stored);
 void check_embed(const RowSet& rows, const Matrix& wte, Tensor wpe, Tensor out);
 void check_attention(const RowSet& rows, Tensor qkv, const KvPages& kv, Tensor out);
 void check_copy_page(const KvPages& kv, std::int32_t from, std::int32_t to);

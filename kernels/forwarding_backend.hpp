@@ -45,6 +45,9 @@ class ForwardingBackend : public Backend {
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
     inner_->load_rows(matrix, layout, first_row, host);
   }
+  void load_panels(Matrix& matrix, DType stored, const PanelReader& read) override {
+    inner_->load_panels(matrix, stored, read);
+  }
   void set_rows(const RowsView& rows) override { inner_->set_rows(rows); }
   void embed(const Matrix& wte, Tensor wpe, Tensor out) override { inner_->embed(wte, wpe, out); }
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {

@@ -290,8 +290,13 @@ void require_consistent(const Options& options) {
       throw UsageError("no text; give --text FILE, or --prompts FILE with a text per line (- is standard input)");
     }
   }
-  if (options.command == Command::kConvert && options.output_path.empty()) {
-    throw UsageError("--output: missing; name the model file to write, as in --output model.h5");
+  if (options.command == Command::kConvert) {
+    if (options.output_path.empty()) {
+      throw UsageError("--output: missing; name the model file to write, as in --output model.h5");
+    }
+    if (options.layout == NativeLayout::kRows && options.dtype == DType::kInt8) {
+      throw UsageError("--layout: rows cannot hold int8 weights; leave it out");
+    }
   }
   if (options.command != Command::kGenerate) return;
   if (!options.prompt_texts.empty() && !options.prompts_path.empty()) {

@@ -17,6 +17,7 @@
 #include "kernels/tensor.hpp"
 #include "partition/plan.hpp"
 #include "partition/run_file.hpp"
+#include "runtime/native_model.hpp"
 #include "runtime/request.hpp"
 
 namespace stagecoach {
@@ -78,6 +79,9 @@ struct Options {
   // tokenize
   bool decode = false;
   std::vector<std::string> files;  // at least one; "-" is standard input
+
+  // convert
+  NativeLayout layout = NativeLayout::kPanels;
 
   // bench
   std::int32_t prompt_tokens = 512;

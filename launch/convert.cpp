@@ -20,7 +20,7 @@ void convert(const Options& options, bool under_launcher) {
   catch_interrupts(under_launcher);
   {
     StatusLine line(!options.quiet);
-    write_native_model(model, tokenizer, options.dtype, options.output_path,
+    write_native_model(model, tokenizer, {options.dtype, options.layout}, options.output_path,
                        [&line](std::int64_t done, std::int64_t total) {
                          throw_if_interrupted();
                          line.update(fmt::format("converting {} of {}", readable_bytes(done), readable_bytes(total)));

@@ -101,9 +101,11 @@ constexpr std::array<DType, 4> kDTypes = {DType::kFloat32, DType::kFloat16, DTyp
 
 void set_dtype(Options& o, const std::string& v) {
   o.dtype = kDTypes.at(choice(v, kDTypeNames));
-  if (o.command == Command::kConvert && o.dtype == DType::kInt8) {
-    not_yet(v, "weights become int8 when they are loaded: give --dtype int8 to generate, score or bench");
-  }
+}
+
+void set_layout(Options& o, const std::string& v) {
+  const bool rows = choice(v, std::array<std::string_view, 2>{"panels", "rows"}) == 1;
+  o.layout = rows ? NativeLayout::kRows : NativeLayout::kPanels;
 }
 
 void set_kv_dtype(Options& o, const std::string& v) {
@@ -201,6 +203,10 @@ const OptionSpec kTable[] = {
      set_dtype},
     {"kv-dtype", "D", kForRuns, kModel, "keys and values as float32, float16 or bfloat16 [float32, on GPUs float16]", false,
      set_kv_dtype},
+    {"layout", "panels|rows", kForConvert, kModel,
+     "matrices in the file as panels, as they are computed with and load fastest, or as rows, for other programs "
+     "(not int8) [panels]",
+     false, set_layout},
 
     {"prompt", "TEXT", kForGenerate, kInOut, "a prompt; may be given several times", true,
      [](Options& o, const std::string& v) { o.prompt_texts.push_back(v); }},

@@ -55,6 +55,7 @@ Session::Session(const Options& options, const World& world) : options_(options)
     model_ = std::make_unique<Model>(open_model(options_.model));
     make_plan();
     dtype_ = options_.dtype.value_or(model_->dtype);
+    require_convertible(*model_, dtype_);
     const std::int32_t sharers = threads_are_stages() ? plan_.stage_count() : world_.local_size();
     threads_ = options_.threads.value_or(default_threads(sharers));
   });

@@ -41,6 +41,7 @@ constexpr Key kKeys[] = {
     {"", "model", Type::kText},
     {"", "dtype", Type::kText},
     {"", "kv_dtype", Type::kText},
+    {"", "layout", Type::kText},
     {"", "device", Type::kText},
     {"", "threads", Type::kWholeOrAuto},
     {"", "memory_per_rank", Type::kSize},

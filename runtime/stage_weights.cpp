@@ -1,8 +1,12 @@
 #include "runtime/stage_weights.hpp"
 
+#include <algorithm>
+#include <atomic>
 #include <cstddef>
+#include <thread>
 
 #include "kernels/convert.hpp"
+#include "runtime/packed_tensor.hpp"
 #include "runtime/piece_stream.hpp"
 
 namespace stagecoach {
@@ -25,10 +29,11 @@ class Loader {
  public:
   Loader(Backend& backend, DType dtype) : backend_(backend), dtype_(dtype) {}
 
-  void matrix(const TensorSpec& spec, WeightLayout layout, Matrix& matrix) {
-    const bool in_out = layout == WeightLayout::kInOut;
-    matrix = backend_.make_matrix(in_out ? spec.rows : spec.cols, in_out ? spec.cols : spec.rows, dtype_);
-    use_ = [this, layout, &matrix](std::int64_t first, Tensor host) {
+  void matrix(const TensorSpec& spec, Matrix& matrix) {
+    const auto [in, out, dtype] = packed_layout_of(spec, dtype_);
+    matrix = backend_.make_matrix(in, out, dtype);
+    matrix_ = &matrix;
+    use_ = [this, layout = row_layout_of(spec), &matrix](std::int64_t first, Tensor host) {
       backend_.load_rows(matrix, layout, first, host);
     };
   }
@@ -44,6 +49,21 @@ class Loader {
 
   void take(std::int64_t first_row, Tensor host) { use_(first_row, host); }
 
+  // All of the matrix at once. `progress(bytes)` is called after each run of panels, on this thread.
+  void take_panels(const WeightSource& source, const TensorSpec& spec,
+                   const std::function<void(std::int64_t)>& progress) {
+    PackedReader reader(source, spec, dtype_);
+    std::atomic<std::int64_t> bytes = 0;
+    backend_.load_panels(*matrix_, reader.layout().dtype,
+                         [&, here = std::this_thread::get_id()](std::int64_t first, std::int64_t count, std::byte* to) {
+                           reader.read(first, count, to);
+                           bytes += count * reader.layout().panel_bytes();
+                           if (std::this_thread::get_id() == here) progress(bytes);
+                         });
+    reader.finish();
+    progress(bytes);
+  }
+
  private:
   void upload(Tensor host, Tensor device) {
     const std::int64_t count = host.rows * host.cols;
@@ -58,6 +78,7 @@ class Loader {
 
   Backend& backend_;
   DType dtype_;
+  Matrix* matrix_ = nullptr;  // the last one made
   std::function<void(std::int64_t first_row, Tensor host)> use_;
   std::vector<std::byte> converted_;
 };
@@ -67,7 +88,7 @@ void begin_tensor(Loader& loader, const TensorSpec& spec, BlockRange range, Stag
       spec.place == TensorPlace::kBlock ? &w.blocks[static_cast<std::size_t>(spec.block - range.first)] : nullptr;
   switch (spec.role) {
     case TensorRole::kTokenEmbedding:
-      return loader.matrix(spec, WeightLayout::kOutIn, w.token_embedding);
+      return loader.matrix(spec, w.token_embedding);
     case TensorRole::kPositionEmbedding:
       return loader.table(spec, w.position_storage, w.position_embedding);
     case TensorRole::kLn1Gain:
@@ -75,11 +96,11 @@ void begin_tensor(Loader& loader, const TensorSpec& spec, BlockRange range, Stag
     case TensorRole::kLn1Bias:
       return loader.vector(spec, block->ln1_bias);
     case TensorRole::kQkvWeight:
-      return loader.matrix(spec, WeightLayout::kInOut, block->qkv);
+      return loader.matrix(spec, block->qkv);
     case TensorRole::kQkvBias:
       return loader.vector(spec, block->qkv_bias);
     case TensorRole::kProjWeight:
-      return loader.matrix(spec, WeightLayout::kInOut, block->proj);
+      return loader.matrix(spec, block->proj);
     case TensorRole::kProjBias:
       return loader.vector(spec, block->proj_bias);
     case TensorRole::kLn2Gain:
@@ -87,11 +108,11 @@ void begin_tensor(Loader& loader, const TensorSpec& spec, BlockRange range, Stag
     case TensorRole::kLn2Bias:
       return loader.vector(spec, block->ln2_bias);
     case TensorRole::kFcWeight:
-      return loader.matrix(spec, WeightLayout::kInOut, block->fc);
+      return loader.matrix(spec, block->fc);
     case TensorRole::kFcBias:
       return loader.vector(spec, block->fc_bias);
     case TensorRole::kOutWeight:
-      return loader.matrix(spec, WeightLayout::kInOut, block->out);
+      return loader.matrix(spec, block->out);
     case TensorRole::kOutBias:
       return loader.vector(spec, block->out_bias);
     case TensorRole::kFinalGain:
@@ -99,7 +120,7 @@ void begin_tensor(Loader& loader, const TensorSpec& spec, BlockRange range, Stag
     case TensorRole::kFinalBias:
       return loader.vector(spec, w.final_bias);
     case TensorRole::kHeadWeight:
-      return loader.matrix(spec, WeightLayout::kOutIn, w.separate_head);
+      return loader.matrix(spec, w.separate_head);
   }
 }
 
@@ -108,13 +129,11 @@ void begin_tensor(Loader& loader, const TensorSpec& spec, BlockRange range, Stag
 std::int64_t stage_weight_bytes(const Backend& backend, const ModelConfig& config, BlockRange blocks, DType dtype) {
   std::int64_t bytes = 0;
   for (const TensorSpec& spec : stage_tensors(config, blocks)) {
-    const bool out_in = spec.role == TensorRole::kTokenEmbedding || spec.role == TensorRole::kHeadWeight;
-    if (spec.is_vector) {
-      bytes += aligned(spec.cols * size_of(dtype_on_backend(backend, spec, dtype)));
-    } else if (spec.role == TensorRole::kPositionEmbedding) {
-      bytes += aligned(spec.elements() * size_of(table_dtype(dtype)));
+    if (is_matrix(spec)) {
+      const PackedLayout shape = packed_layout_of(spec, dtype);
+      bytes += backend.matrix_bytes(shape.in, shape.out, dtype);
     } else {
-      bytes += backend.matrix_bytes(out_in ? spec.cols : spec.rows, out_in ? spec.rows : spec.cols, dtype);
+      bytes += aligned(spec.elements() * size_of(dtype_on_backend(backend, spec, dtype)));
     }
   }
   return bytes;
@@ -122,19 +141,30 @@ std::int64_t stage_weight_bytes(const Backend& backend, const ModelConfig& confi
 
 StageWeights load_stage(Backend& backend, const WeightSource& source, const ModelConfig& config, BlockRange blocks,
                         DType dtype, const std::function<void(std::int64_t, std::int64_t)>& progress) {
-  const std::vector<TensorSpec> specs = stage_tensors(config, blocks);
+  std::vector<TensorSpec> specs = stage_tensors(config, blocks);
+  const auto packed = std::ranges::stable_partition(specs, [&](const auto& spec) { return !source.is_packed(spec); });
   std::int64_t total = 0;
-  for (const TensorSpec& spec : specs) total += spec.elements() * size_of(source.dtype_of(spec));
+  for (const TensorSpec& spec : specs) total += stored_bytes(source, spec);
   StageWeights weights;
   weights.blocks.resize(static_cast<std::size_t>(blocks.count()));
   Loader loader(backend, dtype);
-  PieceStream stream(source, specs, [&](const TensorSpec& spec) { return dtype_on_backend(backend, spec, dtype); });
   std::int64_t done = 0;
-  while (const std::optional<PieceStream::Piece> piece = stream.next()) {
-    if (piece->first_row == 0) begin_tensor(loader, *piece->spec, blocks, weights);
-    loader.take(piece->first_row, piece->host);
-    done += piece->host.bytes();
-    if (progress) progress(done, total);
+  {
+    PieceStream stream(source, {specs.begin(), packed.begin()},
+                       [&](const TensorSpec& spec) { return dtype_on_backend(backend, spec, dtype); });
+    while (const std::optional<PieceStream::Piece> piece = stream.next()) {
+      if (piece->first_row == 0) begin_tensor(loader, *piece->spec, blocks, weights);
+      loader.take(piece->first_row, piece->host);
+      done += piece->host.bytes();
+      if (progress) progress(done, total);
+    }
+  }
+  for (const TensorSpec& spec : packed) {
+    begin_tensor(loader, spec, blocks, weights);
+    loader.take_panels(source, spec, [&](std::int64_t bytes) {
+      if (progress) progress(done + bytes, total);
+    });
+    done += stored_bytes(source, spec);
   }
   weights.bytes = stage_weight_bytes(backend, config, blocks, dtype);
   return weights;

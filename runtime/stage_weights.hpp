@@ -1,9 +1,10 @@
-// The weights of one stage on its backend, read from a WeightSource and packed piece by piece.
+// The weights of one stage on its backend, read from a WeightSource and packed piece by piece, or read packed.
 //
 // Matrices take the dtype asked for; gains and biases that add to the residual stream are float32, other biases of the
 // backend's activation dtype; the position embedding is float32 beside int8.
 // The token embedding is kept once, packed as the LM head needs it, also where a stage both embeds and has the head.
-// Needs a few MiB of host memory beside the weights: tensors are read ahead on a thread of their own.
+// Needs a few MiB of host memory beside the weights: tensors are read ahead on a thread of their own. Packed matrices
+// are read straight to their place by the backend's threads, after everything else.
 #pragma once
 
 #include <cstdint>
@@ -54,8 +55,9 @@ struct StageWeights {
 // Bytes that load_stage will allocate on `backend`, exactly.
 std::int64_t stage_weight_bytes(const Backend& backend, const ModelConfig& config, BlockRange blocks, DType dtype);
 
-// Reads this stage's tensors and nothing else. `progress(done, total)` hears bytes of the source, between pieces.
-// Throws WeightError (names the tensor; also for values that are not finite or too large for `dtype`) and DeviceError.
+// Reads this stage's tensors and nothing else. `progress(done, total)` hears bytes of the source, between pieces, on
+// the calling thread. int8 tensors need `dtype` int8 (require_convertible). Throws WeightError (names the tensor; also
+// for values that are not finite or too large for `dtype`) and DeviceError.
 StageWeights load_stage(Backend& backend, const WeightSource& source, const ModelConfig& config, BlockRange blocks,
                         DType dtype, const std::function<void(std::int64_t, std::int64_t)>& progress);
 

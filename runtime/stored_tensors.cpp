@@ -7,6 +7,7 @@
 #include <cstring>
 #include <unordered_set>
 
+#include "runtime/packed_tensor.hpp"
 #include "runtime/quote.hpp"
 #include "runtime/row_range.hpp"
 
@@ -32,12 +33,21 @@ class StoredSource final : public WeightSource {
   void read_rows(const TensorSpec& tensor, std::int64_t first_row, std::int64_t rows,
                  std::span<std::byte> out) const override {
     const StoredTensor& stored = stored_of(tensor);
+    if (is_packed(tensor)) throw std::invalid_argument(fmt::format("tensor {}: is stored in panels", tensor.name));
     const std::span<std::byte> wanted = row_bytes(tensor, *stored.dtype, first_row, rows, out);
     const std::int64_t offset = rows == 0 ? 0 : first_row * (static_cast<std::int64_t>(wanted.size()) / rows);
-    read_at(stored, offset, wanted);
-    if (tied_ && tensor.role == TensorRole::kTokenEmbedding) {
-      if (const StoredTensor* head = catalogue_.find(kHead)) compare_head(*head, offset, wanted);
-    }
+    read_tensor(tensor, stored, offset, wanted);
+  }
+
+  bool is_packed(const TensorSpec& tensor) const override { return catalogue_.packed() && is_matrix(tensor); }
+
+  void read_panels(const TensorSpec& tensor, std::int64_t first, std::int64_t count,
+                   std::span<std::byte> out) const override {
+    if (!is_packed(tensor)) return WeightSource::read_panels(tensor, first, count, out);
+    const StoredTensor& stored = stored_of(tensor);
+    const PackedLayout layout = packed_layout_of(tensor, *stored.dtype);
+    read_tensor(tensor, stored, first * layout.panel_bytes(),
+                range_bytes(tensor, "panels", layout.panels(), layout.panel_bytes(), first, count, out));
   }
 
   std::int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
@@ -59,6 +69,13 @@ class StoredSource final : public WeightSource {
       throw std::invalid_argument(fmt::format("tensor {}: is not one of this model", tensor.name));
     }
     return *stored;
+  }
+
+  void read_tensor(const TensorSpec& tensor, const StoredTensor& stored, std::int64_t offset,
+                   std::span<std::byte> wanted) const {
+    read_at(stored, offset, wanted);
+    if (!tied_ || tensor.role != TensorRole::kTokenEmbedding) return;
+    if (const StoredTensor* head = catalogue_.find(kHead)) compare_head(*head, offset, wanted);
   }
 
   void read_at(const StoredTensor& stored, std::int64_t offset, std::span<std::byte> out) const {
@@ -127,15 +144,18 @@ class StoredSource final : public WeightSource {
   }
 
   void check_one(const TensorSpec& spec, const StoredTensor& stored) const {
-    const std::vector<std::int64_t> expected =
-        spec.is_vector ? std::vector<std::int64_t>{spec.cols} : std::vector<std::int64_t>{spec.rows, spec.cols};
+    const bool packed = is_packed(spec);
+    if (!stored.dtype || (*stored.dtype == DType::kInt8 && !packed)) {
+      fail(stored, fmt::format("dtype {}, expected {}", stored.type, catalogue_.types()));
+    }
+    const std::vector<std::int64_t> expected = stored_shape(spec, *stored.dtype, packed);
     if (stored.shape != expected) {
       fail(stored, fmt::format("shape {}, expected {}", shape_text(stored.shape), shape_text(expected)));
     }
-    if (!stored.dtype) fail(stored, fmt::format("dtype {}, expected {}", stored.type, catalogue_.types()));
-    if (stored.bytes != spec.elements() * size_of(*stored.dtype)) {
-      fail(stored, fmt::format("has {} bytes of data, but its shape and dtype make {}", stored.bytes,
-                               spec.elements() * size_of(*stored.dtype)));
+    const std::int64_t bytes =
+        packed ? packed_layout_of(spec, *stored.dtype).bytes() : spec.elements() * size_of(*stored.dtype);
+    if (stored.bytes != bytes) {
+      fail(stored, fmt::format("has {} bytes of data, but its shape and dtype make {}", stored.bytes, bytes));
     }
     const std::int64_t file_bytes = catalogue_.file_of(stored).bytes();
     if (stored.offset < 0 || stored.offset > file_bytes || stored.bytes > file_bytes - stored.offset) {

@@ -1,5 +1,5 @@
-// Tensors that stand in files as plain rows: the list that every file format fills in, its checks against the model,
-// and the one WeightSource that reads them.
+// Tensors that stand in files as plain rows or panels: the list that every file format fills in, its checks against the
+// model, and the one WeightSource that reads them.
 //
 // A format's reader says which tensors there are, where their bytes begin and, if it knows, their checksums; what may
 // be missing, double, unknown or of another shape is decided here, the same for all formats. Bytes are read with plain
@@ -37,9 +37,13 @@ struct StoredTensor {
 
 class TensorCatalogue {
  public:
-  // `origin`: the file that says which tensors there are. `types`: names of the three dtypes in this format.
+  // `origin`: the file that says which tensors there are. `types`: names of the dtypes in this format.
   // `configuration`: where the dimensions come from, "config.json".
   TensorCatalogue(std::filesystem::path origin, std::string types, std::string configuration);
+
+  // Says that all matrices (is_matrix) are packed: (panels, in, kPanel), or (panels, bytes of a panel) of int8.
+  void set_packed() { packed_ = true; }
+  bool packed() const { return packed_; }
 
   std::size_t add_file(const std::filesystem::path& path);
   // h.N.attn.bias and h.N.attn.masked_bias (masks that old versions stored) are skipped. Throws WeightError when the
@@ -59,6 +63,7 @@ class TensorCatalogue {
   std::filesystem::path origin_;
   std::string types_;
   std::string configuration_;
+  bool packed_ = false;
   std::vector<InputFile> files_;
   std::vector<StoredTensor> tensors_;
   std::unordered_map<std::string, std::size_t> by_name_;

@@ -2,10 +2,7 @@
 // one, and for values that are no finite numbers, which would spread through the model unseen.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -25,6 +22,10 @@ namespace stagecoach {
 
 // Host staging: large enough for sequential reads at full speed, small beside any device.
 constexpr std::int64_t kPieceBytes = 2 << 20;
+
+// What is wrong with an element of a tensor that is not finite or too large for `to`.
+std::string broken_value(const WeightSource& source, const TensorSpec& spec, std::int64_t row, std::int64_t col,
+                         float value, DType to);
 
 // For one thread.
 class TensorReader {
@@ -83,11 +84,7 @@ class TensorReader {
     const std::int64_t at = first_not_finite(piece.data, piece.dtype, to, piece.rows * piece.cols);
     if (at < 0) return "";
     const float value = load_element(piece.data, piece.dtype, at);
-    const std::string element =
-        spec.is_vector ? fmt::format("{}", at) : fmt::format("({}, {})", first_row + at / spec.cols, at % spec.cols);
-    return fmt::format("{}: element {} is {}{}", source_.place_of(spec), element, value,
-                       std::isfinite(value) ? fmt::format(", too large for {}; choose another --dtype", name_of(to))
-                                            : ", no finite number; these weights are broken");
+    return stagecoach::broken_value(source_, spec, first_row + at / spec.cols, at % spec.cols, value, to);
   }
 
   const WeightSource& source_;

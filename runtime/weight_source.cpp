@@ -151,6 +151,21 @@ auto on_files(const std::string& name, const Action& action) {
 
 }  // namespace
 
+void WeightSource::read_panels(const TensorSpec& tensor, std::int64_t, std::int64_t, std::span<std::byte>) const {
+  throw std::invalid_argument(fmt::format("tensor {}: is not stored in panels", tensor.name));
+}
+
+void require_convertible(const Model& model, DType dtype) {
+  if (dtype == DType::kInt8) return;
+  for (const TensorSpec& spec : tensor_table(model.config)) {
+    if (model.weights->dtype_of(spec) != DType::kInt8) continue;
+    throw WeightError(
+        fmt::format("{}: holds int8 weights, from which {} ones cannot be made; leave --dtype out, or use "
+                    "the model that it was converted from",
+                    model.name, name_of(dtype)));
+  }
+}
+
 Model open_model(const std::string& name) {
   if (is_synthetic(name)) return open_synthetic(name);
   return on_files(name, [&] {

@@ -1,8 +1,8 @@
 // Where weights come from: one virtual interface over files and generators, and what a model directory holds.
 //
-// A WeightSource hands out raw rows of one tensor in the dtype they are stored in; converting and packing is the
-// backend's. It reads only the bytes asked for, so each rank touches only its own tensors. Const calls may run from
-// several threads at once.
+// A WeightSource hands out raw rows of one tensor, or raw panels of a matrix that is stored packed, in the dtype they
+// are stored in; converting and packing is the backend's. It reads only the bytes asked for, so each rank touches only
+// its own tensors. Const calls may run from several threads at once.
 #pragma once
 
 #include <cstdint>
@@ -35,12 +35,18 @@ class WeightSource {
   // Reads rows [first_row, first_row + rows) of `tensor`, (rows, tensor.cols) in dtype_of(tensor), into `out`.
   virtual void read_rows(const TensorSpec& tensor, std::int64_t first_row, std::int64_t rows,
                          std::span<std::byte> out) const = 0;
+  // Whether `tensor` is stored in panels (weight_layout.hpp). Then it has no rows to read, but these: panels
+  // [first, first + count) of packed_layout_of(tensor, dtype_of(tensor)).
+  virtual bool is_packed(const TensorSpec&) const { return false; }
+  virtual void read_panels(const TensorSpec& tensor, std::int64_t first, std::int64_t count,
+                           std::span<std::byte> out) const;
   // Bytes read (files) or made (synthetic) so far.
   virtual std::int64_t bytes_read() const = 0;
   // How messages call `tensor`: "FILE: tensor NAME", with the name that the file has.
   virtual std::string place_of(const TensorSpec& tensor) const { return "tensor " + tensor.name; }
-  // Whether the checksum of `tensor` is known. Then whoever reads all of it passes the XXH3-64 of what came to
-  // `verify`, which throws WeightError when that is not what was stored. read_in_pieces does so.
+  // Whether the checksum of `tensor` is known. Then whoever reads all of it passes the XXH3-64 of what came (of panels
+  // checksum_of_panels) to `verify`, which throws WeightError when that is not what was stored. TensorReader and
+  // PackedReader do so.
   virtual bool has_checksum(const TensorSpec&) const { return false; }
   virtual void verify(const TensorSpec&, std::uint64_t) const {}
 };
@@ -52,6 +58,9 @@ struct Model {
   std::unique_ptr<WeightSource> weights;
   std::optional<Tokenizer> tokenizer;  // absent when the model has no vocabulary files
 };
+
+// Throws WeightError when the model's weights cannot become `dtype`: int8 ones stay int8.
+void require_convertible(const Model& model, DType dtype);
 
 // `name` is a Hugging Face directory, a native model file (or a directory with one as model.h5 and no config.json), or
 // "synthetic:gpt2-xl,n_layer=8,seed=3,dtype=float16".

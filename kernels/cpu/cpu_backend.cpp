@@ -53,7 +53,7 @@ class CpuBackend final : public Backend {
 
   std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
     check_matrix_shape(in, out);
-    return dtype == DType::kInt8 ? Int8Layout{in, out}.bytes() : MatrixLayout{in, out}.elements() * size_of(dtype);
+    return PackedLayout{in, out, dtype}.bytes();
   }
   std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
     return PageLayout{n_head, head_dim}.elements() * size_of(dtype);
@@ -65,7 +65,12 @@ class CpuBackend final : public Backend {
 
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
     check_load_rows(matrix, layout, first_row, host);
-    pack_rows(pool_, kernels_, matrix, layout, first_row, host);
+    cpu::pack_rows(pool_, kernels_, packed(matrix), layout, first_row, host);
+  }
+
+  void load_panels(Matrix& matrix, DType stored, const PanelReader& read) override {
+    check_load_panels(matrix, stored);
+    cpu::load_panels(pool_, kernels_, packed(matrix), stored, read);
   }
 
   void set_rows(const RowsView& rows) override {
@@ -80,7 +85,7 @@ class CpuBackend final : public Backend {
       const std::byte* position = wpe.row(rows_.positions()[static_cast<std::size_t>(r)]);
       kernels_.widen(position, wpe.dtype, out.f32(r), out.cols);
       for (std::int64_t c = 0; c < out.cols; ++c) {
-        out.f32(r)[c] = packed_element(wte, c, token) + out.f32(r)[c];
+        out.f32(r)[c] = packed_element(packed(wte), c, token) + out.f32(r)[c];
       }
     });
   }

@@ -21,9 +21,10 @@ namespace {
 
 using namespace cuda;
 
-constexpr std::int64_t kWorkspaceBytes = 32 << 20;  // of cuBLASLt at most, as its documentation advises for recent devices
-constexpr std::int64_t kPieceBytes = 4 << 20;      // of weights on their way to the device
-constexpr std::int64_t kUsualHeadDim = 16;         // at least, where scratch memory is planned
+constexpr std::int64_t kWorkspaceBytes = 32
+                                         << 20;  // of cuBLASLt at most, as its documentation advises for recent devices
+constexpr std::int64_t kPieceBytes = 4 << 20;    // of weights on their way to the device
+constexpr std::int64_t kUsualHeadDim = 16;       // at least, where scratch memory is planned
 
 CudaDevice device_at(int index) {
   const std::vector<CudaDevice> devices = cuda_devices();
@@ -121,8 +122,7 @@ class CudaBackend final : public Backend {
   }
   std::int64_t scratch_bytes(std::int64_t rows, std::int64_t columns) const override {
     const auto heads = static_cast<std::int32_t>((columns + kUsualHeadDim - 1) / kUsualHeadDim);
-    return kWorkspaceBytes + kPieceBytes +
-           attention_scratch_bytes(rows, heads, kUsualHeadDim);
+    return kWorkspaceBytes + kPieceBytes + attention_scratch_bytes(rows, heads, kUsualHeadDim);
   }
 
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
@@ -139,7 +139,29 @@ class CudaBackend final : public Backend {
       }
       void* source = at_least(piece_, static_cast<std::int64_t>(bytes));
       uploads_.send(source, bytes, stream_.get());
-      lay_out(stream_.get(), matrix, layout, first_row + r, make_tensor(source, host.dtype, rows, host.cols));
+      const Tensor table = as_tensor(matrix);
+      const bool in_out = layout == WeightLayout::kInOut;
+      const Tensor target = in_out ? columns_of(table, first_row + r, rows) : table.slice(first_row + r, rows);
+      lay_out(stream_.get(), make_tensor(source, host.dtype, rows, host.cols), in_out, target);
+    }
+  }
+
+  // A panel is the (in, kPanel) array of the outputs it holds.
+  void load_panels(Matrix& matrix, DType stored, const PanelReader& read) override {
+    check_load_panels(matrix, stored);
+    enter();
+    const PackedLayout packed{matrix.in, matrix.out, stored};
+    const std::int64_t at_once = std::max<std::int64_t>(1, kPieceBytes / packed.panel_bytes());
+    for (std::int64_t first = 0; first < packed.panels(); first += at_once) {
+      const std::int64_t count = std::min(at_once, packed.panels() - first);
+      const auto bytes = static_cast<std::size_t>(count * packed.panel_bytes());
+      read(first, count, uploads_.claim(bytes));
+      auto* panels = static_cast<std::byte*>(at_least(piece_, static_cast<std::int64_t>(bytes)));
+      uploads_.send(panels, bytes, stream_.get());
+      for (std::int64_t p = first; p < first + count; ++p) {
+        const Tensor source{panels + (p - first) * packed.panel_bytes(), stored, packed.in, packed.columns(p), kPanel};
+        lay_out(stream_.get(), source, true, as_tensor(matrix).slice(p * kPanel, packed.columns(p)));
+      }
     }
   }
 
@@ -227,6 +249,10 @@ class CudaBackend final : public Backend {
  private:
   // The current device belongs to the calling thread, and more than one may load and run.
   void enter() const { check(cudaSetDevice(device_.index)); }
+
+  static Tensor columns_of(Tensor t, std::int64_t first, std::int64_t count) {
+    return {t.row(0) + first * size_of(t.dtype), t.dtype, t.rows, count, t.stride};
+  }
 
   static void release_host(void* backend, void* memory, std::size_t) noexcept {
     cudaSetDevice(static_cast<CudaBackend*>(backend)->device_.index);

@@ -72,8 +72,8 @@ __global__ void gather_kernel(const float* x, std::int64_t x_stride, const std::
 
 // source (rows, cols) to target(c * stride + r), or without `transposed` to target(r * stride + c).
 template <typename S, typename T>
-__global__ void lay_out_kernel(const S* source, std::int64_t rows, std::int64_t cols, bool transposed, T* target,
-                               std::int64_t stride) {
+__global__ void lay_out_kernel(const S* source, std::int64_t rows, std::int64_t cols, std::int64_t source_stride,
+                               bool transposed, T* target, std::int64_t stride) {
   auto* tile = reinterpret_cast<float*>(shared_memory());  // (kTile, kTile + 1)
   const std::int64_t first_r = static_cast<std::int64_t>(blockIdx.y) * kTile;
   const std::int64_t first_c = static_cast<std::int64_t>(blockIdx.x) * kTile;
@@ -81,7 +81,7 @@ __global__ void lay_out_kernel(const S* source, std::int64_t rows, std::int64_t 
     const std::int64_t r = first_r + i;
     const std::int64_t c = first_c + threadIdx.x;
     if (r >= rows || c >= cols) continue;
-    const float value = widen(source[r * cols + c]);
+    const float value = widen(source[r * source_stride + c]);
     if (transposed) {
       tile[i * (kTile + 1) + static_cast<int>(threadIdx.x)] = value;
     } else {
@@ -126,17 +126,15 @@ void gather(cudaStream_t stream, Tensor x, const std::int32_t* rows, Tensor out)
          out.f32(0), out.stride, x.cols);
 }
 
-void lay_out(cudaStream_t stream, Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor source) {
-  const Tensor target = as_tensor(matrix);
-  const bool transposed = layout == WeightLayout::kInOut;
+void lay_out(cudaStream_t stream, Tensor source, bool transposed, Tensor target) {
   // Tiles go down the grid's second dimension, which has room for 65,535 of them: two million rows at once.
   const Grid grid{dim3(blocks_of(source.cols, kTile), blocks_of(source.rows, kTile)), dim3(kTile, kTileRows),
                   kTile * (kTile + 1) * sizeof(float)};
   for_dtype(source.dtype, [&](auto s) {
-    for_dtype(matrix.dtype, [&](auto t) {
-      auto* first = static_cast<decltype(t)*>(target.data) + first_row * (transposed ? 1 : target.stride);
+    for_dtype(target.dtype, [&](auto t) {
       launch(stream, grid, lay_out_kernel<decltype(s), decltype(t)>, static_cast<const decltype(s)*>(source.data),
-             source.rows, source.cols, transposed, first, target.stride);
+             source.rows, source.cols, source.stride, transposed, static_cast<decltype(t)*>(target.data),
+             target.stride);
     });
   });
 }

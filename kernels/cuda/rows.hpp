@@ -15,7 +15,7 @@ void embed(cudaStream_t stream, const std::int32_t* tokens, const std::int32_t* 
 void layer_norm(cudaStream_t stream, Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out);
 // out(i, :) = x(rows[i], :), float32; `rows` (out.rows) on the device.
 void gather(cudaStream_t stream, Tensor x, const std::int32_t* rows, Tensor out);
-// Rows [first_row, first_row + source.rows) of an (in, out) or (out, in) array, `source` on the device, into `matrix`.
-void lay_out(cudaStream_t stream, Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor source);
+// `source` converted into `target`, or into its transpose; both on the device, of any floating-point dtypes.
+void lay_out(cudaStream_t stream, Tensor source, bool transposed, Tensor target);
 
 }  // namespace stagecoach::cuda

@@ -70,6 +70,22 @@ class ReferenceBackend final : public Backend {
     }
   }
 
+  void load_panels(Matrix& matrix, DType stored, const PanelReader& read) override {
+    check_load_panels(matrix, stored);
+    const PackedLayout layout{matrix.in, matrix.out, stored};
+    std::vector<std::byte> panels(static_cast<std::size_t>(layout.bytes()));
+    read(0, layout.panels(), panels.data());
+    const PackedMatrix packed{layout, panels.data()};
+    if (stored == DType::kInt8) return load_int8_panels(matrix, packed);
+    std::vector<float> values(static_cast<std::size_t>(matrix.in * matrix.out));
+    const Tensor rows = make_tensor(values.data(), DType::kFloat32, matrix.in, matrix.out);
+    for (std::int64_t p = 0; p < layout.panels(); ++p) {
+      unpack_panel(packed, p, WeightLayout::kInOut,
+                   {rows.f32(0) + p * kPanel, rows.dtype, rows.rows, layout.columns(p), rows.stride});
+    }
+    load_rows(matrix, WeightLayout::kInOut, 0, rows);
+  }
+
   void set_rows(const RowsView& rows) override { rows_.assign(rows); }
 
   void embed(const Matrix& wte, Tensor wpe, Tensor out) override {
@@ -146,6 +162,20 @@ class ReferenceBackend final : public Backend {
   void synchronize() override {}
 
  private:
+  static void load_int8_panels(Matrix& matrix, const PackedMatrix& packed) {
+    auto* values = static_cast<std::int8_t*>(matrix.storage.data());
+    for (std::int64_t k = 0; k < matrix.in; ++k) {
+      for (std::int64_t n = 0; n < matrix.out; ++n) {
+        const std::byte* group =
+            packed.data + Int8Layout{matrix.in, matrix.out}.group_begin(n / kPanel, k / kInt8Group);
+        const auto* group_values = reinterpret_cast<const std::int8_t*>(group + Int8Layout::kScaleBytes);
+        values[k * matrix.out + n] = group_values[Int8Layout::value_index(k % kInt8Group, n % kPanel)];
+        ReferenceMatrix::scales(matrix)[k / kInt8Group * matrix.out + n] =
+            load_element(group, DType::kFloat32, n % kPanel);
+      }
+    }
+  }
+
   static void load_int8_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) {
     const bool in_out = layout == WeightLayout::kInOut;
     const std::int64_t first_k = in_out ? first_row : 0;

@@ -2,10 +2,12 @@
 // directory). The best of several rounds, as shares of what plain sequential reads of the same bytes reach:
 //   sequential   pread of 8 MiB after 8 MiB into one buffer, as dd reads
 //   read_rows    all tensors through WeightSource
-//   checked      the same with what loading verifies: the checksums of a native file, and no value that is not finite
+//   checked      the same with what loading verifies: the checksums of a native file, and that values are finite (of
+//                packed matrices where they are converted)
 //   scan alone   the search for values that are not finite, in memory, over as many bytes
 //   load_stage   all of it packed on the CPU backend (one thread)
-//   two stages   each half of the blocks loaded by a process of its own, side by side, against load_stage alone
+//   two threads  the same with two
+//   two stages   each half of the blocks loaded by a process of its own, side by side
 #include <fmt/format.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -25,6 +27,7 @@
 #include "kernels/host_memory.hpp"
 #include "partition/plan.hpp"
 #include "runtime/input_file.hpp"
+#include "runtime/packed_tensor.hpp"
 #include "runtime/stage_weights.hpp"
 #include "runtime/tensor_pieces.hpp"
 
@@ -66,8 +69,20 @@ std::int64_t read_sequentially(const std::vector<std::filesystem::path>& files, 
   return total;
 }
 
+// Panels [first, first + count) of a matrix come as `read(first, count)`, as many at a time as the buffer holds.
+template <typename Read>
+void read_panels(const PackedLayout& layout, std::span<std::byte> buffer, const Read& read) {
+  const std::int64_t each = std::max<std::int64_t>(1, static_cast<std::int64_t>(buffer.size()) / layout.panel_bytes());
+  for (std::int64_t p = 0; p < layout.panels(); p += each) read(p, std::min(each, layout.panels() - p));
+}
+
 void read_rows(const Model& model, std::span<std::byte> buffer) {
   for (const TensorSpec& spec : tensor_table(model.config)) {
+    if (model.weights->is_packed(spec)) {
+      read_panels(packed_layout_of(spec, model.weights->dtype_of(spec)), buffer,
+                  [&](std::int64_t p, std::int64_t count) { model.weights->read_panels(spec, p, count, buffer); });
+      continue;
+    }
     const std::int64_t row_bytes = spec.cols * size_of(model.weights->dtype_of(spec));
     const std::int64_t rows_each = std::clamp<std::int64_t>(kPieceBytes / row_bytes, 1, spec.rows);
     for (std::int64_t first = 0; first < spec.rows; first += rows_each) {
@@ -77,8 +92,22 @@ void read_rows(const Model& model, std::span<std::byte> buffer) {
   }
 }
 
-void load(const Model& model, BlockRange blocks, DType dtype) {
-  const auto backend = make_cpu_backend({1, Simd::kBest});
+void check_all(const Model& model, DType dtype, std::span<std::byte> buffer) {
+  TensorReader reader(*model.weights);
+  for (const TensorSpec& spec : tensor_table(model.config)) {
+    if (!model.weights->is_packed(spec)) {
+      reader.read_in_pieces(spec, dtype, [](std::int64_t, Tensor) {});
+      continue;
+    }
+    PackedReader packed(*model.weights, spec, dtype);
+    read_panels(packed.layout(), buffer,
+                [&](std::int64_t p, std::int64_t count) { packed.read(p, count, buffer.data()); });
+    packed.finish();
+  }
+}
+
+void load(const Model& model, BlockRange blocks, DType dtype, int threads = 1) {
+  const auto backend = make_cpu_backend({threads, Simd::kBest});
   const StageWeights weights = load_stage(*backend, *model.weights, model.config, blocks, dtype, {});
 }
 
@@ -96,12 +125,12 @@ void load_side_by_side(const Model& model, DType dtype) {
 
 int main(int argc, char** argv) try {
   if (argc < 2) {
-    fmt::print(stderr, "usage: bench_loading MODEL [float32|float16|bfloat16]\n");
+    fmt::print(stderr, "usage: bench_loading MODEL [float32|float16|bfloat16|int8]\n");
     return 2;
   }
   const Model model = open_model(argv[1]);
   DType dtype = model.dtype;
-  for (const DType each : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+  for (const DType each : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8}) {
     if (argc > 2 && name_of(each) == argv[2]) dtype = each;
   }
   HostMemory memory;
@@ -118,21 +147,16 @@ int main(int argc, char** argv) try {
   sequential = seconds([&] { read_sequentially(files, buffer); });
   show("sequential", sequential);
   show("read_rows", seconds([&] { read_rows(model, buffer); }));
-  show("checked", seconds([&] {
-         TensorReader reader(*model.weights);
-         for (const TensorSpec& spec : tensor_table(model.config)) {
-           reader.read_in_pieces(spec, dtype, [](std::int64_t, Tensor) {});
-         }
-       }));
+  show("checked", seconds([&] { check_all(model, dtype, buffer); }));
   show("scan alone", seconds([&] {
          for (std::int64_t at = 0; at < bytes; at += kPieceBytes) {
            if (first_not_finite(buffer.data(), model.dtype, dtype, kPieceBytes / size_of(model.dtype)) == -2) return;
          }
        }));
-  const double one = seconds([&] { load(model, {0, model.config.n_layer - 1}, dtype); });
-  show("load_stage", one);
-  const double two = seconds([&] { load_side_by_side(model, dtype); });
-  show("two stages", two);
+  const BlockRange all{0, model.config.n_layer - 1};
+  show("load_stage", seconds([&] { load(model, all, dtype); }));
+  show("two threads", seconds([&] { load(model, all, dtype, 2); }));
+  show("two stages", seconds([&] { load_side_by_side(model, dtype); }));
   return 0;
 } catch (const std::exception& error) {
   fmt::print(stderr, "bench_loading: {}\n", error.what());

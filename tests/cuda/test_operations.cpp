@@ -126,3 +126,28 @@ TEST_CASE("attention through the backend: conversations grow in chunks, pages ar
     }
   }
 }
+
+TEST_CASE("matrices from panels are those from rows") {
+  Random random = fresh_random();
+  const std::unique_ptr<Backend> backend = checked();
+  for (const DType stored : kFloats) {
+    for (const DType dtype : kFloats) {
+      const std::int64_t in = random.between(1, 90), out = random.between(1, 200);
+      INFO(name_of(stored) << " to " << name_of(dtype) << " (" << in << ", " << out << ")");
+      const PackedLayout layout{in, out, stored};
+      std::vector<std::byte> panels(static_cast<std::size_t>(layout.bytes()));
+      Array values = random_array(random, in, out);
+      pack_rows({layout, panels.data()}, WeightLayout::kInOut, 0, values.view());
+      Matrix w = backend->make_matrix(in, out, dtype);
+      backend->load_panels(w, stored, [&](std::int64_t first, std::int64_t count, std::byte* to) {
+        std::memcpy(to, panels.data() + first * layout.panel_bytes(),
+                    static_cast<std::size_t>(count * layout.panel_bytes()));
+      });
+      DeviceArray x(*backend, dtype, 3, in);
+      x.randomize(random);
+      DeviceArray y(*backend, DType::kFloat32, 3, out);
+      backend->linear(x.view(), w, {}, {}, y.view());
+      CHECK(y.guarded());
+    }
+  }
+}

@@ -3,8 +3,9 @@
 
     native_to_huggingface.py model.h5 DIRECTORY
 
-For people who want the bundled demo model in transformers, and as a check of the format as runtime/native_model.hpp
-describes it. Needs h5py; with xxhash installed, every checksum and `contents` are verified as well. Run by hand.
+For people who want the bundled demo model in transformers, and as a check of the format as runtime/native_model.hpp and
+kernels/weight_layout.hpp describe it. int8 weights become float32. Needs h5py and numpy; with xxhash installed, every
+checksum and `contents` are verified as well. Run by hand.
 """
 import json
 import os
@@ -12,6 +13,7 @@ import struct
 import sys
 
 import h5py
+import numpy as np
 
 try:
     import xxhash
@@ -39,20 +41,62 @@ def datasets(file):
     return dict(sorted(found.items()))
 
 
-def stored_bytes(path, dataset):
+def is_packed(file, path):
+    """Of the files with a layout, all matrices but the position embedding."""
+    return "layout" in file.attrs and len(file[path].shape) > 1 and path != "/embedding/wpe.weight"
+
+
+def stored_bytes(path, file, dataset):
     offset = dataset.id.get_offset()
     assert offset is not None and offset % 4096 == 0, dataset.name
-    with open(path, "rb") as file:
-        file.seek(offset)
-        data = file.read(dataset.id.get_storage_size())
+    with open(path, "rb") as raw:
+        raw.seek(offset)
+        data = raw.read(dataset.id.get_storage_size())
     if xxhash is not None:
-        assert xxhash.xxh3_64_intdigest(data) == int(dataset.attrs["xxh3"]), dataset.name
+        hashed = data
+        if is_packed(file, dataset.name):
+            size = len(data) // dataset.shape[0]
+            panels = [xxhash.xxh3_64_intdigest(data[at:at + size]) for at in range(0, len(data), size)]
+            hashed = struct.pack(f"<{len(panels)}Q", *panels)
+        assert xxhash.xxh3_64_intdigest(hashed) == int(dataset.attrs["xxh3"]), dataset.name
     return data
 
 
 def types_of(dataset):
     kind = dataset.id.get_type()
-    return FLOATS[kind.get_fields()] if isinstance(kind, h5py.h5t.TypeFloatID) else ("uint8", "U8")
+    if isinstance(kind, h5py.h5t.TypeFloatID):
+        return FLOATS[kind.get_fields()]
+    return ("int8", "I8") if dataset.dtype == np.int8 else ("uint8", "U8")
+
+
+def rows_of_panels(path, dataset, data, config):
+    """Safetensors type, shape and bytes of a packed matrix."""
+    embd, inner, vocab = config["n_embd"], config["n_inner"], config["vocab_size"]
+    name = path.rsplit("/", 1)[1]
+    inputs, outputs = {"wte.weight": (embd, vocab), "lm_head.weight": (embd, vocab), "attn.c_attn.weight": (embd, 3 * embd),
+                       "attn.c_proj.weight": (embd, embd), "mlp.c_fc.weight": (embd, inner),
+                       "mlp.c_proj.weight": (inner, embd)}[name]
+    kind, shown = types_of(dataset)
+    if kind == "int8":
+        shown = "F32"
+        panels = np.zeros((dataset.shape[0], inputs, 64), np.float32)
+        bytes_of_panels = np.frombuffer(data, np.uint8).reshape(dataset.shape)
+        at = 0
+        for first in range(0, inputs, 128):
+            count = min(128, inputs - first)
+            scales = np.ascontiguousarray(bytes_of_panels[:, at:at + 256]).view("<f4")
+            at += 256
+            size = (count + count % 2) * 64
+            values = np.ascontiguousarray(bytes_of_panels[:, at:at + size]).view(np.int8).reshape(-1, size // 128, 64, 2)
+            at += size
+            values = values.transpose(0, 1, 3, 2).reshape(-1, size // 64, 64)[:, :count]
+            panels[:, first:first + count] = values * scales[:, None, :]
+    else:
+        panels = np.frombuffer(data, "<u4" if kind == "float32" else "<u2").reshape(-1, inputs, 64)
+    matrix = panels.transpose(1, 0, 2).reshape(inputs, -1)[:, :outputs]
+    if name in ("wte.weight", "lm_head.weight"):
+        matrix = matrix.T
+    return shown, list(matrix.shape), np.ascontiguousarray(matrix).tobytes()
 
 
 def check_contents(file, config, all_datasets):
@@ -61,7 +105,9 @@ def check_contents(file, config, all_datasets):
             return "true" if value else "false"
         return struct.pack(">d", value).hex() if isinstance(value, float) else str(value)
 
-    lines = ["stagecoach-model 1"] + [f"{name} {shown(value)}" for name, value in config.items()]
+    lines = [f"stagecoach-model {plain(file.attrs['format_version'])}"]
+    lines += [f"layout {plain(file.attrs['layout'])}"] if "layout" in file.attrs else []
+    lines += [f"{name} {shown(value)}" for name, value in config.items()]
     for path, dataset in all_datasets.items():
         shape = ", ".join(str(size) for size in dataset.shape)
         lines.append(f"{path} {types_of(dataset)[0]} ({shape}) {int(dataset.attrs['xxh3']):016x}")
@@ -90,21 +136,24 @@ def write_safetensors(path, tensors):
 def main(source, target):
     os.makedirs(target, exist_ok=True)
     with h5py.File(source, "r") as file:
-        assert plain(file.attrs["format"]) == "stagecoach-model" and plain(file.attrs["format_version"]) == 1
+        assert plain(file.attrs["format"]) == "stagecoach-model"
+        version = plain(file.attrs["format_version"])
+        assert version == 1 or version == 2 and plain(file.attrs["layout"]) == "panels-64"
         config = {name: plain(file.attrs[name]) for name in FIELDS}
         found = datasets(file)
         if xxhash is not None:
             check_contents(file, config, found)
         tensors = {}
         for path, dataset in found.items():
-            data = stored_bytes(source, dataset)
+            data = stored_bytes(source, file, dataset)
             if path.startswith("/tokenizer/"):
                 with open(os.path.join(target, os.path.basename(path)), "wb") as out:
                     out.write(data)
             else:
                 name = name_of(path)
                 tensors[name if name == "lm_head.weight" else "transformer." + name] = (
-                    types_of(dataset)[1], list(dataset.shape), data)
+                    rows_of_panels(path, dataset, data, config) if is_packed(file, path) else
+                    (types_of(dataset)[1], list(dataset.shape), data))
     write_safetensors(os.path.join(target, "model.safetensors"), tensors)
     eos = config["eos_token_id"]
     config.update(model_type="gpt2", architectures=["GPT2LMHeadModel"], eos_token_id=None if eos < 0 else eos,

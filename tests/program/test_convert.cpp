@@ -20,10 +20,11 @@ const std::string kTiny = "synthetic:gpt2,n_layer=3,n_embd=16,n_head=2,n_positio
 const std::string kMedium =
     "synthetic:gpt2,n_layer=12,dtype=float32";  // half a gigabyte: long enough to be interrupted
 
-std::string tokens_of(const ScratchFolder& folder, const std::string& model) {
+std::string tokens_of(const ScratchFolder& folder, const std::string& model, const std::string& options = "",
+                      int ranks = 0) {
   write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3]}\n{\"tokens\": [4]}\n");
-  const Ended ended = run_program(0, fmt::format("generate --model {} --prompts {} --output {} --logprobs", model,
-                                                 folder / "p.jsonl", folder / "o.jsonl"));
+  const Ended ended = run_program(ranks, fmt::format("generate --model {} --prompts {} --output {} --logprobs {}",
+                                                     model, folder / "p.jsonl", folder / "o.jsonl", options));
   INFO(ended.err);
   CHECK(ended.status == 0);
   return read_file(folder / "o.jsonl");
@@ -65,6 +66,35 @@ TEST_CASE("convert: the same tokens and log-probabilities, alone and under mpiru
   CHECK(tokens_of(folder, folder / "m2.h5") == expected);
 }
 
+TEST_CASE("convert: every dtype and layout gives the tokens of loading in that dtype") {
+  const ScratchFolder folder;
+  const std::string file = folder / "m.h5";
+  for (const std::string dtype : {"float32", "float16", "bfloat16", "int8"}) {
+    const std::string model =
+        fmt::format("synthetic:gpt2,n_layer=3,n_embd=144,n_head=2,n_positions=40,vocab_size=50,seed=1,dtype={}",
+                    dtype == "int8" ? "float32" : dtype);
+    const std::string expected = tokens_of(folder, model, "--dtype " + dtype);
+    for (const std::string layout : {"panels", "rows"}) {
+      if (dtype == "int8" && layout == "rows") continue;
+      const Ended ended = run_program(
+          0, fmt::format("convert --model {} --output {} --dtype {} --layout {}", model, file, dtype, layout));
+      INFO(ended.err);
+      CHECK(ended.status == 0);
+      CHECK(tokens_of(folder, file) == expected);
+      CHECK(tokens_of(folder, file, "--check --threads 2") == expected);
+      CHECK(tokens_of(folder, file, "", 3) == expected);
+      if (dtype != "int8") CHECK(tokens_of(folder, file, "--dtype int8") == tokens_of(folder, model, "--dtype int8"));
+    }
+  }
+  for (const int ranks : {0, 2}) {
+    expect_one_error(
+        run_program(ranks, fmt::format("generate --model {} --prompts {} --dtype float16", file, folder / "p.jsonl")),
+        2, "m.h5: holds int8 weights, from which float16 ones cannot be made");
+    expect_one_error(run_program(ranks, fmt::format("convert --model {0} --output {0} --dtype float32", file)), 2,
+                     "holds int8 weights");
+  }
+}
+
 TEST_CASE("convert: mistakes are one message and leave nothing behind") {
   const ScratchFolder folder;
   for (const int ranks : {0, 2}) {
@@ -73,8 +103,9 @@ TEST_CASE("convert: mistakes are one message and leave nothing behind") {
     expect_one_error(run_program(ranks, "convert --model " + kTiny + " --output " + (folder / "x.jsonl")), 2, ".h5");
     expect_one_error(run_program(ranks, "convert --model " + kTiny + " --output /does/not/exist/x.h5"), 1,
                      "/does/not/exist/x.h5");
-    expect_one_error(run_program(ranks, "convert --model " + kTiny + " --dtype int8 --output " + (folder / "x.h5")), 2,
-                     "int8");
+    expect_one_error(
+        run_program(ranks, "convert --model " + kTiny + " --dtype int8 --layout rows --output " + (folder / "x.h5")), 2,
+        "--layout: rows cannot hold int8 weights");
   }
   expect_nothing_left(folder, "x.h5");
 }

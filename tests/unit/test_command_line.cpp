@@ -366,8 +366,14 @@ TEST_CASE("convert has a model, an output that ends in .h5 and a dtype") {
   CHECK(error_of({"convert", "--output", "x.h5"}).starts_with("--model: missing"));
   CHECK(error_of({"convert", "--model", "m", "--output", "x.jsonl"}).find("does not end in .h5") != std::string::npos);
   CHECK(error_of({"convert", "--model", "m", "--output", "a/.h5"}).find("does not end in .h5") != std::string::npos);
-  CHECK(error_of({"convert", "--model", "m", "--output", "x.h5", "--dtype", "int8"}).find("not part of this version") !=
+  CHECK(options_of({"convert", "--model", "m", "--output", "x.h5", "--dtype", "int8"}).dtype == DType::kInt8);
+  CHECK(options_of({"convert", "--model", "m", "--output", "x.h5"}).layout == stagecoach::NativeLayout::kPanels);
+  CHECK(options_of({"convert", "--model", "m", "--output", "x.h5", "--layout", "rows"}).layout ==
+        stagecoach::NativeLayout::kRows);
+  CHECK(error_of({"convert", "--model", "m", "--output", "x.h5", "--layout", "row"}).find("did you mean rows?") !=
         std::string::npos);
+  CHECK(error_of({"convert", "--model", "m", "--output", "x.h5", "--layout", "rows", "--dtype", "int8"})
+            .starts_with("--layout: rows cannot hold int8"));
   CHECK(error_of({"convert", "--model", "m", "--output", "x.h5", "--threads", "2"}).find("no such option") !=
         std::string::npos);
   CHECK(options_of({"convert", "--config", "r.yaml", "--output", "x.h5"}, "model: m\ndtype: bfloat16\n").dtype ==

@@ -127,17 +127,22 @@ struct KerasCopy : TemporaryDirectory {
 };
 
 struct NativeCopy : TemporaryDirectory {
-  NativeCopy() { write_native_model(open_model(kKerasBase), {}, {}, name() + "/model.h5", {}); }
+  explicit NativeCopy(const NativeOptions& options) {
+    write_native_model(open_model(kKerasBase), {}, options, name() + "/model.h5", {});
+  }
 };
 
 }  // namespace
 
 TEST_CASE("damaged native files: refused or without effect") {
-  const NativeCopy directory;
-  Victim victim(directory.name(), directory.name() + "/model.h5");
-  const Tally tally = campaign(victim, corruptions());
-  CHECK(tally.wrong == 0);
-  CHECK(tally.refused > 0);
+  for (const NativeOptions& options : {NativeOptions{std::nullopt, NativeLayout::kRows}, NativeOptions{},
+                                       NativeOptions{DType::kInt8, NativeLayout::kPanels}}) {
+    const NativeCopy directory(options);
+    Victim victim(directory.name(), directory.name() + "/model.h5");
+    const Tally tally = campaign(victim, corruptions() / 3 + 1);
+    CHECK(tally.wrong == 0);
+    CHECK(tally.refused > 0);
+  }
 }
 
 // Keras files have no checksums: a changed address can point at other bytes of the file that look like weights. What

@@ -1,90 +1,23 @@
+// Native files that are damaged, foreign or cannot be written, and what travels along with the weights.
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <fstream>
+#include <cstring>
 #include <limits>
-#include <random>
 
 #include "kernels/backend.hpp"
-#include "kernels/convert.hpp"
-#include "runtime/checksum.hpp"
 #include "runtime/hdf5_file.hpp"
 #include "runtime/model_config.hpp"
 #include "runtime/native_model.hpp"
 #include "runtime/results.hpp"
 #include "runtime/stage_weights.hpp"
-#include "runtime/tensor_pieces.hpp"
 #include "tests/rounds.hpp"
-#include "tests/unit/safetensors_builder.hpp"
+#include "tests/unit/native_fixture.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;
 
 namespace {
-
-std::mt19937& random_source() {
-  static std::mt19937 random{std::random_device{}()};
-  return random;
-}
-std::int32_t pick(std::int32_t low, std::int32_t high) {
-  return std::uniform_int_distribution<std::int32_t>(low, high)(random_source());
-}
-
-std::string bytes_of_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-std::vector<std::byte> bytes_of(const WeightSource& source, const TensorSpec& spec) {
-  std::vector<std::byte> bytes(static_cast<std::size_t>(spec.elements() * size_of(source.dtype_of(spec))));
-  source.read_rows(spec, 0, spec.rows, bytes);
-  return bytes;
-}
-
-// Reads every tensor as loading does, checksums and all.
-std::vector<std::vector<std::byte>> load_all(const Model& model) {
-  std::vector<std::vector<std::byte>> all;
-  TensorReader reader(*model.weights);
-  for (const TensorSpec& spec : tensor_table(model.config)) {
-    std::vector<std::byte> bytes;
-    reader.read_in_pieces(spec, std::nullopt, [&](std::int64_t, Tensor piece) {
-      const auto* begin = static_cast<const std::byte*>(piece.data);
-      bytes.insert(bytes.end(), begin, begin + piece.bytes());
-    });
-    all.push_back(std::move(bytes));
-  }
-  return all;
-}
-
-TokenizerTexts tiny_texts() {
-  const std::string folder = STAGECOACH_SOURCE_DIR "/tests/data/tiny_tokenizer/";
-  return {bytes_of_file(folder + "vocab.json"), bytes_of_file(folder + "merges.txt")};
-}
-
-void convert(const Model& model, const std::string& file, std::optional<DType> dtype = std::nullopt,
-             const std::optional<TokenizerTexts>& texts = std::nullopt) {
-  write_native_model(model, texts, dtype, file, {});
-}
-
-std::string random_synthetic(const char* dtype) {
-  const std::int32_t heads = pick(1, 4);
-  return fmt::format(
-      "synthetic:gpt2,n_layer={},n_head={},n_embd={},n_inner={},n_positions={},vocab_size={},seed={},dtype={},"
-      "tie_word_embeddings={},activation_function={},layer_norm_epsilon={},scale_attn_by_inverse_layer_idx={},"
-      "eos_token_id={}",
-      pick(1, 3), heads, heads * pick(1, 9), pick(1, 50), pick(1, 40), pick(1, 90), pick(0, 1000), dtype,
-      pick(0, 1) == 1, pick(0, 1) == 1 ? "silu" : "gelu", pick(0, 1) == 1 ? "1e-6" : "0.00123", pick(0, 1) == 1,
-      pick(-1, 5));
-}
-
-bool same(const ModelConfig& a, const ModelConfig& b) {
-  return a.n_layer == b.n_layer && a.n_head == b.n_head && a.n_embd == b.n_embd && a.n_inner == b.n_inner &&
-         a.n_positions == b.n_positions && a.vocab_size == b.vocab_size && a.activation == b.activation &&
-         a.layer_norm_epsilon == b.layer_norm_epsilon && a.scale_attn_weights == b.scale_attn_weights &&
-         a.scale_attn_by_inverse_layer_idx == b.scale_attn_by_inverse_layer_idx &&
-         a.reorder_and_upcast_attn == b.reorder_and_upcast_attn && a.tie_word_embeddings == b.tie_word_embeddings &&
-         a.eos_token_id == b.eos_token_id;
-}
 
 // A source of one float32 model whose wpe.weight has `odd` at element 3.
 class OddSource final : public WeightSource {
@@ -110,29 +43,11 @@ std::string odd_error(float odd, std::optional<DType> dtype) {
   model.name = "odd";
   model.config = tiny_config();
   model.weights = std::make_unique<OddSource>(odd);
-  const std::string error = message_of<WeightError>([&] { convert(model, directory.name() + "/m.h5", dtype); });
+  const std::string error = message_of<WeightError>([&] { convert(model, directory.name() + "/m.h5", {dtype}); });
   CHECK(std::filesystem::exists(directory.path() / "m.h5") == error.empty());
   CHECK(!std::filesystem::exists(directory.path() / "m.h5.partial"));
   return error;
 }
-
-// A native file of the tiny model, and changed versions of it.
-struct NativeFile : TemporaryDirectory {
-  explicit NativeFile(const std::optional<TokenizerTexts>& texts = std::nullopt) {
-    std::string model = "synthetic:gpt2,n_layer=1,n_head=2,n_embd=4,n_inner=6,n_positions=5,seed=4,vocab_size=";
-    convert(open_model(model + (texts ? "700" : "7")), path(), std::nullopt, texts);
-    whole = bytes_of_file(path());
-  }
-  std::string path() const { return name() + "/m.h5"; }
-  std::string error() const {
-    return message_of<WeightError>([&] { load_all(open_model(path())); });
-  }
-  std::string error_of(const std::string& bytes) const {
-    write("m.h5", bytes);
-    return error();
-  }
-  std::string whole;
-};
 
 }  // namespace
 
@@ -156,56 +71,8 @@ TEST_CASE("native: config_fields is the inverse of parse_model_config") {
   }
 }
 
-TEST_CASE("native: random models come back as they were, or as their elements converted") {
-  constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
-  for (const DType from : kDTypes) {
-    for (const DType to : kDTypes) {
-      const TemporaryDirectory directory;
-      const std::string name = random_synthetic(std::string(name_of(from)).c_str());
-      CAPTURE(name);
-      const Model original = open_model(name);
-      convert(original, directory.name() + "/model.h5", to);
-      const Model model = open_model(pick(0, 1) == 1 ? directory.name() : directory.name() + "/model.h5");
-      CHECK(same(model.config, original.config));
-      CHECK(model.dtype == to);
-      CHECK(!model.tokenizer.has_value());
-      CHECK(model.weights->bytes_read() == 0);
-      for (const TensorSpec& spec : tensor_table(model.config)) {
-        CAPTURE(spec.name);
-        const std::vector<std::byte> before = bytes_of(*original.weights, spec);
-        std::vector<std::byte> expected(static_cast<std::size_t>(spec.elements() * size_of(to)));
-        for (std::int64_t i = 0; i < spec.elements(); ++i) {
-          store_element(expected.data(), to, i, load_element(before.data(), from, i));
-        }
-        CHECK(bytes_of(*model.weights, spec) == expected);
-        CHECK(model.weights->has_checksum(spec));
-        CHECK_NOTHROW(model.weights->verify(spec, xxh3_of(expected)));
-      }
-      for (const H5Dataset& dataset : H5Reader(directory.name() + "/model.h5").datasets()) {
-        CHECK(dataset.offset.value_or(1) % 4096 == 0);
-      }
-      load_all(model);
-    }
-  }
-}
-
-TEST_CASE("native: the same input gives the same bytes, also from its own output and onto itself") {
-  const TemporaryDirectory directory;
-  const std::string name = random_synthetic("float16");
-  const std::string a = directory.name() + "/a.h5";
-  const std::string b = directory.name() + "/b.h5";
-  convert(open_model(name), a);
-  convert(open_model(name), b);
-  const std::string whole = bytes_of_file(a);
-  CHECK(whole == bytes_of_file(b));
-  convert(open_model(a), b);
-  CHECK(whole == bytes_of_file(b));
-  convert(open_model(b), b);
-  CHECK(whole == bytes_of_file(b));
-}
-
 TEST_CASE("native: the tokenizer travels along") {
-  const NativeFile file(tiny_texts());
+  const NativeFile file({}, tiny_texts());
   const Model model = open_model(file.path());
   REQUIRE(model.tokenizer.has_value());
   const std::string text = "The stages aren't full: 12 \xC3\xA9 <|endoftext|>";
@@ -219,79 +86,89 @@ TEST_CASE("native: the tokenizer travels along") {
 }
 
 TEST_CASE("native: a damaged tokenizer or tensor is named") {
-  const NativeFile file(tiny_texts());
-  const std::vector<H5Dataset> datasets = H5Reader(file.path()).datasets();
-  CHECK(datasets.size() == 18);
-  for (const H5Dataset& dataset : datasets) {
-    CAPTURE(dataset.path);
-    std::string bytes = file.whole;
-    bytes[static_cast<std::size_t>(*dataset.offset + pick(0, static_cast<std::int32_t>(dataset.bytes - 1)))] ^=
-        static_cast<char>(1 << pick(0, 7));
-    CHECK(contains(file.error_of(bytes), "/m.h5: "));
-    CHECK(contains(file.error_of(bytes), dataset.path + ": its bytes do not match their checksum"));
+  for (const NativeOptions& kind : kKinds) {
+    const NativeFile file(kind, tiny_texts());
+    const std::vector<H5Dataset> datasets = H5Reader(file.path()).datasets();
+    CHECK(datasets.size() == 18);
+    for (const H5Dataset& dataset : datasets) {
+      CAPTURE(dataset.path);
+      std::string bytes = file.whole;
+      bytes[static_cast<std::size_t>(*dataset.offset + pick(0, static_cast<std::int32_t>(dataset.bytes - 1)))] ^=
+          static_cast<char>(1 << pick(0, 7));
+      CHECK(contains(file.error_of(bytes), "/m.h5: "));
+      CHECK(contains(file.error_of(bytes), dataset.path + ": its bytes do not match their checksum"));
+    }
   }
 }
 
 TEST_CASE("native: loading a stage verifies what it reads") {
-  const NativeFile file;
-  const auto load = [&] {
-    const Model model = open_model(file.path());
-    const auto backend = make_reference_backend();
-    load_stage(*backend, *model.weights, model.config, {0, 0}, DType::kFloat32, {});
-  };
-  CHECK_NOTHROW(load());
-  for (const H5Dataset& dataset : H5Reader(file.path()).datasets()) {
-    std::string bytes = file.whole;
-    bytes[static_cast<std::size_t>(*dataset.offset)] ^= 1;
-    file.write("m.h5", bytes);
-    CHECK(contains(message_of<WeightError>(load), "tensor " + dataset.path + ": its bytes do not match"));
+  for (const NativeOptions& kind : kKinds) {
+    const NativeFile file(kind);
+    const auto load = [&] {
+      const Model model = open_model(file.path());
+      const auto backend = make_reference_backend();
+      load_stage(*backend, *model.weights, model.config, {0, 0}, model.dtype, {});
+    };
+    CHECK_NOTHROW(load());
+    for (const H5Dataset& dataset : H5Reader(file.path()).datasets()) {
+      std::string bytes = file.whole;
+      bytes[static_cast<std::size_t>(*dataset.offset)] ^= 1;
+      file.write("m.h5", bytes);
+      CHECK(contains(message_of<WeightError>(load), "tensor " + dataset.path + ": its bytes do not match"));
+    }
   }
 }
 
 TEST_CASE("native: a flipped bit anywhere is an error or changes nothing") {
-  const NativeFile file(tiny_texts());
-  const Model original = open_model(file.path());
-  const auto expected = load_all(original);
-  const std::vector<std::int32_t> ids = original.tokenizer->encode("The stages");
-  const auto first_data = static_cast<std::int32_t>(H5Reader(file.path()).datasets().front().offset.value());
-  int errors = 0;
-  const int flips = rounds(400);
-  for (int i = 0; i < flips; ++i) {
-    const std::int32_t at =
-        i % 8 != 0 ? pick(0, first_data - 1) : pick(0, static_cast<std::int32_t>(file.whole.size()) - 1);
-    std::string bytes = file.whole;
-    bytes[static_cast<std::size_t>(at)] ^= static_cast<char>(1 << pick(0, 7));
-    file.write("m.h5", bytes);
-    try {
-      const Model model = open_model(file.path());
-      const bool unchanged = same(model.config, original.config) && load_all(model) == expected && model.tokenizer &&
-                             model.tokenizer->encode("The stages") == ids;
-      if (!unchanged) FAIL("byte " << at);
-    } catch (const WeightError&) {
-      ++errors;
+  for (const NativeOptions& kind : kKinds) {
+    const NativeFile file(kind, tiny_texts());
+    const Model original = open_model(file.path());
+    const auto expected = weights_of(original);
+    const std::vector<std::int32_t> ids = original.tokenizer->encode("The stages");
+    const auto first_data = static_cast<std::int32_t>(H5Reader(file.path()).datasets().front().offset.value());
+    int errors = 0;
+    const int flips = rounds(200);
+    for (int i = 0; i < flips; ++i) {
+      const std::int32_t at =
+          i % 8 != 0 ? pick(0, first_data - 1) : pick(0, static_cast<std::int32_t>(file.whole.size()) - 1);
+      std::string bytes = file.whole;
+      bytes[static_cast<std::size_t>(at)] ^= static_cast<char>(1 << pick(0, 7));
+      file.write("m.h5", bytes);
+      try {
+        const Model model = open_model(file.path());
+        const bool unchanged = same(model.config, original.config) && weights_of(model) == expected &&
+                               model.tokenizer && model.tokenizer->encode("The stages") == ids;
+        if (!unchanged) FAIL("byte " << at);
+      } catch (const WeightError&) {
+        ++errors;
+      }
     }
+    CHECK(errors > flips / 3);
   }
-  CHECK(errors > flips / 3);
 }
 
 TEST_CASE("native: a file that is cut anywhere is refused") {
-  const NativeFile file;
-  std::vector<std::size_t> sizes = {0, 1, 8, 47, 48, file.whole.size() - 1};
-  for (int i = 0; i < rounds(200); ++i)
-    sizes.push_back(static_cast<std::size_t>(pick(0, static_cast<int>(file.whole.size()) - 1)));
-  for (const H5Dataset& dataset : H5Reader(file.path()).datasets())
-    sizes.push_back(static_cast<std::size_t>(*dataset.offset));
-  for (const std::size_t size : sizes) {
-    CAPTURE(size);
-    CHECK(contains(file.error_of(file.whole.substr(0, size)), "/m.h5: "));
+  for (const NativeOptions& kind : kKinds) {
+    const NativeFile file(kind);
+    std::vector<std::size_t> sizes = {0, 1, 8, 47, 48, file.whole.size() - 1};
+    for (int i = 0; i < rounds(100); ++i)
+      sizes.push_back(static_cast<std::size_t>(pick(0, static_cast<int>(file.whole.size()) - 1)));
+    for (const H5Dataset& dataset : H5Reader(file.path()).datasets())
+      sizes.push_back(static_cast<std::size_t>(*dataset.offset));
+    for (const std::size_t size : sizes) {
+      CAPTURE(size);
+      CHECK(contains(file.error_of(file.whole.substr(0, size)), "/m.h5: "));
+    }
   }
 }
 
 TEST_CASE("native: a file that shrinks after it was opened") {
-  const NativeFile file;
-  const Model model = open_model(file.path());
-  std::filesystem::resize_file(file.path(), file.whole.size() - 1);
-  CHECK(contains(message_of<WeightError>([&] { load_all(model); }), "the file ends at byte"));
+  for (const NativeOptions& kind : kKinds) {
+    const NativeFile file(kind);
+    const Model model = open_model(file.path());
+    std::filesystem::resize_file(file.path(), file.whole.size() - 1);
+    CHECK(contains(message_of<WeightError>([&] { weights_of(model); }), "the file ends at byte"));
+  }
 }
 
 TEST_CASE("native: other kinds, versions, and files without their last step") {
@@ -312,8 +189,13 @@ TEST_CASE("native: other kinds, versions, and files without their last step") {
   CHECK(contains(with({{"format", std::string("stagecoach-results")}}), "no model of stagecoach convert"));
   CHECK(contains(with({{"keras_version", std::string("2.15.0")}}), "give the directory"));
   CHECK(contains(with({format}), "has format_version missing"));
-  CHECK(contains(with({format, {"format_version", std::int64_t{2}}}),
-                 "has format_version 2, but this program reads version 1"));
+  CHECK(contains(with({format, {"format_version", std::int64_t{3}}}),
+                 "has format_version 3, but this program reads versions 1 and 2"));
+  const std::pair<std::string, H5Value> packed = {"format_version", std::int64_t{2}};
+  CHECK(contains(with({format, packed}), "has layout missing or no text, but this program reads panels-64"));
+  CHECK(contains(with({format, packed, {"layout", std::string("panels-128")}}),
+                 "has layout panels-128, but this program reads panels-64; convert the model again"));
+  CHECK(contains(with({format, packed, {"layout", std::string("panels-64")}}), "is an unfinished or damaged"));
   CHECK(contains(with({format, version}), "is an unfinished or damaged conversion"));
   CHECK(contains(with({format, version, {"contents", std::uint64_t{0}}}), "is an unfinished or damaged conversion"));
   CHECK(contains(with({format, version, {"contents", std::uint64_t{5}}}), "has no attribute n_layer"));

@@ -2,12 +2,15 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <thread>
 
 #include "kernels/backend.hpp"
 #include "kernels/convert.hpp"
 #include "partition/plan.hpp"
 #include "runtime/native_model.hpp"
+#include "runtime/packed_tensor.hpp"
 #include "runtime/stage_weights.hpp"
 #include "tests/unit/keras_builder.hpp"
 
@@ -50,9 +53,14 @@ struct Formats : TemporaryDirectory {
     write("shards/model.safetensors.index.json", R"({"weight_map":{)" + map + "}}");
     write_keras(name() + "/keras/tf_model.h5", tensors);
   }
+  void add_native(const std::string& file, const NativeOptions& options) {
+    names.push_back(name() + "/" + file);
+    write_native_model(open_model(names.front()), {}, options, names.back(), {});
+  }
   void add_native() {
-    names.push_back(name() + "/native.h5");
-    write_native_model(open_model(names.front()), {}, {}, names.back(), {});
+    add_native("rows.h5", {std::nullopt, NativeLayout::kRows});
+    add_native("panels.h5", {});
+    add_native("int8.h5", {DType::kInt8});
   }
   std::vector<std::string> names;
 };
@@ -79,9 +87,12 @@ TEST_CASE("every stage reads the bytes of its own tensors, once, and no others")
       for (const StageSpec& stage : even_split(config, stages)) {
         const Model model = open_model(name);
         CHECK(model.weights->bytes_read() == 0);  // headers and lists are not counted
-        load(model, stage.blocks);
+        load(model, stage.blocks, model.dtype);
         std::int64_t expected = 0;
-        for (const TensorSpec& spec : stage_tensors(config, stage.blocks)) expected += 4 * spec.elements();
+        for (const TensorSpec& spec : stage_tensors(config, stage.blocks)) {
+          if (!model.weights->is_packed(spec)) CHECK(stored_bytes(*model.weights, spec) == 4 * spec.elements());
+          expected += stored_bytes(*model.weights, spec);
+        }
         INFO(name << ", blocks " << stage.blocks.first << " to " << stage.blocks.last);
         CHECK(model.weights->bytes_read() == expected);
       }
@@ -127,7 +138,8 @@ TEST_CASE("values that a 16-bit dtype cannot hold are found while loading") {
     if (tensor.name == "h.2.attn.c_proj.weight") set_value(tensor, 17, -65520.0F);
     if (tensor.name == "h.4.attn.c_proj.weight") set_value(tensor, 17, 3.4e38F);
   }
-  const Formats formats(tensors);
+  Formats formats(tensors);
+  formats.add_native("panels.h5", {});
   for (const std::string& name : formats.names) {
     const Model model = open_model(name);
     const auto error = [&](std::int32_t block, DType dtype) {
@@ -139,5 +151,65 @@ TEST_CASE("values that a 16-bit dtype cannot hold are found while loading") {
     CHECK(error(2, DType::kBFloat16).empty());
     CHECK(contains(error(4, DType::kBFloat16), ", too large for bfloat16"));
     CHECK(error(4, DType::kFloat32).empty());
+  }
+}
+
+TEST_CASE("packed files give the backend the bytes that rows give it, in every dtype and on any number of threads") {
+  const ModelConfig config = small_config();
+  Formats formats(tensors_of(config, ""));
+  formats.add_native();
+  const auto bytes = [&](const std::string& name, DType dtype, int threads) {
+    const Model model = open_model(name);
+    const auto backend = make_cpu_backend({threads, Simd::kBest});
+    const StageWeights w = load_stage(*backend, *model.weights, config, {0, config.n_layer - 1}, dtype, {});
+    std::string all;
+    const auto add = [&](const Buffer& storage) {
+      all.append(static_cast<const char*>(storage.data()), storage.bytes());
+    };
+    add(w.token_embedding.storage);
+    add(w.position_storage);
+    for (const BlockWeights& block : w.blocks) {
+      for (const Matrix* matrix : {&block.qkv, &block.proj, &block.fc, &block.out}) add(matrix->storage);
+      add(block.qkv_bias.storage);
+    }
+    CHECK(w.bytes == backend->bytes_allocated() - make_cpu_backend({threads, Simd::kBest})->bytes_allocated());
+    return all;
+  };
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8}) {
+    const std::string expected = bytes(formats.names.front(), dtype, 1);
+    for (const int threads : {1, 3}) {
+      CHECK(bytes(formats.name() + "/panels.h5", dtype, threads) == expected);
+      if (dtype == DType::kInt8) CHECK(bytes(formats.name() + "/int8.h5", dtype, threads) == expected);
+    }
+  }
+}
+
+TEST_CASE("loading reports its progress on the calling thread up to the whole, and ends when the report throws") {
+  const ModelConfig config = small_config();
+  Formats formats(tensors_of(config, ""));
+  formats.add_native();
+  for (const std::string& name : formats.names) {
+    const Model model = open_model(name);
+    const auto backend = make_cpu_backend({3, Simd::kBest});
+    const auto load_with = [&](const std::function<void(std::int64_t, std::int64_t)>& progress) {
+      load_stage(*backend, *model.weights, config, {0, config.n_layer - 1}, model.dtype, progress);
+    };
+    std::int64_t last = 0;
+    std::int64_t calls = 0;
+    load_with([&, here = std::this_thread::get_id()](std::int64_t done, std::int64_t total) {
+      CHECK(std::this_thread::get_id() == here);
+      CHECK(done >= last);
+      CHECK(done <= total);
+      last = done;
+      ++calls;
+    });
+    CHECK(last == model.weights->bytes_read());
+    for (const std::int64_t at : {std::int64_t{1}, calls / 2, calls}) {
+      std::int64_t call = 0;
+      CHECK_THROWS_WITH_AS(load_with([&](std::int64_t, std::int64_t) {
+                             if (++call == at) throw std::runtime_error("enough");
+                           }),
+                           "enough", std::runtime_error);
+    }
   }
 }
