@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cassert>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -100,6 +99,8 @@ void Runner::begin_grid() {
   blockDim = block;
   thread_count_ = static_cast<int>(block.x * block.y * block.z);
   threads_.resize(static_cast<std::size_t>(thread_count_));
+  arrivals_.resize(threads_.size());
+  copies_.resize(threads_.size());
   std::size_t t = 0;
   for (unsigned z = 0; z < block.z; ++z) {
     for (unsigned y = 0; y < block.y; ++y) {
@@ -116,8 +117,10 @@ void Runner::begin_block(std::uint64_t number) {
   for (Thread& thread : threads_) {
     thread.state = State::kNew;
     thread.fiber = nullptr;
-    thread.copies.clear();
-    thread.copy_groups = 0;
+  }
+  for (Copies& copies : copies_) {
+    copies.under_way.clear();
+    copies.groups = 0;
   }
   live_ = thread_count_;
   at_barrier_ = predicates_ = 0;
@@ -175,8 +178,8 @@ void Runner::release_barrier() {
 }
 
 // The thread to run now, or -1.
-int Runner::next() {
-  if (aborting_) {  // those with frames to unwind
+inline int Runner::next() {
+  if (aborting_) [[unlikely]] {  // those with frames to unwind
     for (int t = 0; t < thread_count_; ++t) {
       const Thread& thread = threads_[static_cast<std::size_t>(t)];
       if (thread.fiber != nullptr && thread.state != State::kDone) return t;
@@ -188,7 +191,13 @@ int Runner::next() {
       Warp& warp = warps_[static_cast<std::size_t>(current_warp_)];
       if (warp.count > 0) {
         --warp.count;
-        return current_warp_ * 32 + warp.ready[warp.first++ % 64];
+        const int thread = current_warp_ * 32 + warp.ready[warp.first++ % 64];
+        if (warp.count > 0) {  // a block's stacks do not fit into the first-level cache
+          const int after = current_warp_ * 32 + warp.ready[warp.first % 64];
+          const PooledFiber* const fiber = threads_[static_cast<std::size_t>(after)].fiber;
+          if (fiber != nullptr) fiber->fiber.prefetch();
+        }
+        return thread;
       }
     }
     if (queued_warps_ == 0) return -1;
@@ -197,28 +206,27 @@ int Runner::next() {
   }
 }
 
-void Runner::resume(int thread) {
-  Thread& target = threads_[static_cast<std::size_t>(thread)];
-  PooledFiber* fiber = target.fiber;
-  if (fiber == nullptr) {
-    if (idle_.empty()) {
-      auto& made = fibers_.emplace_back(std::make_unique<PooledFiber>());
-      made->runner = this;
-      made->fiber = std::make_unique<Fiber>(
-          [](void* self) {
-            Fiber::entered();
-            auto& pooled = *static_cast<PooledFiber*>(self);
-            pooled.runner->fiber_main(pooled);
-          },
-          made.get());
-      idle_.push_back(made.get());
-    }
-    fiber = idle_.back();
-    idle_.pop_back();
-    fiber->thread = thread;
-  }
+Runner::PooledFiber::PooledFiber(Runner* owner) : fiber(&PooledFiber::begin, this), runner(owner) {}
+
+void Runner::PooledFiber::begin(void* self) {
+  Fiber::entered();
+  auto& pooled = *static_cast<PooledFiber*>(self);
+  pooled.runner->fiber_main(pooled);
+}
+
+Runner::PooledFiber* Runner::fiber_for(int thread) {
+  if (idle_.empty()) idle_.push_back(fibers_.emplace_back(std::make_unique<PooledFiber>(this)).get());
+  PooledFiber* const fiber = idle_.back();
+  idle_.pop_back();
+  fiber->thread = thread;
+  return fiber;
+}
+
+inline void Runner::resume(int thread) {
+  PooledFiber* fiber = threads_[static_cast<std::size_t>(thread)].fiber;
+  if (fiber == nullptr) fiber = fiber_for(thread);
   Fiber& from = *running_;
-  running_ = fiber->fiber.get();
+  running_ = &fiber->fiber;
   switch_fiber(from, *running_);
 }
 
@@ -229,7 +237,7 @@ void Runner::run_block() {
 }
 
 // The running thread cannot go on: lets others run until it can.
-void Runner::wait() {
+inline void Runner::wait() {
   const int self = current_;
   int thread = next();
   if (thread < 0) {
@@ -242,26 +250,33 @@ void Runner::wait() {
   if (aborting_) throw Abandoned{};
 }
 
-// A fiber runs one thread after another until one of those to run next has a fiber already.
+// A pooled fiber may come back on another host thread, so this function itself must not touch anything thread_local:
+// the compiler may keep such an address over a switch.
 void Runner::fiber_main(PooledFiber& self) {
   for (;;) {
-    int thread = self.thread;
-    do {
-      run_thread(thread, self);
-      thread = next();
-      if (thread < 0 && live_ > 0 && !aborting_) {
-        stuck();
-        thread = next();
-      }
-    } while (thread >= 0 && threads_[static_cast<std::size_t>(thread)].fiber == nullptr);
+    const int thread = run_threads(self);
     idle_.push_back(&self);
     if (thread >= 0) {
       resume(thread);
     } else {
       running_ = &host_;
-      switch_fiber(*self.fiber, host_);
+      switch_fiber(self.fiber, host_);
     }
   }
+}
+
+// Runs one thread after another until the one to run next has a fiber already, or (-1) none is left.
+__attribute__((noinline)) int Runner::run_threads(PooledFiber& fiber) {
+  int thread = fiber.thread;
+  do {
+    run_thread(thread, fiber);
+    thread = next();
+    if (thread < 0 && live_ > 0 && !aborting_) {
+      stuck();
+      thread = next();
+    }
+  } while (thread >= 0 && threads_[static_cast<std::size_t>(thread)].fiber == nullptr);
+  return thread;
 }
 
 void Runner::run_thread(int index, PooledFiber& fiber) {
@@ -291,22 +306,19 @@ BarrierCounts Runner::barrier(bool predicate) {
 }
 
 void Runner::warp_together(std::uint32_t mask, WarpFunction function, void* lane) {
-  Thread& self = threads_[static_cast<std::size_t>(current_)];
   const auto warp_number = static_cast<std::size_t>(current_) / 32;
   Warp& warp = warps_[warp_number];
   const std::uint32_t own = 1u << (current_ % 32);
   if ((mask & own) == 0) fault(fmt::format("called a warp function with mask {:#010x}, which leaves it out", mask));
-  self.state = State::kInWarp;
-  self.function = function;
-  self.lane = lane;
-  self.mask = mask;
+  threads_[static_cast<std::size_t>(current_)].state = State::kInWarp;
+  arrivals_[static_cast<std::size_t>(current_)] = {function, lane, mask};
   warp.waiting |= own;
   const std::uint32_t needed = mask & warp.exists;
   if ((warp.waiting & needed) == needed) {
     Lanes lanes = {};
     for (std::uint32_t rest = needed; rest != 0; rest &= rest - 1) {
       const auto i = static_cast<std::size_t>(std::countr_zero(rest));
-      Thread& other = threads_[warp_number * 32 + i];
+      const Arrival& other = arrivals_[warp_number * 32 + i];
       if (other.mask != mask) {
         fault(fmt::format("lanes {} and {} met in a warp function with masks {:#010x} and {:#010x}", lane_index(), i,
                           mask, other.mask));
@@ -340,20 +352,20 @@ void Runner::copy(void* shared, const void* global, bool valid) {
     if (!valid) std::memset(shared, 0, 16);
     return;
   }
-  Thread& self = threads_[static_cast<std::size_t>(current_)];
-  self.copies.push_back({shared, valid ? global : nullptr, self.copy_groups});
+  Copies& own = copies_[static_cast<std::size_t>(current_)];
+  own.under_way.push_back({shared, valid ? global : nullptr, own.groups});
 }
 
 void Runner::wait_for_copies(int groups) {
   if (options_.no_copy_waits) return;
-  Thread& self = threads_[static_cast<std::size_t>(current_)];
+  auto& [under_way, groups_ended] = copies_[static_cast<std::size_t>(current_)];
   std::size_t done = 0;
-  for (; done < self.copies.size() && self.copies[done].group < self.copy_groups - groups; ++done) {
-    const Copy& copy = self.copies[done];
+  for (; done < under_way.size() && under_way[done].group < groups_ended - groups; ++done) {
+    const Copy& copy = under_way[done];
     if (copy.global != nullptr) std::memcpy(copy.shared, copy.global, 16);
     if (copy.global == nullptr) std::memset(copy.shared, 0, 16);
   }
-  self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<std::ptrdiff_t>(done));
+  under_way.erase(under_way.begin(), under_way.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
 void Runner::stuck() {
@@ -364,7 +376,8 @@ void Runner::stuck() {
     in_barrier += thread.state == State::kAtBarrier;
     done += thread.state == State::kDone;
     if (thread.state != State::kInWarp) continue;
-    if (in_warp++ == 0) example = fmt::format(" (thread {} with mask {:#010x})", t, thread.mask);
+    if (in_warp++ == 0)
+      example = fmt::format(" (thread {} with mask {:#010x})", t, arrivals_[static_cast<std::size_t>(t)].mask);
   }
   note_fault(fmt::format("cannot go on: {} threads wait at __syncthreads, {} in warp functions{}, {} have returned",
                          in_barrier, in_warp, example, done));

@@ -60,7 +60,7 @@ class Runner {
   int lane() const { return current_ % 32; }
   unsigned char* shared() const { return shared_; }
   void copy(void* shared, const void* global, bool valid);
-  void end_copy_group() { ++threads_[static_cast<std::size_t>(current_)].copy_groups; }
+  void end_copy_group() { ++copies_[static_cast<std::size_t>(current_)].groups; }
   void wait_for_copies(int groups);
   [[noreturn]] void fault(const std::string& what);
 
@@ -72,19 +72,25 @@ class Runner {
     int group;
   };
   struct PooledFiber {
+    explicit PooledFiber(Runner* owner);
+    static void begin(void* self);
+    Fiber fiber;
     Runner* runner;
     int thread = -1;
-    std::unique_ptr<Fiber> fiber;
   };
-  struct Thread {
-    State state = State::kNew;
+  struct Thread {  // small: all of a block's are touched at every barrier
     PooledFiber* fiber = nullptr;
     uint3 index = {};
+    State state = State::kNew;
+  };
+  struct Arrival {  // of a thread at a warp function
     WarpFunction function = nullptr;
     void* lane = nullptr;
     std::uint32_t mask = 0;
-    std::vector<Copy> copies;  // under way; global is null for zeros
-    int copy_groups = 0;
+  };
+  struct Copies {
+    std::vector<Copy> under_way;  // global is null for zeros
+    int groups = 0;
   };
   struct Warp {
     std::uint32_t exists = 0;
@@ -100,9 +106,11 @@ class Runner {
   void release_barrier();
   void release_all_warps(std::uint32_t warps);
   int next();
+  PooledFiber* fiber_for(int thread);
   void resume(int thread);
   void wait();
   void fiber_main(PooledFiber& self);
+  int run_threads(PooledFiber& fiber);
   void run_thread(int thread, PooledFiber& fiber);
   void stuck();
   void note_fault(const std::string& what);
@@ -114,6 +122,8 @@ class Runner {
   Random* random_ = nullptr;
   int thread_count_ = 0;
   std::vector<Thread> threads_;
+  std::vector<Arrival> arrivals_;
+  std::vector<Copies> copies_;
   std::vector<Warp> warps_;
   std::array<std::uint8_t, 64> warp_queue_ = {};  // ring of warps with lanes that can run, but the current one
   std::uint32_t first_warp_ = 0, queued_warps_ = 0;

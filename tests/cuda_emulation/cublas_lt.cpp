@@ -1,38 +1,18 @@
-// cuBLASLt's calls: handles, attributes, the choice of an algorithm, checks, and queueing of the product.
-#include <cublasLt.h>
-
+// cuBLASLt's products: the choice of an algorithm, checks, and queueing.
 #include <algorithm>
 #include <cstring>
-#include <functional>
-#include <map>
-#include <memory>
 #include <optional>
 #include <utility>
 
 #include "tests/cuda_emulation/cublas_lt_matmul.hpp"
-#include "tests/cuda_emulation/machine_state.hpp"
+#include "tests/cuda_emulation/cublas_lt_objects.hpp"
 
 namespace emulation = stagecoach::cuda_emulation;
+using emulation::all_alive;
+using emulation::counted_cublas;
 using emulation::Element;
 using emulation::Machine;
-
-struct cublasLtContext {};
-struct cublasLtMatmulDescOpaque {
-  cublasComputeType_t compute;
-  std::int32_t trans_a = CUBLAS_OP_N, trans_b = CUBLAS_OP_N;
-  std::uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-  const void* bias = nullptr;
-  std::optional<std::int32_t> bias_type = {};
-};
-struct cublasLtMatrixLayoutOpaque {
-  std::int32_t type;
-  std::uint64_t rows, columns;
-  std::int64_t leading;
-};
-struct cublasLtMatmulPreferenceOpaque {
-  std::uint64_t workspace_bytes = 0;
-  std::uint32_t alignment[4] = {256, 256, 256, 256};  // of a, b, c, d
-};
+using emulation::take;
 
 namespace {
 
@@ -40,18 +20,6 @@ namespace {
 enum Word : std::uint8_t { kMagic, kSplits, kAlignment, kDepth, kOutputs, kOther = 5 };
 constexpr std::uint64_t kAlgoMagic = 0x53746167654C74u;
 constexpr std::uint64_t kMaxAlignment = 16;  // that any algorithm asks for
-
-template <emulation::Kind kKind = emulation::Kind::kUses, typename Body>
-cublasStatus_t counted(const char* name, Body body) {
-  Machine& m = emulation::machine();
-  const std::lock_guard lock(m.mutex);
-  const cudaError_t early = emulation::begin_call(m, name);
-  cublasStatus_t result = CUBLAS_STATUS_SUCCESS;
-  if (kKind == emulation::Kind::kReleases || early == cudaSuccess) result = body(m);
-  if (early == cudaErrorMemoryAllocation) return CUBLAS_STATUS_ALLOC_FAILED;
-  if (early == cudaErrorInsufficientDriver || early == cudaErrorNoDevice) return CUBLAS_STATUS_NOT_INITIALIZED;
-  return early == cudaSuccess ? result : CUBLAS_STATUS_EXECUTION_FAILED;
-}
 
 // Handles, descriptors, layouts and preferences live in the machine.
 template <typename T, typename... Arguments>
@@ -70,18 +38,6 @@ cublasStatus_t destroy(const char* name, T* handle) {
     return m.cublas_objects.erase(handle) == 1 ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
   });
 }
-template <typename... T>
-bool all_alive(const Machine& m, const T*... objects) {
-  return (m.cublas_objects.contains(objects) && ...);
-}
-
-template <typename T>
-cublasStatus_t take(T& to, const void* value, std::size_t bytes) {
-  if (value == nullptr || bytes != sizeof(T)) return CUBLAS_STATUS_INVALID_VALUE;
-  std::memcpy(&to, value, bytes);
-  return CUBLAS_STATUS_SUCCESS;
-}
-
 std::optional<Element> element(std::int32_t type) {
   if (type == CUDA_R_32F) return Element::kFloat32;
   if (type == CUDA_R_16F) return Element::kHalf;
@@ -155,147 +111,13 @@ cublasStatus_t check_algo(const cublasLtMatmulAlgo_t& algo, const cublasLtMatmul
 
 }  // namespace
 
-cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
-  return counted("cublasLtCreate", [&](Machine& m) { return create(m, handle); });
-}
-cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
-  return destroy("cublasLtDestroy", handle);
-}
-
-const char* cublasLtGetStatusName(cublasStatus_t status) {
-  switch (status) {
-    case CUBLAS_STATUS_SUCCESS:
-      return "CUBLAS_STATUS_SUCCESS";
-    case CUBLAS_STATUS_NOT_INITIALIZED:
-      return "CUBLAS_STATUS_NOT_INITIALIZED";
-    case CUBLAS_STATUS_ALLOC_FAILED:
-      return "CUBLAS_STATUS_ALLOC_FAILED";
-    case CUBLAS_STATUS_INVALID_VALUE:
-      return "CUBLAS_STATUS_INVALID_VALUE";
-    case CUBLAS_STATUS_ARCH_MISMATCH:
-      return "CUBLAS_STATUS_ARCH_MISMATCH";
-    case CUBLAS_STATUS_MAPPING_ERROR:
-      return "CUBLAS_STATUS_MAPPING_ERROR";
-    case CUBLAS_STATUS_EXECUTION_FAILED:
-      return "CUBLAS_STATUS_EXECUTION_FAILED";
-    case CUBLAS_STATUS_INTERNAL_ERROR:
-      return "CUBLAS_STATUS_INTERNAL_ERROR";
-    case CUBLAS_STATUS_NOT_SUPPORTED:
-      return "CUBLAS_STATUS_NOT_SUPPORTED";
-    case CUBLAS_STATUS_LICENSE_ERROR:
-      return "CUBLAS_STATUS_LICENSE_ERROR";
-  }
-  return "unknown status";
-}
-const char* cublasLtGetStatusString(cublasStatus_t status) {
-  return cublasLtGetStatusName(status);
-}
-std::size_t cublasLtGetVersion() {
-  return 130100;
-}
-
-// ---- descriptors ----
-cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cublasComputeType_t compute, cudaDataType_t scale) {
-  return counted("cublasLtMatmulDescCreate", [&](Machine& m) {
-    const bool known = compute == CUBLAS_COMPUTE_32F || compute == CUBLAS_COMPUTE_32F_PEDANTIC ||
-                       compute == CUBLAS_COMPUTE_32F_FAST_TF32;
-    if (!known || scale != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
-    return create(m, desc, compute);
-  });
-}
-cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t desc) {
-  return destroy("cublasLtMatmulDescDestroy", desc);
-}
-cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute,
-                                              const void* value, std::size_t bytes) {
-  return counted("cublasLtMatmulDescSetAttribute", [&](Machine& m) {
-    if (!all_alive(m, desc)) return CUBLAS_STATUS_INVALID_VALUE;
-    switch (attribute) {
-      case CUBLASLT_MATMUL_DESC_TRANSA:
-        return take(desc->trans_a, value, bytes);
-      case CUBLASLT_MATMUL_DESC_TRANSB:
-        return take(desc->trans_b, value, bytes);
-      case CUBLASLT_MATMUL_DESC_EPILOGUE:
-        return take(desc->epilogue, value, bytes);
-      case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
-        return take(desc->bias, value, bytes);
-      case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE: {
-        std::int32_t type = 0;
-        const cublasStatus_t status = take(type, value, bytes);
-        if (status == CUBLAS_STATUS_SUCCESS) desc->bias_type = type;
-        return status;
-      }
-      default:
-        return CUBLAS_STATUS_NOT_SUPPORTED;
-    }
-  });
-}
-
-cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, std::uint64_t rows,
-                                          std::uint64_t columns, std::int64_t leading_dimension) {
-  return counted("cublasLtMatrixLayoutCreate", [&](Machine& m) {
-    return create(m, layout, static_cast<std::int32_t>(type), rows, columns, leading_dimension);
-  });
-}
-cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
-  return destroy("cublasLtMatrixLayoutDestroy", layout);
-}
-cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
-                                                cublasLtMatrixLayoutAttribute_t attribute, const void* value,
-                                                std::size_t bytes) {
-  return counted("cublasLtMatrixLayoutSetAttribute", [&](Machine& m) {
-    if (!all_alive(m, layout)) return CUBLAS_STATUS_INVALID_VALUE;
-    std::int32_t order = 0;
-    switch (attribute) {
-      case CUBLASLT_MATRIX_LAYOUT_TYPE:
-        return take(layout->type, value, bytes);
-      case CUBLASLT_MATRIX_LAYOUT_ROWS:
-        return take(layout->rows, value, bytes);
-      case CUBLASLT_MATRIX_LAYOUT_COLS:
-        return take(layout->columns, value, bytes);
-      case CUBLASLT_MATRIX_LAYOUT_LD:
-        return take(layout->leading, value, bytes);
-      case CUBLASLT_MATRIX_LAYOUT_ORDER:
-        if (take(order, value, bytes) != CUBLAS_STATUS_SUCCESS) return CUBLAS_STATUS_INVALID_VALUE;
-        return order == CUBLASLT_ORDER_COL ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
-    }
-    return CUBLAS_STATUS_NOT_SUPPORTED;
-  });
-}
-
-cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) {
-  return counted("cublasLtMatmulPreferenceCreate", [&](Machine& m) { return create(m, preference); });
-}
-cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
-  return destroy("cublasLtMatmulPreferenceDestroy", preference);
-}
-cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
-                                                    cublasLtMatmulPreferenceAttributes_t attribute, const void* value,
-                                                    std::size_t bytes) {
-  return counted("cublasLtMatmulPreferenceSetAttribute", [&](Machine& m) {
-    if (!all_alive(m, preference)) return CUBLAS_STATUS_INVALID_VALUE;
-    std::uint32_t ignored = 0;
-    switch (attribute) {
-      case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
-        return take(preference->workspace_bytes, value, bytes);
-      case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES:
-      case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES:
-      case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES:
-      case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES:
-        return take(preference->alignment[attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], value, bytes);
-      default:
-        return take(ignored, value, bytes);
-    }
-  });
-}
-
 // ---- algorithms: one that sums k in one piece, and where the workspace allows it one that sums two halves ----
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
                                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                               cublasLtMatmulPreference_t preference, int requested,
                                               cublasLtMatmulHeuristicResult_t results[], int* returned) {
-  return counted("cublasLtMatmulAlgoGetHeuristic", [&](Machine& m) {
+  return counted_cublas("cublasLtMatmulAlgoGetHeuristic", [&](Machine& m) {
     if (!all_alive(m, handle)) return CUBLAS_STATUS_NOT_INITIALIZED;
     if (returned == nullptr || results == nullptr || requested < 1 || !all_alive(m, desc, a, b, c, d, preference)) {
       return CUBLAS_STATUS_INVALID_VALUE;
@@ -328,7 +150,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
 cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
                                        cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                        const cublasLtMatmulAlgo_t* algo, cublasLtMatmulHeuristicResult_t* result) {
-  return counted("cublasLtMatmulAlgoCheck", [&](Machine& m) {
+  return counted_cublas("cublasLtMatmulAlgoCheck", [&](Machine& m) {
     if (!all_alive(m, handle)) return CUBLAS_STATUS_NOT_INITIALIZED;
     if (algo == nullptr || result == nullptr || !all_alive(m, desc, a, b, c, d)) return CUBLAS_STATUS_INVALID_VALUE;
     cublasStatus_t status = check(*desc, *a, *b, *c, *d);
@@ -346,7 +168,7 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDe
 cublasStatus_t cublasLtMatmulAlgoConfigSetAttribute(cublasLtMatmulAlgo_t* algo,
                                                     cublasLtMatmulAlgoConfigAttributes_t attribute, const void* value,
                                                     std::size_t bytes) {
-  return counted("cublasLtMatmulAlgoConfigSetAttribute", [&](Machine&) {
+  return counted_cublas("cublasLtMatmulAlgoConfigSetAttribute", [&](Machine&) {
     std::uint32_t word = 0;
     if (algo == nullptr || take(word, value, bytes) != CUBLAS_STATUS_SUCCESS) return CUBLAS_STATUS_INVALID_VALUE;
     if (attribute == CUBLASLT_ALGO_CONFIG_SPLITK_NUM) {
@@ -360,7 +182,7 @@ cublasStatus_t cublasLtMatmulAlgoConfigSetAttribute(cublasLtMatmulAlgo_t* algo,
 cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algo,
                                                     cublasLtMatmulAlgoConfigAttributes_t attribute, void* value,
                                                     std::size_t bytes, std::size_t* written) {
-  return counted("cublasLtMatmulAlgoConfigGetAttribute", [&](Machine&) {
+  return counted_cublas("cublasLtMatmulAlgoConfigGetAttribute", [&](Machine&) {
     if (algo == nullptr || value == nullptr || bytes < sizeof(std::uint32_t)) return CUBLAS_STATUS_INVALID_VALUE;
     const auto word =
         static_cast<std::uint32_t>(algo->data[attribute == CUBLASLT_ALGO_CONFIG_SPLITK_NUM ? kSplits : kOther]);
@@ -375,7 +197,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* d,
                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algo, void* workspace,
                               std::size_t workspace_bytes, cudaStream_t stream) {
-  return counted("cublasLtMatmul", [&](Machine& m) {
+  return counted_cublas("cublasLtMatmul", [&](Machine& m) {
     std::uint64_t stream_id = 0;
     int device = 0;
     if (!all_alive(m, handle)) return CUBLAS_STATUS_NOT_INITIALIZED;

@@ -119,6 +119,7 @@ void DeviceMemory::close() {
 
 const void* DeviceMemory::damaged() {
 #if !defined(__SANITIZE_ADDRESS__)
+  if (!open_) return nullptr;
   for (const auto& [offset, allocation] : allocations_) {
     std::byte* const gap = base_ + offset + allocation.bytes;
     const std::size_t bytes = allocation.reserved - allocation.bytes;

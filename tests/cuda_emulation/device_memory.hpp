@@ -33,7 +33,7 @@ class DeviceMemory {
   // Lets the process touch the allocations, or not.
   void open();
   void close();
-  // Null, or the allocation behind which something was written; while open. Repairs it.
+  // Null (also while closed), or the allocation behind which something was written. Repairs it.
   const void* damaged();
 
  private:

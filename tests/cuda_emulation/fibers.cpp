@@ -11,9 +11,6 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-#endif
 
 #if defined(__x86_64__) && !defined(STAGECOACH_EMULATION_UCONTEXT)
 #define STAGECOACH_EMULATION_ASSEMBLY 1
@@ -39,8 +36,7 @@ stagecoach_switch_stack:
   popq %r12
   popq %rbx
   popq %rbp
-  popq %rcx
-  jmp *%rcx
+  ret
   .cfi_endproc
 .size stagecoach_switch_stack, . - stagecoach_switch_stack
 .p2align 4
@@ -62,11 +58,7 @@ extern "C" void stagecoach_fiber_begin();
 namespace stagecoach::cuda_emulation {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr std::size_t kStackBytes = 256 * 1024;
-#else
-constexpr std::size_t kStackBytes = 64 * 1024;
-#endif
+constexpr std::size_t kStackBytes = 256 * 1024;  // of which a fiber uses a few thousand
 
 // Stacks all begin at the same offset into a page, and would share a few sets of the first-level cache.
 std::size_t next_colour() {
@@ -120,16 +112,10 @@ Fiber::Fiber(void (*entry)(void*), void* argument) {
               static_cast<unsigned>(argument_bits));
   context_ = context;
 #endif
-#if defined(__SANITIZE_THREAD__)
-  tsan_fiber_ = __tsan_create_fiber(0);
-#endif
 }
 
 Fiber::~Fiber() {
   if (memory_ == nullptr) return;
-#if defined(__SANITIZE_THREAD__)
-  __tsan_destroy_fiber(tsan_fiber_);
-#endif
   munmap(memory_, static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) + bytes_);
 }
 
@@ -143,10 +129,6 @@ void switch_fiber(Fiber& from, Fiber& to) {
   left = &from;
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&from.fake_stack_, to.bottom_, to.bytes_);
-#endif
-#if defined(__SANITIZE_THREAD__)
-  if (from.memory_ == nullptr) from.tsan_fiber_ = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(to.tsan_fiber_, 0);
 #endif
 #if defined(STAGECOACH_EMULATION_ASSEMBLY)
   stagecoach_switch_stack(&from.context_, to.context_);

@@ -9,8 +9,9 @@ namespace stagecoach::cuda_emulation {
 
 inline float half_to_float(std::uint16_t half) {
   const std::uint32_t magnitude = static_cast<std::uint32_t>(half & 0x7FFFu) << 13;
+  if (magnitude > 0x0F800000u) return std::bit_cast<float>(0x7FFFFFFFu);
   const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;  // exact; the exponents' biases are 15 and 127
-  const std::uint32_t special = magnitude >= 0x0F800000u ? 0x7F800000u : 0u;  // infinity or NaN
+  const std::uint32_t special = magnitude >= 0x0F800000u ? 0x7F800000u : 0u;  // infinity
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(scaled) | special |
                               (static_cast<std::uint32_t>(half & 0x8000u) << 16));
 }

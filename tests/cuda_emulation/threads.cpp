@@ -1,7 +1,5 @@
 #include "tests/cuda_emulation/threads.hpp"
 
-#include <cstdio>
-#include <cstdlib>
 
 #include "tests/cuda_emulation/block.hpp"
 #include "tests/cuda_emulation/half.hpp"

@@ -2,7 +2,7 @@
 // float32, half and bfloat16; float32 accumulation; no batches. Values of enumerators are those of cuBLASLt 13.
 #pragma once
 
-#include <cuda_runtime.h>
+#include "tests/cuda_emulation/include/cuda_runtime.h"
 
 #include <cstddef>
 #include <cstdint>

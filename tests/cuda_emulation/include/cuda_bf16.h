@@ -4,9 +4,6 @@
 #include "tests/cuda_emulation/half.hpp"
 #include "tests/cuda_emulation/language.hpp"
 
-using nv_bfloat16 = __nv_bfloat16;
-using nv_bfloat162 = __nv_bfloat162;
-
 inline __nv_bfloat16 __float2bfloat16(float x) {
   return __nv_bfloat16(x);
 }

@@ -4,9 +4,6 @@
 #include "tests/cuda_emulation/half.hpp"
 #include "tests/cuda_emulation/language.hpp"
 
-using half = __half;
-using half2 = __half2;
-
 inline __half __float2half(float x) {
   return __half(x);
 }
