@@ -19,6 +19,7 @@ namespace stagecoach {
 namespace {
 
 constexpr std::int32_t kDefaultChunkTokens = 256;
+constexpr std::int32_t kDefaultCudaChunkTokens = 2048;  // GPUs need more rows at once to be busy
 constexpr std::int32_t kSequencesPerMicrobatch = 32;  // aimed at while memory allows
 // Share of the free memory that a rank's plan may use: the rest is for code, MPI, libraries and the page cache.
 constexpr double kMemoryShare = 0.9;
@@ -67,6 +68,7 @@ Session::Session(const Options& options, const World& world) : options_(options)
   devices_ = choose_devices(world_, wishes);
   const bool any_cuda = world_.minimum(std::ranges::any_of(devices_, &StageDevice::cuda) ? 0 : 1) == 0;
   kv_dtype_ = options_.kv_dtype.value_or(any_cuda ? DType::kFloat16 : DType::kFloat32);
+  if (any_cuda && !options_.chunk_tokens) plan_.chunk_tokens = kDefaultCudaChunkTokens;
   world_.agree([&] {
     if (any_cuda && dtype_ == DType::kInt8) {
       throw UsageError("--dtype: int8 weights are for CPUs; give float16 or bfloat16, or --device cpu");
