@@ -1,7 +1,7 @@
 #include "runtime/checksum.hpp"
 
-// The library's AVX2 and AVX-512 code, chosen at run time, is five times as fast as what it takes otherwise, but not built
-// into it everywhere.
+// The library's AVX2 and AVX-512 code, chosen at run time, is five times as fast as what it takes otherwise, but not
+// built into it everywhere.
 #ifdef STAGECOACH_XXHASH_DISPATCH
 #include <xxh_x86dispatch.h>
 #else
