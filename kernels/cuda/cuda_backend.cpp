@@ -12,6 +12,7 @@
 #include "kernels/cuda/device_pool.hpp"
 #include "kernels/cuda/device_rows.hpp"
 #include "kernels/cuda/linear.hpp"
+#include "kernels/cuda/logits.hpp"
 #include "kernels/cuda/rows.hpp"
 #include "kernels/cuda/upload_ring.hpp"
 #include "kernels/row_set.hpp"
@@ -21,9 +22,9 @@ namespace {
 
 using namespace cuda;
 
-constexpr std::int64_t kWorkspaceBytes = 32 << 20;  // of cuBLASLt at most, as its documentation advises for recent devices
-constexpr std::int64_t kPieceBytes = 4 << 20;      // of weights on their way to the device
-constexpr std::int64_t kUsualHeadDim = 16;         // at least, where scratch memory is planned
+constexpr std::int64_t kWorkspaceBytes = 32 << 20;  // of cuBLASLt at most, as its documentation advises
+constexpr std::int64_t kPieceBytes = 4 << 20;       // of weights on their way to the device
+constexpr std::int64_t kUsualHeadDim = 16;          // at least, where scratch memory is planned
 
 CudaDevice device_at(int index) {
   const std::vector<CudaDevice> devices = cuda_devices();
@@ -121,8 +122,7 @@ class CudaBackend final : public Backend {
   }
   std::int64_t scratch_bytes(std::int64_t rows, std::int64_t columns) const override {
     const auto heads = static_cast<std::int32_t>((columns + kUsualHeadDim - 1) / kUsualHeadDim);
-    return kWorkspaceBytes + kPieceBytes +
-           attention_scratch_bytes(rows, heads, kUsualHeadDim);
+    return kWorkspaceBytes + kPieceBytes + attention_scratch_bytes(rows, heads, kUsualHeadDim);
   }
 
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
@@ -211,6 +211,17 @@ class CudaBackend final : public Backend {
     cuda::gather(stream_.get(), x, static_cast<const std::int32_t*>(device), out);
   }
 
+  void summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, void* out) override {
+    check_summarize_logits(logits, queries, out);
+    enter();
+    if (queries.empty()) return;
+    const std::size_t bytes = packed_bytes(queries, logits.cols);
+    void* device = at_least(query_bytes_, static_cast<std::int64_t>(bytes));
+    pack(queries, logits.cols, uploads_.claim(bytes));
+    uploads_.send(device, bytes, stream_.get());
+    cuda::summarize_logits(stream_.get(), logits, device, out);
+  }
+
   void synchronize() override {
     enter();
     check(cudaStreamSynchronize(stream_.get()));
@@ -270,6 +281,7 @@ class CudaBackend final : public Backend {
   Buffer row_words_;  // of the last set_rows
   Buffer plan_words_;
   Buffer gather_words_;
+  Buffer query_bytes_;
   Buffer attention_scratch_;
   RowSet rows_;
   DeviceRows on_device_;
