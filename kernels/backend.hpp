@@ -21,6 +21,7 @@
 #include <string>
 
 #include "kernels/int8.hpp"
+#include "kernels/logits.hpp"
 #include "kernels/tensor.hpp"
 #include "kernels/weight_layout.hpp"
 
@@ -157,6 +158,10 @@ class Backend {
   virtual void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) = 0;
   // out(i, :) = x(rows[i], :).
   virtual void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) = 0;
+  // The summaries of rows of logits (rows, vocab), float32, one query per row (host memory, copied): logits.hpp.
+  // `out` is of the backend's memory, summary_bytes(queries) long, aligned to 4 bytes. Each row's answer depends on
+  // that row and its query alone.
+  virtual void summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, void* out) = 0;
 
   virtual void synchronize() = 0;
   // True when nothing is queued: synchronize would return at once. Polls.

@@ -193,6 +193,16 @@ class CheckingBackend final : public ForwardingBackend {
     comparison.finish();
   }
 
+  void summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, void* out) override {
+    inner().summarize_logits(logits, queries, out);
+    const HostCopy in = copy_of(inner(), logits);
+    const auto bytes = static_cast<std::size_t>(summary_bytes(queries));
+    std::vector<std::byte> got(bytes), want(bytes);
+    inner().download(got.data(), out, static_cast<std::int64_t>(bytes));
+    reference_->summarize_logits(in.view, queries, want.data());
+    compare_summaries(queries, logits.cols, got.data(), want.data());
+  }
+
  private:
   Matrix& shadow(const Matrix& matrix) {
     Matrix& copy = matrices_[matrix.storage.data()];
@@ -314,6 +324,32 @@ class CheckingBackend final : public ForwardingBackend {
         if (epilogue.activation != Activation::kNone) tolerance += 8.0 * kRoundoff * magnitude;
         if (epilogue.add_to_output) tolerance += 2.0 * kRoundoff * double{std::abs(old[n])};
         comparison.add(r, n, got.f32(r)[n], want.f32(r)[n], tolerance);
+      }
+    }
+    comparison.finish();
+  }
+
+  // Sums of exponentials: each is off by some units and by the rounding of its argument. All else is exact.
+  static void compare_summaries(std::span<const LogitsQuery> queries, std::int64_t cols, const std::byte* got,
+                                const std::byte* want) {
+    Comparison comparison("summarize_logits");
+    for (std::size_t i = 0; i < queries.size(); ++i) {
+      const auto r = static_cast<std::int64_t>(i);
+      const LogitsSummary g = read_summary(got, queries[i]);
+      const LogitsSummary w = read_summary(want, queries[i]);
+      comparison.add(r, 0, static_cast<float>(g.totals->has_nan), static_cast<float>(w.totals->has_nan), 0.0);
+      if (w.totals->has_nan != 0) continue;
+      comparison.add(r, 1, g.totals->largest, w.totals->largest, 0.0);
+      if (std::isfinite(w.totals->largest)) {
+        const double sum = w.totals->sum;
+        comparison.add(r, 2, g.totals->sum, w.totals->sum, (roundoff_of_sum(cols) + 8.0 * kRoundoff) * sum);
+      }
+      comparison.add(r, 3, g.totals->wanted, w.totals->wanted, 0.0);
+      for (std::size_t t = 0; t < w.top.size(); ++t) {
+        const auto c = static_cast<std::int64_t>(4 + 3 * t);
+        comparison.add(r, c, static_cast<float>(g.top[t].token), static_cast<float>(w.top[t].token), 0.0);
+        comparison.add(r, c + 1, g.top[t].logit, w.top[t].logit, 0.0);
+        comparison.add(r, c + 2, g.top[t].penalised, w.top[t].penalised, 0.0);
       }
     }
     comparison.finish();

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace stagecoach {
@@ -126,6 +127,24 @@ void check_gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) {
   for (std::size_t i = 0; i < rows.size(); ++i) {
     if (rows[i] >= 0 && rows[i] < x.rows) continue;
     require(false, "gather", fmt::format("index {} asks for row {} of {}", i, rows[i], x.rows));
+  }
+}
+
+void check_summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, const void* out) {
+  const char* const operation = "summarize_logits";
+  require_float32(logits, static_cast<std::int64_t>(queries.size()), logits.cols, operation, "logits");
+  require(out != nullptr || queries.empty(), operation, "no output");
+  const auto is_token = [&](std::int32_t token) { return token >= 0 && token < logits.cols; };
+  for (std::size_t i = 0; i < queries.size(); ++i) {
+    const LogitsQuery& q = queries[i];
+    require(q.top >= 0 && q.top <= kMostTopLogits && q.top <= logits.cols, operation,
+            fmt::format("row {} asks for {} of {} logits, at most {}", i, q.top, logits.cols, kMostTopLogits));
+    require(is_token(q.wanted), operation, fmt::format("row {} asks for token {} of {}", i, q.wanted, logits.cols));
+    require(q.penalty > 0.0, operation, fmt::format("row {} has penalty {}", i, q.penalty));
+    const auto stray = std::ranges::find_if_not(q.penalised, is_token);
+    if (stray != q.penalised.end()) {
+      require(false, operation, fmt::format("row {} penalises token {} of {}", i, *stray, logits.cols));
+    }
   }
 }
 

@@ -18,6 +18,7 @@ void check_copy_page(const KvPages& kv, std::int32_t from, std::int32_t to);
 void check_layer_norm(Tensor x, Tensor gain, Tensor bias, Tensor out);
 void check_linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out);
 void check_gather(Tensor x, std::span<const std::int32_t> rows, Tensor out);
+void check_summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, const void* out);
 // For backends without 16-bit activations.
 void check_float32(Tensor x, Tensor out, const char* operation);
 

@@ -61,6 +61,9 @@ class ForwardingBackend : public Backend {
     inner_->linear(x, w, bias, epilogue, out);
   }
   void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override { inner_->gather(x, rows, out); }
+  void summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, void* out) override {
+    inner_->summarize_logits(logits, queries, out);
+  }
   void synchronize() override { inner_->synchronize(); }
   bool idle() override { return inner_->idle(); }
 

@@ -131,4 +131,9 @@ void ProfilingBackend::gather(Tensor x, std::span<const std::int32_t> rows, Tens
   timed({Operation::kGather}, {out.rows, out.bytes(), 0}, [&] { inner().gather(x, rows, out); });
 }
 
+void ProfilingBackend::summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, void* out) {
+  timed({Operation::kSummarizeLogits}, {logits.rows, logits.bytes(), 0},
+        [&] { inner().summarize_logits(logits, queries, out); });
+}
+
 }  // namespace stagecoach

@@ -24,6 +24,7 @@ enum class Operation : std::uint8_t {
   kLayerNorm,
   kLinear,
   kGather,
+  kSummarizeLogits,
   kDownload,
 };
 
@@ -85,6 +86,7 @@ class ProfilingBackend final : public ForwardingBackend {
   void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override;
   void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override;
   void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override;
+  void summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, void* out) override;
 
  private:
   using Clock = std::chrono::steady_clock;

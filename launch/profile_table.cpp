@@ -41,6 +41,8 @@ std::string name_of(const OperationKind& kind) {
       return fmt::format("linear {} x {}{}", kind.in, kind.out, name_of(kind.activation));
     case Operation::kGather:
       return "gather";
+    case Operation::kSummarizeLogits:
+      return "summarize logits";
     case Operation::kDownload:
       return "download";
   }

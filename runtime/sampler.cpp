@@ -40,6 +40,18 @@ Candidate last_of_share(std::span<Candidate> candidates, double share) {
   return rest.front();
 }
 
+std::int32_t draw(std::span<const Candidate> candidates, double u) {
+  const Candidate* chosen = nullptr;
+  double sum = 0.0;
+  for (const Candidate& c : candidates) {
+    if (c.probability <= 0.0) continue;  // out of reach even when roundings leave the sum below u
+    chosen = &c;
+    sum += c.probability;
+    if (u < sum) break;
+  }
+  return chosen->id;
+}
+
 }  // namespace
 
 std::span<const float> Sampler::penalised(std::span<const float> logits, double penalty,
@@ -62,13 +74,16 @@ std::span<const Candidate> Sampler::distribution(std::span<const float> logits, 
   for (std::size_t i = 0; i < scores.size(); ++i) {
     candidates_.push_back({static_cast<std::int32_t>(i), static_cast<double>(scores[i])});
   }
+  return weigh(options, static_cast<double>(scores[best]));
+}
+
+std::span<const Candidate> Sampler::weigh(const SamplingOptions& options, double largest) {
   if (options.top_k > 0 && static_cast<std::size_t>(options.top_k) < candidates_.size()) {
     scratch_ = candidates_;
     const auto last = scratch_.begin() + options.top_k - 1;
     std::nth_element(scratch_.begin(), last, scratch_.end(), more_probable);
     keep_up_to(candidates_, *last);
   }
-  const auto largest = static_cast<double>(scores[best]);
   for (Candidate& c : candidates_) c.probability = std::exp((c.probability - largest) / options.temperature);
   if (options.top_p < 1.0) {
     scratch_ = candidates_;
@@ -83,16 +98,15 @@ std::span<const Candidate> Sampler::distribution(std::span<const float> logits, 
 std::int32_t Sampler::pick(std::span<const float> logits, const SamplingOptions& options,
                            std::span<const std::int32_t> seen, double u) {
   if (options.temperature == 0.0) return pick_greedy(penalised(logits, options.repetition_penalty, seen));
-  const std::span<const Candidate> candidates = distribution(logits, options, seen);
-  const Candidate* chosen = nullptr;
-  double sum = 0.0;
-  for (const Candidate& c : candidates) {
-    if (c.probability <= 0.0) continue;  // out of reach even when roundings leave the sum below u
-    chosen = &c;
-    sum += c.probability;
-    if (u < sum) break;
-  }
-  return chosen->id;
+  return draw(distribution(logits, options, seen), u);
+}
+
+std::int32_t Sampler::pick(std::span<const TopLogit> top, const SamplingOptions& options, double u) {
+  if (options.temperature == 0.0) return top.front().token;
+  candidates_.clear();
+  for (const TopLogit& t : top) candidates_.push_back({t.token, static_cast<double>(t.penalised)});
+  std::ranges::sort(candidates_, {}, &Candidate::id);
+  return draw(weigh(options, static_cast<double>(top.front().penalised)), u);
 }
 
 std::int32_t pick_greedy(std::span<const float> logits) {

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/logits.hpp"
 #include "runtime/request.hpp"
 
 namespace stagecoach {
@@ -23,6 +24,9 @@ class Sampler {
   // std::runtime_error when a logit is NaN or none is finite.
   std::int32_t pick(std::span<const float> logits, const SamplingOptions& options, std::span<const std::int32_t> seen,
                     double u);
+  // The same token from the largest logits alone, after the penalty, as a sound summary has them: as many as `top_k` or
+  // the vocabulary, one where the temperature is 0.
+  std::int32_t pick(std::span<const TopLogit> top, const SamplingOptions& options, double u);
   // What `pick` draws from at a temperature above 0: the tokens that pass top-k and top-p with probabilities that sum
   // to 1, in order of ids, in which u runs through them. Valid until the next call.
   std::span<const Candidate> distribution(std::span<const float> logits, const SamplingOptions& options,
@@ -30,6 +34,8 @@ class Sampler {
 
  private:
   std::span<const float> penalised(std::span<const float> logits, double penalty, std::span<const std::int32_t> seen);
+  // Turns the logits in candidates_, in order of ids, into what `distribution` promises.
+  std::span<const Candidate> weigh(const SamplingOptions& options, double largest);
 
   std::vector<float> logits_;
   std::vector<Candidate> candidates_, scratch_;

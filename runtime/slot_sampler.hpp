@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -21,6 +22,11 @@ class SlotSampler {
   // The answer to a row that wants its logits. To be called in the order of the rows, after `feed` of all of them: a
   // slot has at most one row to sample per microbatch, its last.
   PickedToken pick(const Row& row, std::span<const float> logits);
+  // The same from a summary: what to ask of the row's logits, or nothing where only all of them will do (an open top-k
+  // over a large vocabulary), valid until the next `apply` or `feed`; and the answer to the row from a sound summary.
+  // Tokens are those that all logits give, log-probabilities differ by the rounding of a sum to float32.
+  std::optional<LogitsQuery> query(const Row& row);
+  PickedToken pick(const Row& row, const LogitsSummary& summary);
 
  private:
   struct Slot {
@@ -30,6 +36,8 @@ class SlotSampler {
     bool remembers() const { return sampling.options.repetition_penalty != 1.0; }
   };
   Slot& at(std::int32_t slot);
+  void check_token(std::int32_t token) const;
+  std::int32_t top_needed(const SamplingOptions& options) const;
 
   std::int32_t vocab_size_;
   std::vector<Slot> slots_;

@@ -61,7 +61,8 @@ StageExecutor::StageExecutor(Backend& backend, const ModelConfig& config, BlockR
       weights_(std::move(weights)),
       cache_(backend, {blocks.count(), config.n_head, config.head_dim(), limits.kv_dtype, limits.pages, limits.slots}),
       sampler_(limits.slots, config.vocab_size),
-      activation_(activation_of(config.activation)) {
+      activation_(activation_of(config.activation)),
+      picker_(backend, workspace_shape(config, blocks, DType::kFloat32, limits.max_rows).head_rows, config.vocab_size) {
   const WorkspaceShape shape =
       workspace_shape(config, blocks, backend.activation_dtype(weights_.blocks.at(0).qkv.dtype), limits.max_rows);
   workspace_ = backend.allocate(shape.bytes());
@@ -75,7 +76,6 @@ StageExecutor::StageExecutor(Backend& backend, const ModelConfig& config, BlockR
   wide_ = carve(shape.activation, shape.rows, shape.wide);
   logits_ = carve(DType::kFloat32, shape.head_rows, shape.vocab);
   picked_ = carve(DType::kFloat32, shape.head_rows, shape.narrow);
-  if (!backend.in_host_memory() && logits_.rows > 0) host_logits_ = backend.allocate_host(logits_.bytes());
 }
 
 TokenBatch StageExecutor::run(const Microbatch& microbatch, Tensor residual, const Progress& progress) {
@@ -149,15 +149,11 @@ void StageExecutor::run_block(std::int32_t local_block, Tensor residual, const P
   progress();
 }
 
-std::span<const float> StageExecutor::on_host(Tensor logits, const Progress& progress) {
-  const auto count = static_cast<std::size_t>(logits.rows * logits.cols);
-  if (backend_.in_host_memory()) {
-    while (!backend_.idle()) progress();
-    return {logits.f32(0), count};
-  }
-  const Backend::Copy copy = backend_.start_download(host_logits_.data(), logits.data, logits.bytes());
-  while (!backend_.finished(copy)) progress();
-  return {static_cast<const float*>(host_logits_.data()), count};
+std::span<const float> StageExecutor::last_logits() {
+  const Tensor logits = logits_.slice(0, last_rows_);
+  last_logits_.resize(static_cast<std::size_t>(logits.rows * logits.cols));
+  backend_.download(last_logits_.data(), logits.data, logits.bytes());
+  return last_logits_;
 }
 
 TokenBatch StageExecutor::pick_tokens(const Microbatch& microbatch, Tensor residual, const Progress& progress) {
@@ -175,13 +171,12 @@ TokenBatch StageExecutor::pick_tokens(const Microbatch& microbatch, Tensor resid
     backend_.gather(residual, std::span(wanted).subspan(first, count), rows);
     backend_.layer_norm(rows, weights_.final_gain.view, weights_.final_bias.view, config_.layer_norm_epsilon, normal);
     backend_.linear(normal, weights_.head(), {}, {}, logits);
-    last_logits_ = on_host(logits, progress);
-    progress();
+    last_rows_ = logits.rows;
+    wanted_rows_.clear();
     for (std::size_t i = 0; i < count; ++i) {
-      const Row& row = microbatch.rows[static_cast<std::size_t>(wanted[first + i])];
-      const auto vocab = static_cast<std::size_t>(config_.vocab_size);
-      result.tokens.push_back(sampler_.pick(row, last_logits_.subspan(i * vocab, vocab)));
+      wanted_rows_.push_back(microbatch.rows[static_cast<std::size_t>(wanted[first + i])]);
     }
+    picker_.pick(sampler_, wanted_rows_, logits, progress, result.tokens);
     progress();
   }
   return result;

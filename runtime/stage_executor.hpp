@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -16,6 +15,7 @@
 #include "runtime/microbatch.hpp"
 #include "runtime/slot_sampler.hpp"
 #include "runtime/stage_weights.hpp"
+#include "runtime/token_picker.hpp"
 
 namespace stagecoach {
 
@@ -29,7 +29,7 @@ struct StageLimits {
 class StageExecutor {
  public:
   // `progress` is called between operations, so that the caller can keep messages moving.
-  using Progress = std::function<void()>;
+  using Progress = TokenPicker::Progress;
 
   StageExecutor(Backend& backend, const ModelConfig& config, BlockRange blocks, StageWeights weights,
                 const StageLimits& limits);
@@ -40,8 +40,9 @@ class StageExecutor {
   // queued any more when it returns.
   TokenBatch run(const Microbatch& microbatch, Tensor residual, const Progress& progress);
 
-  // Logits (rows, vocab) of the last rows that the latest `run` picked tokens for, at most 64: for comparisons.
-  std::span<const float> last_logits() const { return last_logits_; }
+  // Logits (rows, vocab) of the last rows that the latest `run` picked tokens for, at most 64: for comparisons. Fetched
+  // from the backend at the call.
+  std::span<const float> last_logits();
 
   bool is_first() const { return blocks_.first == 0; }
   bool is_last() const { return blocks_.last == config_.n_layer - 1; }
@@ -56,7 +57,6 @@ class StageExecutor {
  private:
   void set_rows(const Microbatch& microbatch);
   void run_block(std::int32_t local_block, Tensor residual, const Progress& progress);
-  std::span<const float> on_host(Tensor logits, const Progress& progress);
   TokenBatch pick_tokens(const Microbatch& microbatch, Tensor residual, const Progress& progress);
 
   Backend& backend_;
@@ -73,11 +73,13 @@ class StageExecutor {
   Tensor wide_;    // (max_rows, max(3 * n_embd, n_inner)), likewise: q, k, v; the inner layer
   Tensor logits_;  // (kHeadRows, vocab), last stage
   Tensor picked_;  // (kHeadRows, n_embd), last stage
+  TokenPicker picker_;
 
   // Host copies of the current rows, in the form that backends take.
   std::vector<std::int32_t> tokens_, positions_, sequences_, tables_;
-  Buffer host_logits_;  // where the backend has memory of its own
-  std::span<const float> last_logits_;
+  std::vector<Row> wanted_rows_;  // those whose tokens are picked next
+  std::int64_t last_rows_ = 0;    // of logits_ that are filled
+  std::vector<float> last_logits_;
 };
 
 }  // namespace stagecoach

@@ -162,6 +162,11 @@ class CpuBackend final : public Backend {
     }
   }
 
+  void summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, void* out) override {
+    check_summarize_logits(logits, queries, out);
+    summarize_on_host(logits, queries, out);
+  }
+
   void synchronize() override {}
 
  private:

@@ -12,6 +12,7 @@
 #include "kernels/cuda/device_pool.hpp"
 #include "kernels/cuda/device_rows.hpp"
 #include "kernels/cuda/linear.hpp"
+#include "kernels/cuda/logits.hpp"
 #include "kernels/cuda/rows.hpp"
 #include "kernels/cuda/upload_ring.hpp"
 #include "kernels/row_set.hpp"
@@ -21,10 +22,10 @@ namespace {
 
 using namespace cuda;
 
-constexpr std::int64_t kWorkspaceBytes = 32
-                                         << 20;  // of cuBLASLt at most, as its documentation advises for recent devices
-constexpr std::int64_t kPieceBytes = 4 << 20;    // of weights on their way to the device
-constexpr std::int64_t kUsualHeadDim = 16;       // at least, where scratch memory is planned
+// Half is for cuBLASLt itself, as much as its documentation advises for recent devices.
+constexpr std::int64_t kWorkspaceBytes = 64 << 20;
+constexpr std::int64_t kPieceBytes = 4 << 20;  // of weights on their way to the device
+constexpr std::int64_t kUsualHeadDim = 16;     // at least, where scratch memory is planned
 
 CudaDevice device_at(int index) {
   const std::vector<CudaDevice> devices = cuda_devices();
@@ -54,7 +55,7 @@ class CudaBackend final : public Backend {
         deterministic_(options.deterministic),
         pool_(describe(device_), options.pool_bytes),
         stream_(make_stream()),
-        workspace_(pool_.allocate(std::min(kWorkspaceBytes, pool_.bytes() / 8))),
+        workspace_(pool_.allocate(std::min(kWorkspaceBytes, pool_.bytes() / 8 / 512 * 512))),
         linear_(deterministic_, workspace_.data(), workspace_.bytes()) {}
 
   ~CudaBackend() override {
@@ -233,6 +234,17 @@ class CudaBackend final : public Backend {
     cuda::gather(stream_.get(), x, static_cast<const std::int32_t*>(device), out);
   }
 
+  void summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, void* out) override {
+    check_summarize_logits(logits, queries, out);
+    enter();
+    if (queries.empty()) return;
+    const std::size_t bytes = packed_bytes(queries, logits.cols);
+    void* device = at_least(query_bytes_, static_cast<std::int64_t>(bytes));
+    pack(queries, logits.cols, uploads_.claim(bytes));
+    uploads_.send(device, bytes, stream_.get());
+    cuda::summarize_logits(stream_.get(), logits, device, out);
+  }
+
   void synchronize() override {
     enter();
     check(cudaStreamSynchronize(stream_.get()));
@@ -296,6 +308,7 @@ class CudaBackend final : public Backend {
   Buffer row_words_;  // of the last set_rows
   Buffer plan_words_;
   Buffer gather_words_;
+  Buffer query_bytes_;
   Buffer attention_scratch_;
   RowSet rows_;
   DeviceRows on_device_;

@@ -181,10 +181,9 @@ __global__ void plain_kernel(const X* x, std::int64_t x_stride, const W* w, std:
 }
 
 template <typename Y>
-__global__ void finish_kernel(Target<Y> target, std::int64_t cols) {
+__global__ void finish_kernel(const float* sums, std::int64_t stride, Target<Y> target, std::int64_t cols) {
   const std::int64_t r = blockIdx.x;
-  for (std::int64_t c = threadIdx.x; c < cols; c += blockDim.x)
-    target.put(r, c, widen(target.out[r * target.stride + c]));
+  for (std::int64_t c = threadIdx.x; c < cols; c += blockDim.x) target.put(r, c, sums[r * stride + c]);
 }
 
 unsigned blocks_of(std::int64_t count, std::int64_t per_block) {
@@ -260,10 +259,10 @@ void few_rows_linear(cudaStream_t stream, Tensor x, const Matrix& w, Tensor bias
   });
 }
 
-void finish_linear(cudaStream_t stream, Tensor bias, Activation activation, Tensor out) {
+void finish_linear(cudaStream_t stream, Tensor sums, Tensor bias, Activation activation, Tensor out) {
   for_dtype(out.dtype, [&](auto y) {
-    launch(stream, {dim3(static_cast<unsigned>(out.rows)), dim3(256)}, finish_kernel<decltype(y)>,
-           target_of<decltype(y)>(bias, {activation, false}, out), out.cols);
+    launch(stream, {dim3(static_cast<unsigned>(out.rows)), dim3(256)}, finish_kernel<decltype(y)>, sums.f32(0),
+           sums.stride, target_of<decltype(y)>(bias, {activation, false}, out), out.cols);
   });
 }
 

@@ -16,7 +16,8 @@ inline constexpr std::int64_t kFewRows = 16;
 
 void few_rows_linear(cudaStream_t stream, Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out);
 
-// out = activation(out + bias), for what a product cannot do itself; bias may be empty.
-void finish_linear(cudaStream_t stream, Tensor bias, Activation activation, Tensor out);
+// out = activation(sums + bias), for what a product cannot do itself: `sums` is float32 and may be `out`, bias may be
+// empty.
+void finish_linear(cudaStream_t stream, Tensor sums, Tensor bias, Activation activation, Tensor out);
 
 }  // namespace stagecoach::cuda

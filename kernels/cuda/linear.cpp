@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "kernels/cuda/check.hpp"
 #include "kernels/cuda/device_matrix.hpp"
 #include "kernels/cuda/few_rows.hpp"
@@ -108,12 +110,27 @@ void Linear::run(cudaStream_t stream, Tensor x, const Matrix& w, Tensor bias, Ep
 }
 
 void Linear::run_cublas(cudaStream_t stream, Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) {
+  const std::optional<cublasLtEpilogue_t> fused = fused_epilogue(bias.data != nullptr, epilogue.activation);
+  if (fused && multiply(stream, x, w, *fused, bias, epilogue.add_to_output, out)) return;
+  // Sums stay float32 until bias and activation are done, in half of the workspace, as many rows at once as it holds.
+  const std::int64_t row_bytes = (w.out + 3) / 4 * 16;
+  const std::int64_t at_once = static_cast<std::int64_t>(workspace_bytes_ / 2) / row_bytes;
+  if (epilogue.add_to_output || at_once < 1) return few_rows_linear(stream, x, w, bias, epilogue, out);
+  for (std::int64_t r = 0; r < x.rows; r += at_once) {
+    const std::int64_t rows = std::min(at_once, x.rows - r);
+    const Tensor sums{workspace_, DType::kFloat32, rows, w.out, row_bytes / 4};
+    if (!multiply(stream, x.slice(r, rows), w, CUBLASLT_EPILOGUE_DEFAULT, {}, false, sums)) {
+      throw DeviceError(fmt::format("cuBLASLt has no way for a product of {} rows with a {} ({}, {}) matrix", rows,
+                                    name_of(w.dtype), w.in, w.out));
+    }
+    finish_linear(stream, sums, bias, epilogue.activation, out.slice(r, rows));
+  }
+}
+
+bool Linear::multiply(cudaStream_t stream, Tensor x, const Matrix& w, cublasLtEpilogue_t epilogue, Tensor bias,
+                      bool add, Tensor out) {
   const Tensor weights = as_tensor(w);
-  const auto product = [&](cublasLtEpilogue_t kind, Tensor with_bias) {
-    return Product{make_description(kind, with_bias), make_layout(weights), make_layout(x), make_layout(out)};
-  };
-  const std::optional<cublasLtEpilogue_t> kind = fused_epilogue(bias.data != nullptr, epilogue.activation);
-  Product fused = product(kind.value_or(CUBLASLT_EPILOGUE_DEFAULT), kind ? bias : Tensor{});
+  const Product product{make_description(epilogue, bias), make_layout(weights), make_layout(x), make_layout(out)};
   const Key key{w.in,
                 w.out,
                 static_cast<std::int64_t>(w.dtype),
@@ -121,40 +138,29 @@ void Linear::run_cublas(cudaStream_t stream, Tensor x, const Matrix& w, Tensor b
                 x.stride,
                 static_cast<std::int64_t>(out.dtype),
                 out.stride,
-                static_cast<std::int64_t>(epilogue.activation),
-                epilogue.add_to_output ? 1 : 0,
-                bias.data != nullptr ? 1 : 0};
+                static_cast<std::int64_t>(epilogue),
+                add ? 1 : 0};
   auto choice = choices_.find(key);
   if (choice == choices_.end()) {
     if (choices_.size() >= kMostChoices) choices_.clear();
-    Choice made;
-    if (const auto algorithm = kind ? algorithm_for(fused) : std::nullopt) {
-      made = {*algorithm, true};
-    } else if (const auto plain = algorithm_for(product(CUBLASLT_EPILOGUE_DEFAULT, {}))) {
-      made = {*plain, false};
-    } else {
-      throw DeviceError(fmt::format("cuBLASLt has no way for a product of {} rows with a {} ({}, {}) matrix", x.rows,
-                                    name_of(w.dtype), w.in, w.out));
-    }
-    choice = choices_.emplace(key, made).first;
+    choice = choices_.emplace(key, algorithm_for(product)).first;
   }
-  const bool finished_inside = choice->second.fused;
-  if (!finished_inside) fused = product(CUBLASLT_EPILOGUE_DEFAULT, {});
+  if (!choice->second) return false;
   const float one = 1.0F;
-  const float before = epilogue.add_to_output ? 1.0F : 0.0F;
-  check(cublasLtMatmul(handle_.get(), fused.description.get(), &one, weights.data, fused.w.get(), x.data, fused.x.get(),
-                       &before, out.data, fused.out.get(), out.data, fused.out.get(), &choice->second.algorithm,
-                       workspace_, workspace_bytes_, stream));
-  if (!finished_inside && (bias.data != nullptr || epilogue.activation != Activation::kNone)) {
-    finish_linear(stream, bias, epilogue.activation, out);
-  }
+  const float before = add ? 1.0F : 0.0F;
+  // The first half of the workspace may hold `out`.
+  check(cublasLtMatmul(handle_.get(), product.description.get(), &one, weights.data, product.w.get(), x.data,
+                       product.x.get(), &before, out.data, product.out.get(), out.data, product.out.get(),
+                       &*choice->second, static_cast<std::byte*>(workspace_) + workspace_bytes_ / 2,
+                       workspace_bytes_ / 2, stream));
+  return true;
 }
 
 std::optional<cublasLtMatmulAlgo_t> Linear::algorithm_for(const Product& product) const {
   cublasLtMatmulPreference_t created = nullptr;
   check(cublasLtMatmulPreferenceCreate(&created));
   const Preference preference(created);
-  const std::uint64_t workspace = workspace_bytes_;
+  const std::uint64_t workspace = workspace_bytes_ / 2;
   check(cublasLtMatmulPreferenceSetAttribute(created, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
                                              sizeof workspace));
   // Rows need not begin at more than what `run` has made sure of.

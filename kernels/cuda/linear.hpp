@@ -17,7 +17,8 @@ namespace stagecoach::cuda {
 
 class Linear {
  public:
-  // `workspace` is memory of the device for cuBLASLt, used by one product at a time.
+  // `workspace` is memory of the device, of a multiple of 512 bytes, used by one product at a time: half for its sums
+  // where cuBLASLt does not do all of it, half for cuBLASLt.
   Linear(bool deterministic, void* workspace, std::size_t workspace_bytes);
 
   // As Backend::linear.
@@ -28,21 +29,20 @@ class Linear {
     void operator()(cublasLtHandle_t handle) const noexcept { cublasLtDestroy(handle); }
   };
   // Everything that a choice of algorithm may depend on: shapes, dtypes, epilogue.
-  using Key = std::array<std::int64_t, 10>;
-  struct Choice {
-    cublasLtMatmulAlgo_t algorithm = {};
-    bool fused = false;  // bias and activation; otherwise they are left to finish_linear
-  };
+  using Key = std::array<std::int64_t, 9>;
   struct Product;
 
   void run_cublas(cudaStream_t stream, Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out);
+  // False when cuBLASLt has no algorithm for it.
+  bool multiply(cudaStream_t stream, Tensor x, const Matrix& w, cublasLtEpilogue_t epilogue, Tensor bias, bool add,
+                Tensor out);
   std::optional<cublasLtMatmulAlgo_t> algorithm_for(const Product& product) const;
 
   bool deterministic_;
   void* workspace_;
   std::size_t workspace_bytes_;
   std::unique_ptr<std::remove_pointer_t<cublasLtHandle_t>, DestroyHandle> handle_;
-  std::map<Key, Choice> choices_;
+  std::map<Key, std::optional<cublasLtMatmulAlgo_t>> choices_;
 };
 
 }  // namespace stagecoach::cuda

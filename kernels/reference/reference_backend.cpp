@@ -159,6 +159,11 @@ class ReferenceBackend final : public Backend {
     }
   }
 
+  void summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, void* out) override {
+    check_summarize_logits(logits, queries, out);
+    summarize_on_host(logits, queries, out);
+  }
+
   void synchronize() override {}
 
  private:

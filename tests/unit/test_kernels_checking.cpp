@@ -32,6 +32,11 @@ class Broken final : public ForwardingBackend {
   void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override {
     inner().gather(x, rows, out), spoil(out);
   }
+  void summarize_logits(Tensor logits, std::span<const LogitsQuery> queries, void* out) override {
+    inner().summarize_logits(logits, queries, out);
+    auto* first = static_cast<TopLogit*>(static_cast<void*>(static_cast<LogitsTotals*>(out) + 1));
+    std::swap(first[0], first[1]);
+  }
 
  private:
   static void spoil(Tensor out) { out.f32(1)[2] += 1e-3F; }
@@ -68,6 +73,11 @@ TEST_CASE("a wrong element is reported with its operation, place and both values
   const std::vector<std::int32_t> rows = {2, 0};
   Array some(2, 4);
   CHECK(complaint([&] { backend->gather(x.view(), rows, some.view()); }).find("gather: element (1, 2)") == 0);
+  const std::vector<LogitsQuery> query{{2, 0}};
+  std::vector<std::byte> summary(static_cast<std::size_t>(summary_bytes(query)));
+  CHECK(complaint([&] {
+          backend->summarize_logits(x.view().slice(0, 1), query, summary.data());
+        }).find("summarize_logits: element (0, ") == 0);
 
   const std::vector<std::int32_t> tokens = {5, 0}, positions = {0, 1}, sequences = {0, 0}, pages = {0};
   backend->set_rows({tokens, positions, sequences, pages, 1});

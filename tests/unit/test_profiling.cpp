@@ -163,4 +163,9 @@ TEST_CASE("copies of pages are counted, and refused operations are not") {
   CHECK_THROWS_AS(profiling.layer_norm({}, {}, {}, 1e-5F, model.gain.view()), std::invalid_argument);
   CHECK(totals_of(decode, {Operation::kCopyPage}).calls == 1);
   CHECK(totals_of(decode, {Operation::kLayerNorm}).calls == 2);
+  const Array logits(2, kVocab);
+  const std::vector<LogitsQuery> queries{{1, 0}, {3, 2}};
+  std::vector<std::byte> summaries(static_cast<std::size_t>(summary_bytes(queries)));
+  profiling.summarize_logits(logits.view(), queries, summaries.data());
+  check_totals(decode, {Operation::kSummarizeLogits}, 1, 2, 2 * kVocab * 4, 0);
 }

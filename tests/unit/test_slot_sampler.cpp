@@ -70,10 +70,48 @@ TEST_CASE("scoring gives the target's log-probability, whatever the slot's sampl
   CHECK(sampler.pick({0, 0, 0, kRowScore, 3}, kFlat) == PickedToken{0, 3, log_probability(kFlat, 3)});
 }
 
+TEST_CASE("a summary of the logits gives the same answers; only an open top-k over many tokens needs all of them") {
+  std::mt19937_64 random(std::random_device{}());
+  constexpr std::int32_t kVocab = 400;
+  SlotSampler sampler(1, kVocab);
+  const auto below = [&](int end) { return static_cast<std::int32_t>(random() % static_cast<std::uint64_t>(end)); };
+  for (int round = 0; round < 500; ++round) {
+    std::vector<float> logits(kVocab);
+    for (float& logit : logits) logit = 0.25F * static_cast<float>(below(100) - 50);  // ties
+    const SamplingOptions options{0.5 * below(3), below(300), below(2) == 0 ? 1.0 : 0.6, 1.0 + 0.5 * below(3)};
+    sampler.apply(std::vector{SlotCommand{SlotCommand::Kind::kDrop, 0}, sampling_of(0, options, random(), 0)});
+    sampler.feed(std::vector<Row>{{below(kVocab), 0, 0, 0}, {below(kVocab), 0, 1, 0}});
+    const Row row{0, 0, 2, below(4) == 0 ? kRowScore : kRowSample | kRowLogprob, below(kVocab)};
+    const std::optional<LogitsQuery> query = sampler.query(row);
+    const bool sampled = row.flags != kRowScore;
+    const bool wide = options.top_k == 0 || options.top_k > kMostTopLogits;
+    REQUIRE(query.has_value() == !(sampled && options.temperature > 0.0 && wide));
+    if (!query) continue;
+    std::vector<std::byte> summary(static_cast<std::size_t>(summary_bytes(*query)));
+    const Tensor view = make_tensor(logits.data(), DType::kFloat32, 1, kVocab);
+    summarize_on_host(view, std::span(&*query, 1), summary.data());
+    const std::byte* at = summary.data();
+    const PickedToken picked = sampler.pick(row, read_summary(at, *query));
+    CHECK(at == summary.data() + summary.size());
+    const PickedToken expected = sampler.pick(row, logits);
+    CHECK(picked.token == expected.token);
+    CHECK(picked.logprob == doctest::Approx(expected.logprob).epsilon(1e-6));
+  }
+}
+
+TEST_CASE("a small vocabulary is summarised whole") {
+  SlotSampler sampler(1, 5);
+  for (const std::int32_t top_k : {0, 3, 300}) {
+    sampler.apply(std::vector{sampling_of(0, {0.7, top_k, 0.9, 1.0}, 1, 1)});
+    CHECK(sampler.query({0, 0, 0, kRowSample})->top == (top_k == 3 ? 3 : 5));
+  }
+}
+
 TEST_CASE("what no scheduler sends is refused") {
   SlotSampler sampler(1, 5);
   CHECK_THROWS_AS(sampler.apply(std::vector{SlotCommand{SlotCommand::Kind::kDrop, 1}}), WireError);
   CHECK_THROWS_AS(sampler.pick({0, 0, 0, kRowScore, 5}, kFlat), WireError);
+  CHECK_THROWS_AS(sampler.query({0, 0, 0, kRowScore, 5}), WireError);
   sampler.apply(std::vector{sampling_of(0, {0.0, 0, 1.0, 3.0}, 0, 0)});
   CHECK_THROWS_AS(sampler.feed(std::vector<Row>{{5, 0, 0, 0}}), WireError);
   CHECK_THROWS_AS(sampler.feed(std::vector<Row>{{0, -1, 0, 0}}), WireError);
