@@ -97,6 +97,7 @@ class LoopbackMailbox final : public Mailbox {
 class LoopbackTransport final : public Transport {
  public:
   LoopbackTransport(LoopbackHub::State& state, int stage) : state_(state), stage_(stage) {}
+  ~LoopbackTransport() override { withdraw(); }
 
   Ticket send(Tensor tensor) override {
     require_contiguous(tensor);
@@ -133,7 +134,19 @@ class LoopbackTransport final : public Transport {
     return false;
   }
 
+  void abandon() noexcept override { withdraw(); }
+
  private:
+  // What was buffered stays: it was sent, and refers to no memory of this stage.
+  void withdraw() noexcept {
+    const std::scoped_lock lock(state_.mutex);
+    const auto stage = static_cast<std::size_t>(stage_);
+    state_.links[stage].receives.clear();
+    if (state_.mode == LoopbackMode::kRendezvous && stage + 1 < state_.links.size()) {
+      state_.links[stage + 1].sends.clear();
+    }
+  }
+
   LoopbackHub::State& state_;
   int stage_;
 };

@@ -46,6 +46,12 @@ class Pipeline {
     for (std::int32_t i = 0; i <= c_.in_flight; ++i) slots_.push_back({c_.backend->allocate(buffer_bytes), {}, false});
     heard_.assign(static_cast<std::size_t>(c_.stages), Clock::now());
   }
+  // The buffers go next; when a failure is what ends the loop, some are still on their way.
+  ~Pipeline() {
+    if (c_.transport != nullptr) c_.transport->abandon();
+  }
+  Pipeline(const Pipeline&) = delete;
+  Pipeline& operator=(const Pipeline&) = delete;
 
   bool is_last() const { return c_.stage == c_.stages - 1; }
   std::int32_t previous() const { return c_.stage - 1; }

@@ -49,6 +49,11 @@ class StagedTransport final : public Transport {
     return true;
   }
 
+  void abandon() noexcept override {
+    inner_->abandon();
+    moves_.clear();  // letting go of a host buffer waits for the device's copies
+  }
+
  private:
   enum class Step : std::uint8_t { kToHost, kLeaving, kArriving, kToDevice };
   struct Move {
@@ -92,10 +97,10 @@ class StagedTransport final : public Transport {
   }
 
   Backend& backend_;
-  std::unique_ptr<Transport> inner_;
   Ticket last_ticket_ = 0;
   std::map<Ticket, Move> moves_;
   std::vector<Buffer> spare_;
+  std::unique_ptr<Transport> inner_;  // goes first: it may know host buffers
 };
 
 }  // namespace

@@ -48,6 +48,9 @@ class Transport {
   // True when the operation has finished (or, on a device, stands before all work queued from now on). Polls.
   // A ticket that was reported done must not be asked again.
   virtual bool done(Ticket ticket) = 0;
+  // For a stage that gives up, before it lets go of its memory: what is open is dropped, and nothing touches the memory
+  // of a send or receive any more, not even a peer in this process. No other call may follow. Waits for no peer.
+  virtual void abandon() noexcept = 0;
 };
 
 }  // namespace stagecoach
