@@ -26,6 +26,7 @@ void check(int code, const std::source_location& where = std::source_location::c
 }
 
 constexpr int kAbortTag = 100;  // beside the channels, on the communicator of messages
+constexpr std::chrono::milliseconds kAbortWordTime{50};
 
 int int_count(std::int64_t count) {
   if (count > std::numeric_limits<int>::max()) {
@@ -199,11 +200,12 @@ std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::
 }
 
 void MpiProcess::abort(int status) const {
-  if (rank_ != 0) {  // best effort: MPI itself may be what failed
+  if (rank_ != 0) {  // best effort: MPI itself may be what failed, and rank 0 may be gone
+    const auto end = std::chrono::steady_clock::now() + kAbortWordTime;
     MPI_Request request = MPI_REQUEST_NULL;
-    int finished = 0;
-    if (MPI_Isend(nullptr, 0, MPI_BYTE, 0, kAbortTag, comms_->messages, &request) == MPI_SUCCESS) {
-      MPI_Test(&request, &finished, MPI_STATUS_IGNORE);
+    int finished = MPI_Isend(nullptr, 0, MPI_BYTE, 0, kAbortTag, comms_->messages, &request) == MPI_SUCCESS ? 0 : 1;
+    while (finished == 0 && std::chrono::steady_clock::now() < end) {
+      if (MPI_Test(&request, &finished, MPI_STATUS_IGNORE) != MPI_SUCCESS) break;
     }
   }
   MPI_Abort(MPI_COMM_WORLD, status);
