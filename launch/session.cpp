@@ -53,7 +53,7 @@ struct Session::Stage {
 
 Session::Session(const Options& options, const World& world) : options_(options), world_(world) {
   world_.agree([this] {
-    model_ = std::make_unique<Model>(open_model(options_.model));
+    model_ = std::make_unique<Model>(open_model(options_.model, leads() ? ModelParts::kAll : ModelParts::kNoTokenizer));
     make_plan();
     dtype_ = options_.dtype.value_or(model_->dtype);
     require_convertible(*model_, dtype_);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -20,6 +21,11 @@ namespace {
 bool launched_by_mpi() {
   return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
 }
+
+// mpirun sends TERM to all ranks when it was interrupted, and when a rank has died.
+constexpr const char* kEndedByLauncher = "interrupted: mpirun ends the job with SIGTERM; start the same command again";
+// In which another rank's failure, said by that rank, is known to rank 0. mpirun kills after a second.
+constexpr std::chrono::milliseconds kEchoTime{100};
 
 std::vector<std::byte> bytes_of(const Outcome& outcome) {
   std::vector<std::byte> bytes(1 + outcome.message.size());
@@ -66,17 +72,21 @@ void World::agree(const std::function<void()>& step) const {
     mine = outcome_of_current_exception();
   }
   const std::vector<std::vector<std::byte>> all = from_all(bytes_of(mine));
-  for (std::size_t r = 0; r < all.size(); ++r) {
-    const int status = static_cast<int>(all[r].at(0));
-    if (status == 0) continue;
-    if (rank() == 0 && all[r].size() > 1) {
-      const std::string message(reinterpret_cast<const char*>(all[r].data()) + 1, all[r].size() - 1);
-      // A mistake that all ranks see, or one in what only rank 0 reads, needs no rank named.
-      const bool everywhere = std::ranges::all_of(all, [&](const auto& other) { return other == all[r]; });
-      log_error(everywhere || r == 0 ? message : fmt::format("rank {}: {}", r, message));
-    }
-    throw StartupFailed{status};
+  auto failed = std::ranges::find_if(all, [](const auto& outcome) { return outcome.size() > 1; });
+  if (failed == all.end()) {  // nobody has a message; mpirun may end the job all the same
+    failed = std::ranges::find_if(all, [](const auto& outcome) { return outcome.at(0) != std::byte{0}; });
   }
+  if (failed == all.end()) return;
+  if (rank() == 0) {
+    const std::string message(reinterpret_cast<const char*>(failed->data()) + 1, failed->size() - 1);
+    // A mistake that all ranks see, or one in what only rank 0 reads, needs no rank named.
+    const bool everywhere = std::ranges::all_of(all, [&](const auto& other) { return other == *failed; });
+    const auto r = failed - all.begin();
+    log_error(message.empty()        ? kEndedByLauncher
+              : everywhere || r == 0 ? message
+                                     : fmt::format("rank {}: {}", r, message));
+  }
+  throw StartupFailed{static_cast<int>(failed->at(0))};
 }
 
 std::vector<std::vector<std::byte>> World::from_all(std::span<const std::byte> value) const {
@@ -98,7 +108,10 @@ std::int64_t World::minimum(std::int64_t value) const {
 }
 
 int World::fail(const RunFailed& failure) const {
-  if (failure.message.empty()) return failure.status;  // the job is being ended, and that was said
+  if (failure.message.empty()) {  // mpirun ends the job; if for another rank's failure, then that was said
+    if (rank() == 0 && mpi_ && !mpi_->hears_of_abort(kEchoTime)) log_error(kEndedByLauncher);
+    return failure.status;
+  }
   log_error(failure.message);
   if (size() > 1) mpi_->abort(failure.status);
   return failure.status;

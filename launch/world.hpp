@@ -62,8 +62,8 @@ class World {
   // The smallest of all ranks' values. Collective.
   std::int64_t minimum(std::int64_t value) const;
 
-  // For main: says the message (none: nothing is left to say or end) and, when others would wait for this rank, ends
-  // the job. Returns the status otherwise.
+  // For main: says the message and, when others would wait for this rank, ends the job. Returns the status otherwise.
+  // No message: mpirun is ending the job, which rank 0 says unless a failed rank did.
   int fail(const RunFailed& failure) const;
 
  private:

@@ -33,6 +33,21 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
+// The first `limit` bytes of `text`; control characters, and bytes above `last`, as \xNN.
+std::string escaped(std::string_view text, std::size_t limit, unsigned char last) {
+  std::string result;
+  for (const char c : text.substr(0, limit)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f || byte > last) {
+      result += fmt::format("\\x{:02x}", byte);
+    } else {
+      result += c;
+    }
+  }
+  if (text.size() > limit) result += "...";
+  return result;
+}
+
 }  // namespace
 
 std::string nearest(std::string_view word, const std::vector<std::string>& known) {
@@ -55,17 +70,11 @@ std::string suggestion(std::string_view word, const std::vector<std::string>& kn
 }
 
 std::string shown(std::string_view text) {
-  std::string result;
-  for (const char c : text) {
-    if (result.size() >= kLongestShown) return result + "...";
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f) {
-      result += fmt::format("\\x{:02x}", byte);
-    } else {
-      result += c;
-    }
-  }
-  return result;
+  return escaped(text, kLongestShown, 0xff);
+}
+
+std::string printable(std::string_view text, std::size_t limit_bytes) {
+  return escaped(text, limit_bytes, 0x7e);
 }
 
 }  // namespace stagecoach

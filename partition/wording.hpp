@@ -1,6 +1,7 @@
-// Words of users in messages: what they may have meant, and how to show it on one line.
+// Words of others in messages: what they may have meant, and how to show them on one line.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,7 +15,10 @@ std::string nearest(std::string_view word, const std::vector<std::string>& known
 // "; did you mean max_new_tokens?" or empty.
 std::string suggestion(std::string_view word, const std::vector<std::string>& known);
 
-// `text` on one line, without control characters and cut to a length that fits a message.
+// `text` on one line, control characters as \xNN, and cut to a length that fits a message. For what users wrote
+// themselves: letters of all scripts stay.
 std::string shown(std::string_view text);
+// The same of names and snippets from files that may be a stranger's: only ASCII stays.
+std::string printable(std::string_view text, std::size_t limit_bytes = 120);
 
 }  // namespace stagecoach

@@ -8,7 +8,7 @@
 #include <fstream>
 #include <source_location>
 
-#include "runtime/quote.hpp"
+#include "partition/wording.hpp"
 
 namespace stagecoach {
 namespace {

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "kernels/tensor.hpp"
+#include "partition/wording.hpp"
 #include "runtime/hdf5_file.hpp"
-#include "runtime/quote.hpp"
 #include "runtime/stored_tensors.hpp"
 
 namespace stagecoach {

@@ -8,7 +8,7 @@
 #include <optional>
 #include <unordered_set>
 
-#include "runtime/quote.hpp"
+#include "partition/wording.hpp"
 
 namespace stagecoach {
 namespace {

@@ -4,7 +4,6 @@
 
 #include "runtime/h5_inventory.hpp"
 #include "runtime/hdf5_tensors.hpp"
-#include "runtime/quote.hpp"
 #include "runtime/stored_tensors.hpp"
 
 namespace stagecoach {

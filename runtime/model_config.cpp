@@ -6,7 +6,6 @@
 #include <cmath>
 #include <limits>
 
-#include "runtime/quote.hpp"
 #include "runtime/weight_source.hpp"
 
 namespace stagecoach {

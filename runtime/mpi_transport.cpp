@@ -25,6 +25,9 @@ void check(int code, const std::source_location& where = std::source_location::c
       fmt::format("MPI: {} (in {})", std::string_view(text, static_cast<std::size_t>(length)), where.function_name()));
 }
 
+constexpr int kAbortTag = 100;  // beside the channels, on the communicator of messages
+constexpr std::chrono::milliseconds kAbortWordTime{50};
+
 int int_count(std::int64_t count) {
   if (count > std::numeric_limits<int>::max()) {
     throw TransportError(fmt::format("a message of {} elements exceeds MPI's limit of one call", count));
@@ -199,8 +202,27 @@ std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::
 }
 
 void MpiProcess::abort(int status) const {
+  if (rank_ != 0) {  // best effort: MPI itself may be what failed, and rank 0 may be gone
+    const auto end = std::chrono::steady_clock::now() + kAbortWordTime;
+    MPI_Request request = MPI_REQUEST_NULL;
+    int finished = MPI_Isend(nullptr, 0, MPI_BYTE, 0, kAbortTag, comms_->messages, &request) == MPI_SUCCESS ? 0 : 1;
+    while (finished == 0 && std::chrono::steady_clock::now() < end) {
+      if (MPI_Test(&request, &finished, MPI_STATUS_IGNORE) != MPI_SUCCESS) break;
+    }
+  }
   MPI_Abort(MPI_COMM_WORLD, status);
   std::_Exit(status);
+}
+
+bool MpiProcess::hears_of_abort(std::chrono::milliseconds wait) const {
+  const auto end = std::chrono::steady_clock::now() + wait;
+  int found = 0;
+  do {
+    check(MPI_Iprobe(MPI_ANY_SOURCE, kAbortTag, comms_->messages, &found, MPI_STATUS_IGNORE));
+    if (found != 0) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
 }
 
 std::unique_ptr<Mailbox> MpiProcess::mailbox(int first_rank) const {

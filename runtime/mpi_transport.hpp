@@ -5,6 +5,7 @@
 // All calls come from the thread that initialised MPI.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -30,8 +31,10 @@ class MpiProcess {
 
   // Collective. Every rank gives bytes; every rank gets all of them, by rank.
   std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> bytes) const;
-  // Ends the whole job with `status`. Does not return.
+  // Ends the whole job with `status`, after telling rank 0 so. Does not return.
   [[noreturn]] void abort(int status) const;
+  // On rank 0: whether word of an `abort` comes from another rank within `wait`.
+  bool hears_of_abort(std::chrono::milliseconds wait) const;
 
   // Stage s of the pipeline is world rank first_rank + s.
   std::unique_ptr<Mailbox> mailbox(int first_rank) const;

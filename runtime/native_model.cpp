@@ -8,13 +8,13 @@
 #include <vector>
 
 #include "kernels/weight_layout.hpp"
+#include "partition/wording.hpp"
 #include "runtime/checksum.hpp"
 #include "runtime/h5_inventory.hpp"
 #include "runtime/hdf5_file.hpp"
 #include "runtime/hdf5_tensors.hpp"
 #include "runtime/model_config.hpp"
 #include "runtime/native_format.hpp"
-#include "runtime/quote.hpp"
 #include "runtime/stored_tensors.hpp"
 
 namespace stagecoach {
@@ -162,7 +162,7 @@ auto as_weight_errors(const Action& action) {
 
 }  // namespace
 
-Model open_native_model(const std::string& file) {
+Model open_native_model(const std::string& file, ModelParts parts) {
   return as_weight_errors([&] {
     const OpenFile open = open_file(file);
     const bool packed = open.layout == NativeLayout::kPanels;
@@ -180,6 +180,7 @@ Model open_native_model(const std::string& file) {
     model.config = open.config;
     model.weights = make_stored_source(std::move(catalogue), open.config);
     model.dtype = model.weights->dtype_of(tensor_table(open.config).front());
+    if (parts == ModelParts::kNoTokenizer) return model;
     if (const std::optional<TokenizerTexts> texts = read_texts(open)) {
       try {
         model.tokenizer = Tokenizer::from_text(texts->vocab_json, texts->merges_txt, file);

@@ -41,7 +41,7 @@ namespace stagecoach {
 constexpr const char* kNativeFileInDirectory = "model.h5";
 
 // Checks everything but the tensors' bytes. Throws WeightError, also for HDF5 files of other kinds.
-Model open_native_model(const std::string& file);
+Model open_native_model(const std::string& file, ModelParts parts = ModelParts::kAll);
 std::optional<TokenizerTexts> read_native_tokenizer(const std::string& file);
 
 enum class NativeLayout : std::uint8_t { kRows, kPanels };

@@ -14,7 +14,6 @@
 #include "runtime/line_reader.hpp"
 #include "runtime/output_file.hpp"
 #include "runtime/prompts.hpp"
-#include "runtime/quote.hpp"
 #include "runtime/results.hpp"
 
 namespace stagecoach {

@@ -6,8 +6,8 @@
 #include <optional>
 #include <unordered_map>
 
+#include "partition/wording.hpp"
 #include "runtime/json.hpp"
-#include "runtime/quote.hpp"
 #include "runtime/stored_tensors.hpp"
 
 namespace stagecoach {

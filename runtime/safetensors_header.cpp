@@ -6,8 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "partition/wording.hpp"
 #include "runtime/json.hpp"
-#include "runtime/quote.hpp"
 #include "runtime/safetensors.hpp"
 
 namespace stagecoach {

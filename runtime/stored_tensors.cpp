@@ -7,8 +7,8 @@
 #include <cstring>
 #include <unordered_set>
 
+#include "partition/wording.hpp"
 #include "runtime/packed_tensor.hpp"
-#include "runtime/quote.hpp"
 #include "runtime/row_range.hpp"
 
 namespace stagecoach {

@@ -9,9 +9,9 @@
 #include <cstring>
 
 #include "kernels/convert.hpp"
+#include "partition/wording.hpp"
 #include "runtime/json.hpp"
 #include "runtime/model_config.hpp"
-#include "runtime/quote.hpp"
 #include "runtime/row_range.hpp"
 
 namespace stagecoach {

@@ -4,8 +4,8 @@
 
 #include <optional>
 
+#include "partition/wording.hpp"
 #include "runtime/json.hpp"
-#include "runtime/quote.hpp"
 #include "runtime/results.hpp"
 #include "runtime/vocabulary.hpp"
 

@@ -110,7 +110,7 @@ Model open_synthetic(const std::string& name) {
   return model;
 }
 
-Model open_directory(const std::string& name) {
+Model open_directory(const std::string& name, ModelParts parts) {
   const fs::path directory(name);
   require_directory(directory);
   const fs::path config_path = directory / "config.json";
@@ -122,6 +122,7 @@ Model open_directory(const std::string& name) {
   model.config = parse_model_config(read_text_file(config_path, kMaxConfigBytes), config_path.string());
   model.weights = open_weights(directory, model.config);
   model.dtype = model.weights->dtype_of(tensor_table(model.config).front());
+  if (parts == ModelParts::kNoTokenizer) return model;
   model.tokenizer = tokenizer_in(directory);
   const bool one = tokenizer_files(directory) == TokenizerFiles::kOne;
   require_fitting(model.tokenizer, model.config, (directory / (one ? kTokenizerFile : "vocab.json")).string(),
@@ -129,8 +130,8 @@ Model open_directory(const std::string& name) {
   return model;
 }
 
-Model open_native(const std::string& name, const std::string& file) {
-  Model model = open_native_model(file);
+Model open_native(const std::string& name, const std::string& file, ModelParts parts) {
+  Model model = open_native_model(file, parts);
   model.name = name;
   require_fitting(model.tokenizer, model.config, file + ": vocab.json", "its configuration");
   return model;
@@ -166,18 +167,19 @@ void require_convertible(const Model& model, DType dtype) {
   }
 }
 
-Model open_model(const std::string& name) {
+Model open_model(const std::string& name, ModelParts parts) {
   if (is_synthetic(name)) return open_synthetic(name);
   return on_files(name, [&] {
     const std::optional<std::string> file = native_file(name);
-    return file ? open_native(name, *file) : open_directory(name);
+    return file ? open_native(name, *file, parts) : open_directory(name, parts);
   });
 }
 
 Tokenizer open_tokenizer(const std::string& name) {
   if (!is_synthetic(name)) {
     std::optional<Tokenizer> tokenizer = on_files(name, [&] {
-      if (const std::optional<std::string> file = native_file(name)) return open_native(name, *file).tokenizer;
+      if (const std::optional<std::string> file = native_file(name))
+        return open_native(name, *file, ModelParts::kAll).tokenizer;
       require_directory(name);
       return tokenizer_in(name);
     });

@@ -59,6 +59,9 @@ struct Model {
   std::optional<Tokenizer> tokenizer;  // absent when the model has no vocabulary files
 };
 
+// The vocabulary takes longer to open than all else together, and only the rank that reads prompts needs it.
+enum class ModelParts : std::uint8_t { kAll, kNoTokenizer };
+
 // Throws WeightError when the model's weights cannot become `dtype`: int8 ones stay int8.
 void require_convertible(const Model& model, DType dtype);
 
@@ -66,7 +69,7 @@ void require_convertible(const Model& model, DType dtype);
 // "synthetic:gpt2-xl,n_layer=8,seed=3,dtype=float16".
 // Reads the configuration, the tensor headers and the vocabulary, but no weights. Every tensor of the model must be
 // there exactly once with its shape, none may be unknown. Throws WeightError.
-Model open_model(const std::string& name);
+Model open_model(const std::string& name, ModelParts parts = ModelParts::kAll);
 
 // The tokenizer alone: a directory with vocab.json and merges.txt, or with tokenizer.json, is enough; the two files win
 // where all three are there. Throws WeightError when there is none.

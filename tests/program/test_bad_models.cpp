@@ -40,8 +40,9 @@ class SmallModel {
   std::string arguments() const {
     return "generate --model " + folder_.path().string() + " --max-new-tokens 2 --prompts " + (folder_ / "p.jsonl");
   }
-  void expect_refused(const std::string& says, Where where = Where::kAloneAndMpirun) const {
-    expect({arguments(), 2, says}, where);
+  void expect_refused(const std::string& says, Where where = Where::kAloneAndMpirun,
+                      const std::source_location& line = std::source_location::current()) const {
+    expect({arguments(), 2, says}, where, line);
   }
 
  private:

@@ -20,7 +20,7 @@ namespace {
 std::string endless(const std::string& tag, int timeout_s) {
   return fmt::format(
       "bench --model synthetic:gpt2,n_layer=6,n_embd=96,n_head=3,vocab_size=500,seed={} --prompt-tokens 900 "
-      "--new-tokens 100 --batch 16 --repeat 1000 --threads 1 --timeout {}",
+      "--new-tokens 100 --batch 16 --repeat 1000 --threads 1 -v --timeout {}",
       tag, timeout_s);
 }
 
@@ -40,6 +40,14 @@ std::vector<pid_t> ranks_with(const std::string& tag, int ranks) {
   return found;
 }
 
+// With -v every rank says what it has loaded.
+bool all_have_loaded(const std::string& said, int ranks) {
+  for (int rank = 0; rank < ranks; ++rank) {
+    if (said.find(fmt::format("stagecoach: rank {} (stage {}", rank, rank)) == std::string::npos) return false;
+  }
+  return true;
+}
+
 struct Faulted {
   Ended ended;
   double seconds_after = 0.0;
@@ -48,18 +56,20 @@ struct Faulted {
 // Sends `signal` to rank `victim` of three once all run, and waits for the end.
 Faulted run_with_signal(int signal, int victim, int timeout_s) {
   const std::string tag = std::to_string(std::chrono::steady_clock::now().time_since_epoch().count() % 1000000007);
-  auto job = std::async(std::launch::async, [&] { return run_program(3, endless(tag, timeout_s), 90); });
-  std::vector<pid_t> pids;
-  for (int i = 0; i < 200; ++i) {
+  const ScratchFolder folder;
+  const std::string said = folder / "err";
+  auto job =
+      std::async(std::launch::async, [&] { return run_program(3, endless(tag, timeout_s) + " 2>" + said, 150); });
+  for (int i = 0; i < 600 && !all_have_loaded(read_file(said), 3); ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    pids = ranks_with(tag, 3);
-    if (pids[0] != 0 && pids[1] != 0 && pids[2] != 0) break;
   }
+  const std::vector<pid_t> pids = ranks_with(tag, 3);
   REQUIRE(pids[static_cast<std::size_t>(victim)] != 0);
-  std::this_thread::sleep_for(std::chrono::seconds(2));  // past start-up
+  std::this_thread::sleep_for(std::chrono::seconds(1));  // past the last agreement of start-up
   kill(pids[static_cast<std::size_t>(victim)], signal);
   const auto start = std::chrono::steady_clock::now();
   Faulted faulted{job.get(), 0.0};
+  faulted.ended.err = read_file(said);
   faulted.seconds_after = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   for (const pid_t pid : ranks_with(tag, 3)) CHECK(pid == 0);  // nothing stays behind
   return faulted;

@@ -35,6 +35,16 @@ std::string signal_after(const char* signal, double delay_s) {
   return fmt::format("(sleep {:.3f}; kill -{} $$) & ", delay_s, signal);
 }
 
+// In front of other commands: waits until `count` processes of the program with `word` on their command line catch TERM
+// and USR1, however long a busy machine takes to start them; a minute at most.
+std::string once_caught(int count, const std::string& word) {
+  return fmt::format(
+      "for i in {{1..600}}; do n=0; for p in $(pgrep -f '^{}.*{}'); do "
+      "m=$(sed -n 's/^SigCgt:[^0-9a-f]*//p' /proc/$p/status 2>/dev/null); (( (0x${{m:-0}} & 0x4200) == 0x4200 )) && "
+      "((++n)); done; ((n >= {})) && break; sleep 0.1; done; ",
+      STAGECOACH_PROGRAM, word, count);
+}
+
 }  // namespace
 
 TEST_CASE("alone, at random moments") {
@@ -64,8 +74,9 @@ TEST_CASE("convert, in the middle of writing") {
   for (const char* signal : {"INT", "TERM"}) {
     const ScratchFolder folder;
     write_file(folder / "m.h5", kGood);
-    const Ended ended = run_program(0, "convert --model synthetic:gpt2-medium --output " + (folder / "m.h5"), 0,
-                                    signal_after(signal, 0.5));
+    const Ended ended =
+        run_program(0, "convert --model synthetic:gpt2-medium --output " + (folder / "m.h5"), 0,
+                    "(" + once_caught(1, folder.path().string()) + "sleep 0.3; kill -" + signal + " $$) & ");
     INFO(ended.err);
     CHECK(ended.status == 75);
     CHECK(ended.messages() == 1);
@@ -78,11 +89,13 @@ TEST_CASE("convert, in the middle of writing") {
 TEST_CASE("a second signal ends the process at once, and what is ignored stays ignored") {
   const ScratchFolder folder;
   const Ended twice = run_program(0, endless(folder), 0,
-                                  "(sleep 2; kill -STOP $$; kill -TERM $$; kill -CONT $$; sleep 1; kill -TERM $$) & ");
+                                  "(" + once_caught(1, folder.path().string()) +
+                                      "kill -STOP $$; kill -TERM $$; kill -CONT $$; sleep 1; kill -TERM $$) & ");
   CHECK((twice.status == 75 || twice.status == 143));
-  CHECK(twice.seconds < 12.0);
-  const Ended ignored =
-      run_program(0, endless(folder), 0, "trap '' INT; (sleep 1; kill -INT $$; sleep 1; kill -TERM $$) & ");
+  CHECK(twice.seconds < 20.0);
+  const Ended ignored = run_program(
+      0, endless(folder), 0,
+      "trap '' INT; (" + once_caught(1, folder.path().string()) + "kill -INT $$; sleep 1; kill -TERM $$) & ");
   CHECK(ignored.says("interrupted by SIGTERM"));
 }
 
@@ -107,20 +120,44 @@ TEST_CASE("under mpirun: to mpirun and to single ranks") {
     CHECK(ended.seconds < delay_s + 10.0);
     check_files(folder);
     const bool started = ended.messages() == 1;
-    if (started) {
+    if (started && ended.says("interrupted: mpirun ends the job")) {
+      CHECK(ended.status == 1);  // mpirun's, whatever its ranks return
+      CHECK(!to_rank);
+    } else if (started) {
       CHECK(ended.says(": interrupted by SIG"));
       CHECK(ended.status == 75);
     }
   }
 }
 
+// mpirun passes neither on, but sends TERM to the ranks and soon KILL: rank 0 has a second to say so. On a machine that
+// is too busy for that it may be late, so that one of a few attempts counts.
+TEST_CASE("INT and TERM to mpirun itself: one message as well") {
+  for (const char* signal : {"INT", "TERM"}) {
+    int messages = 0;
+    for (int attempt = 0; attempt < 4 && messages == 0; ++attempt) {
+      const ScratchFolder folder;
+      const Ended ended =
+          run_program(3, endless(folder), 0,
+                      fmt::format("({} sleep 1; kill -{} $$) & ", once_caught(3, folder.path().string()), signal));
+      INFO(signal << ": " << ended.err);
+      messages = ended.messages();
+      CHECK(messages <= 1);
+      CHECK(ended.status != 0);
+      CHECK((messages == 0 || ended.says("stagecoach: interrupted: mpirun ends the job with SIGTERM")));
+      check_files(folder);
+    }
+    CHECK(messages == 1);
+  }
+}
+
 TEST_CASE("launch/mpirun makes 75 of every interruption") {
   for (const char* signal : {"INT", "TERM", "USR1"}) {
     const ScratchFolder folder;
-    const Ended ended =
-        run_program(0, "; exit", 0,
-                    fmt::format("(sleep 2.5; kill -{} $$) & exec {}/launch/mpirun -n 3 {} {} 2>{}; ", signal,
-                                STAGECOACH_SOURCE_DIR, STAGECOACH_PROGRAM, endless(folder), folder / "err"));
+    const Ended ended = run_program(
+        0, "; exit", 0,
+        fmt::format("({}kill -{} $$) & exec {}/launch/mpirun -n 3 {} {} 2>{}; ", once_caught(3, folder.path().string()),
+                    signal, STAGECOACH_SOURCE_DIR, STAGECOACH_PROGRAM, endless(folder), folder / "err"));
     const std::string said = read_file(folder / "err");
     INFO(signal << ": " << said);
     CHECK(ended.status == 75);

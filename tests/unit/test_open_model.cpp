@@ -33,6 +33,14 @@ TEST_CASE("open_model: a directory without a tokenizer") {
   CHECK(model.weights->bytes_read() == 0);
 }
 
+TEST_CASE("open_model: without the tokenizer its files are not opened") {
+  const Directory directory;
+  directory.write("vocab.json", "no vocabulary");
+  directory.write("merges.txt", "");
+  CHECK(contains(error_of(directory.name()), "vocab.json"));
+  CHECK(!open_model(directory.name(), ModelParts::kNoTokenizer).tokenizer.has_value());
+}
+
 TEST_CASE("open_model: synthetic models need no files") {
   const Model model = open_model("synthetic:gpt2-xl,dtype=bfloat16,n_layer=2");
   CHECK(model.config.n_embd == 1600);
