@@ -53,8 +53,9 @@ Layout layout_of(std::int32_t stages, std::unique_ptr<Backend> (*backend)()) {
   Layout layout;
   layout.stages = stages == 1 ? std::vector<BlockRange>{{0, 1}} : std::vector<BlockRange>{{0, 0}, {1, 1}};
   layout.chunk_tokens = 20;
-  layout.in_flight = 2;
+  layout.in_flight = stages;
   layout.slots = 3;
+  layout.spare_pages = 3;  // all at once
   layout.backend = backend;
   return layout;
 }
@@ -74,6 +75,7 @@ TEST_CASE("pipelines with graphs give the tokens of those without, and mistakes 
     }
   };
   for (const std::int32_t stages : {1, 2}) {
+    INFO(stages << " stages");
     CHECK(replays_of([&] { CHECK(end_of(stages) == ""); }) >= 8);
     CHECK(emulation::live() == emulation::Live{});
     const auto noticed = [&](const emulation::Mutations& mutations) {
