@@ -11,6 +11,7 @@
 // how many rows share the call, on other rows, or on the number of threads.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -149,6 +150,23 @@ class Backend {
   // Makes the contents of page `to` those of page `from`.
   virtual void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) = 0;
 
+  // --- steps that repeat, such as the next token of each of some sequences
+  // Adds rows that stand for nothing to the `rows` of the last set_rows, so that steps of about the same size are
+  // alike, and returns how many there are then, at most `limit`. Operations on the rows then take tensors of so many;
+  // what those hold in the added rows is not used, and may be anything afterwards.
+  virtual std::int64_t pad_rows(std::int64_t rows, [[maybe_unused]] std::int64_t limit) { return rows; }
+  // Runs `operations`, which calls embed, attention, layer_norm, linear and norm_linear of this backend, and between
+  // them what it is given. A backend may keep what they queue and queue that again, without a call, for another step
+  // with the same key: it stands for everything that the calls and their arguments depend on but the rows of set_rows
+  // and the contents of memory. forget_steps: before something that they used ceases to exist.
+  using StepKey = std::array<std::uintptr_t, 3>;
+  using Progress = std::function<void()>;
+  virtual void step([[maybe_unused]] const StepKey& key, const Progress& between,
+                    const std::function<void(const Progress& between)>& operations) {
+    operations(between);
+  }
+  virtual void forget_steps() noexcept {}
+
   // --- operations on any rows; layer_norm may work in place, other outputs must not overlap inputs
   // out = (x - mean) / sqrt(variance + epsilon) * gain + bias, per row; x, gain and bias are float32, gain and bias
   // (1, cols).
@@ -156,6 +174,17 @@ class Backend {
   // out (rows, w.out) = epilogue(x (rows, w.in) * w + bias); bias is (1, w.out), of out's dtype, or empty (data ==
   // nullptr). An output that is added to is float32.
   virtual void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) = 0;
+  // layer_norm of x into `normal`, then linear of `normal`; a backend may do both at once, so what `normal` holds then
+  // is not defined.
+  struct Norm {
+    Tensor gain, bias;
+    float epsilon = 0.0F;
+  };
+  virtual void norm_linear(Tensor x, const Norm& norm, Tensor normal, const Matrix& w, Tensor bias, Epilogue epilogue,
+                           Tensor out) {
+    layer_norm(x, norm.gain, norm.bias, norm.epsilon, normal);
+    linear(normal, w, bias, epilogue, out);
+  }
   // out(i, :) = x(rows[i], :).
   virtual void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) = 0;
   // The summaries of rows of logits (rows, vocab), float32, one query per row (host memory, copied): logits.hpp.

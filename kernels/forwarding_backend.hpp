@@ -1,5 +1,7 @@
 // A backend that hands everything on to another one, for decorators: they override what they change.
 //
+// Steps are not handed on: their operations come one by one, so that a decorator sees all of them.
+//
 // Owns the inner backend. Buffers are the inner backend's own, so a decorator may be destroyed only after them.
 #pragma once
 

@@ -78,6 +78,10 @@ StageExecutor::StageExecutor(Backend& backend, const ModelConfig& config, BlockR
   picked_ = carve(DType::kFloat32, shape.head_rows, shape.narrow);
 }
 
+StageExecutor::~StageExecutor() {
+  backend_.forget_steps();
+}
+
 TokenBatch StageExecutor::run(const Microbatch& microbatch, Tensor residual, const Progress& progress) {
   cache_.apply(microbatch.commands);
   if (is_last()) {
@@ -92,8 +96,15 @@ TokenBatch StageExecutor::run(const Microbatch& microbatch, Tensor residual, con
                                             microbatch.id, microbatch.rows.size(), residual.rows, limits_.max_rows));
   }
   set_rows(microbatch);
-  if (is_first()) backend_.embed(weights_.token_embedding, weights_.position_embedding, residual);
-  for (std::int32_t block = 0; block < blocks_.count(); ++block) run_block(block, residual, progress);
+  Tensor padded = residual;
+  padded.rows = backend_.pad_rows(residual.rows, limits_.max_rows);
+  // Of this executor's calls nothing else differs from step to step.
+  const Backend::StepKey key{reinterpret_cast<std::uintptr_t>(this), reinterpret_cast<std::uintptr_t>(residual.data),
+                             static_cast<std::uintptr_t>(padded.rows)};
+  backend_.step(key, progress, [&](const Progress& between) {
+    if (is_first()) backend_.embed(weights_.token_embedding, weights_.position_embedding, padded);
+    for (std::int32_t block = 0; block < blocks_.count(); ++block) run_block(block, padded, between);
+  });
   if (is_last()) picked = pick_tokens(microbatch, residual, progress);
   while (!backend_.idle()) progress();  // the rows are the caller's again
   return picked;
@@ -135,15 +146,15 @@ void StageExecutor::run_block(std::int32_t local_block, Tensor residual, const P
   const Tensor inner = wide(config_.n_inner);
   const float epsilon = config_.layer_norm_epsilon;
   const Epilogue add{Activation::kNone, true};
+  const Backend::Norm first{w.ln1_gain.view, w.ln1_bias.view, epsilon};
+  const Backend::Norm second{w.ln2_gain.view, w.ln2_bias.view, epsilon};
 
-  backend_.layer_norm(residual, w.ln1_gain.view, w.ln1_bias.view, epsilon, narrow);
-  backend_.linear(narrow, w.qkv, w.qkv_bias.view, {}, qkv);
+  backend_.norm_linear(residual, first, narrow, w.qkv, w.qkv_bias.view, {}, qkv);
   progress();
   backend_.attention(qkv, cache_.pages(local_block), config_.attention_scale(blocks_.first + local_block), narrow);
   progress();
   backend_.linear(narrow, w.proj, w.proj_bias.view, add, residual);
-  backend_.layer_norm(residual, w.ln2_gain.view, w.ln2_bias.view, epsilon, narrow);
-  backend_.linear(narrow, w.fc, w.fc_bias.view, {activation_, false}, inner);
+  backend_.norm_linear(residual, second, narrow, w.fc, w.fc_bias.view, {activation_, false}, inner);
   progress();
   backend_.linear(inner, w.out, w.out_bias.view, add, residual);
   progress();

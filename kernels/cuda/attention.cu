@@ -15,8 +15,6 @@
 namespace stagecoach::cuda {
 namespace {
 
-constexpr int kVectorColumns = 8;  // of a key or value that one thread appends
-
 // Block (row, part of the row's vectors).
 template <typename T>
 __global__ void __launch_bounds__(kAttentionThreads) append(AttentionCall call) {
@@ -32,19 +30,7 @@ __global__ void __launch_bounds__(kAttentionThreads) append(AttentionCall call) 
   const int which = index / vectors / layout.n_head;
   const std::int64_t table = call.rows.sequences[row] * call.rows.table_stride;
   const std::int32_t page = call.rows.pages[table + position / kPagePositions];
-  const std::int64_t width = std::int64_t{layout.n_head} * layout.head_dim;
-  const std::int64_t source = row * call.qkv_stride + (1 + which) * width + head * layout.head_dim + column;
-  struct alignas(16) Elements {
-    T values[kVectorColumns];
-  };
-  float values[kVectorColumns];
-  load_activations(call.qkv, call.dtype, call.qkv_vectors, source, layout.head_dim - column, values);
-  Elements elements;
-#pragma unroll
-  for (int i = 0; i < kVectorColumns; ++i) elements.values[i] = from_float<T>(values[i]);
-  std::byte* tile = call.pages + layout.tile(page, which, head);
-  const std::int64_t target = std::int64_t{position % kPagePositions} * layout.padded_dim + column;
-  *reinterpret_cast<Elements*>(tile + target * static_cast<std::int64_t>(sizeof(T))) = elements;
+  append_vector<T>(call, row, position, page, which, head, column);
 }
 
 // Block (row, head); the thread owns columns.
@@ -124,7 +110,9 @@ void attention(cudaStream_t stream, const DeviceRows& rows, const AttentionPlan&
   const auto* singles = reinterpret_cast<const AttentionItem*>(plan_words + plan.singles_offset());
   const bool halves =
       tiles_possible(call.layout, kv.dtype) && (qkv.dtype != DType::kFloat32 || options.may_round_queries);
-  launch_append(stream, call, kv.dtype);
+  const bool singles_on_tiles = halves && plan.deterministic();
+  call.appends = plan.shape().tiles == 0 && plan.independent() && !singles_on_tiles;
+  if (!call.appends) launch_append(stream, call, kv.dtype);
   call.restart_pages = plan.restart_pages();
   call.items = tiles;
   if (halves) {
@@ -133,7 +121,7 @@ void attention(cudaStream_t stream, const DeviceRows& rows, const AttentionPlan&
     attend_rows(stream, call, kv.dtype, plan.shape().tiles, true);
   }
   call.items = singles;
-  if (halves && plan.deterministic()) {
+  if (singles_on_tiles) {
     attend_tiles(stream, call, kv.dtype, plan.shape().singles);
   } else {
     attend_rows(stream, call, kv.dtype, plan.shape().singles, false);

@@ -46,6 +46,7 @@ struct AttentionCall {
   bool out_pairs = false;    // even columns of out are aligned to two elements
   std::byte* pages = nullptr;
   std::int32_t restart_pages = 0;  // AttentionPlan::restart_pages
+  bool appends = false;            // attend_rows appends the rows' own K and V
   KvLayout layout;
   float scale = 1.0F;        // times log2(e), positive
   float query_sign = 1.0F;   // the scale's own sign
@@ -158,6 +159,28 @@ __device__ inline void store_activations(void* data, DType dtype, std::int64_t i
     *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(data) + index) =
         dtype == DType::kFloat16 ? pack<__half>(low, high) : pack<__nv_bfloat16>(low, high);
   }
+}
+
+inline constexpr int kVectorColumns = 8;  // of a key or value that one thread appends
+
+// Columns from `column` on of a row's K (which = 0) or V to position `position` of page `page`.
+template <typename T>
+__device__ inline void append_vector(const AttentionCall& call, std::int64_t row, std::int32_t position,
+                                     std::int32_t page, int which, int head, int column) {
+  const KvLayout& layout = call.layout;
+  const std::int64_t width = std::int64_t{layout.n_head} * layout.head_dim;
+  const std::int64_t source = row * call.qkv_stride + (1 + which) * width + head * layout.head_dim + column;
+  struct alignas(16) Elements {
+    T values[kVectorColumns];
+  };
+  float values[kVectorColumns];
+  load_activations(call.qkv, call.dtype, call.qkv_vectors, source, layout.head_dim - column, values);
+  Elements elements;
+#pragma unroll
+  for (int i = 0; i < kVectorColumns; ++i) elements.values[i] = from_float<T>(values[i]);
+  std::byte* tile = call.pages + layout.tile(page, which, head);
+  const std::int64_t target = std::int64_t{position % kPagePositions} * layout.padded_dim + column;
+  *reinterpret_cast<Elements*>(tile + target * static_cast<std::int64_t>(sizeof(T))) = elements;
 }
 
 __device__ inline float rounded_product(float a, float b) {

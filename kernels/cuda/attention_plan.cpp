@@ -22,12 +22,17 @@ std::int64_t ceil_divide(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
 }
 
-// Four sizes per octave.
+// Four sizes per octave: empty tiles are launched for nothing.
 std::int64_t rounded(std::int64_t count) {
   if (count == 0) return 0;
   const auto octave = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(count)));
   const std::int64_t step = std::max<std::int64_t>(octave / 4, 1);
   return std::max<std::int64_t>(ceil_divide(count, step) * step, 4);
+}
+// One size per octave, where shapes are recorded: empty blocks are cheaper than to record another shape.
+std::int64_t to_power_of_two(std::int64_t count) {
+  if (count == 0) return 0;
+  return std::max<std::int64_t>(static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(count))), 4);
 }
 
 AttentionItem whole(const RowSet& rows, std::int64_t first, std::int64_t count) {
@@ -42,6 +47,24 @@ AttentionItem whole(const RowSet& rows, std::int64_t first, std::int64_t count) 
           rows.page_of(first, 0)};
 }
 
+// Beyond so many rows a launch more is nothing, and looking takes its time.
+constexpr std::int64_t kIndependentRows = 16;
+
+bool are_independent(const RowSet& rows) {
+  if (rows.rows() > kIndependentRows) return false;
+  for (std::int64_t r = 0; r < rows.rows(); ++r) {
+    const std::int32_t own = rows.page_of(r, rows.positions()[static_cast<std::size_t>(r)]);
+    for (std::int64_t other = 0; other < rows.rows(); ++other) {
+      if (other == r) continue;
+      const std::int32_t last = rows.positions()[static_cast<std::size_t>(other)];
+      for (std::int32_t p = 0; p <= last / kPagePositions; ++p) {
+        if (rows.page_of(other, p * kPagePositions) == own) return false;
+      }
+    }
+  }
+  return true;
+}
+
 template <typename Part>
 void append_words(std::vector<std::int32_t>& words, const std::vector<Part>& parts, std::int64_t count) {
   const std::size_t begin = words.size();
@@ -53,6 +76,7 @@ void append_words(std::vector<std::int32_t>& words, const std::vector<Part>& par
 
 void AttentionPlan::assign(const RowSet& rows, bool deterministic, int multiprocessors, std::int32_t n_head) {
   deterministic_ = deterministic;
+  independent_ = are_independent(rows);
   rows_ = rows.rows();
   partials_ = 0;
   tiles_.clear();
@@ -70,8 +94,8 @@ void AttentionPlan::assign(const RowSet& rows, bool deterministic, int multiproc
   split(rows, singles_, ceil_divide(kSingleBlocks * multiprocessors, per_head));
   split(rows, tiles_, ceil_divide(kTileBlocks * multiprocessors, per_head));
   shape_ = {static_cast<std::int32_t>(rounded(static_cast<std::int64_t>(tiles_.size()))),
-            static_cast<std::int32_t>(rounded(static_cast<std::int64_t>(singles_.size()))),
-            static_cast<std::int32_t>(rounded(static_cast<std::int64_t>(combines_.size())))};
+            static_cast<std::int32_t>(to_power_of_two(static_cast<std::int64_t>(singles_.size()))),
+            static_cast<std::int32_t>(to_power_of_two(static_cast<std::int64_t>(combines_.size())))};
   append_words(words_, tiles_, shape_.tiles);
   append_words(words_, singles_, shape_.singles);
   append_words(words_, combines_, shape_.combines);
@@ -131,9 +155,9 @@ void AttentionPlan::split(const RowSet& rows, std::vector<AttentionItem>& items,
 }
 
 std::int64_t AttentionPlan::words_limit(std::int64_t max_rows) {
-  // Every part of a split item has at least one partial result; rounding adds at most a quarter, and at least 4 - 1.
+  // Every part of a split item has at least one partial result; rounding at most doubles, or makes 4.
   const std::int64_t items = max_rows + partials_limit(max_rows);
-  return kItemWords * (items + items / 4 + 8) + kCombineWords * (max_rows + max_rows / 4 + 4);
+  return kItemWords * (2 * items + 8) + kCombineWords * (2 * max_rows + 4);
 }
 
 }  // namespace stagecoach::cuda

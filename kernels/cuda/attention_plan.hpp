@@ -60,6 +60,8 @@ class AttentionPlan {
   const Shape& shape() const { return shape_; }
   bool deterministic() const { return deterministic_; }
   std::int64_t rows() const { return rows_; }
+  // No row attends to a position that another row of the call appends, so that each row may append its own.
+  bool independent() const { return independent_; }
   // The reduction over keys starts anew at multiples of so many pages; 0: never.
   std::int32_t restart_pages() const { return deterministic_ ? kFixedSplitPages : 0; }
   std::int64_t partials() const { return partials_; }  // partial results of all parts, in rows
@@ -82,6 +84,7 @@ class AttentionPlan {
 
   Shape shape_;
   bool deterministic_ = false;
+  bool independent_ = false;
   std::int64_t rows_ = 0;
   std::int64_t partials_ = 0;
   std::vector<AttentionItem> tiles_, singles_;

@@ -8,6 +8,8 @@
 // reduces its own keys online; at the end of a part the groups' states are merged, lanes by shuffles, warps through
 // shared memory.
 //
+// A single row whose call holds no other row of what it attends to appends its own K and V, before its last page.
+//
 // Decoding waits for memory: every thread has eight loads under way, and the plan puts several blocks on a
 // multiprocessor. A row's operations do not depend on kRows, nor on the other rows of its item.
 #include "kernels/cuda/attention_parts.cuh"
@@ -302,6 +304,16 @@ __device__ void write(const AttentionCall& call, const AttentionItem& item, cons
   }
 }
 
+// K and V of a single row's own position; the block's other threads see them after a barrier.
+template <typename S>
+__device__ void append_own(const AttentionCall& call, const AttentionItem& item, int head, std::int32_t page) {
+  const int vectors = call.layout.padded_dim / kVectorColumns;
+  for (int i = static_cast<int>(threadIdx.x); i < 2 * vectors; i += kAttentionThreads) {
+    append_vector<typename S::Element>(call, item.first_row, item.last_position, page, i / vectors, head,
+                                       i % vectors * kVectorColumns);
+  }
+}
+
 template <typename S>
 __global__ void __launch_bounds__(kAttentionThreads, S::kRows > 1      ? 2
                                                      : S::kVectors > 1 ? 4
@@ -313,6 +325,8 @@ __global__ void __launch_bounds__(kAttentionThreads, S::kRows > 1      ? 2
   const Rows<S> rows = find_rows<S>(call, item, first);
   const int end = min(item.end_page, rows.last / kPagePositions + 1);
   const std::int32_t* table = call.rows.pages + item.sequence * call.rows.table_stride;
+  const int own_page = S::kRows == 1 && call.appends ? item.last_position / kPagePositions : -1;
+  if (own_page >= 0 && own_page + 1 == end) append_own<S>(call, item, head, table[own_page]);
   float queries[S::kRows][S::kColumns];
   load_queries<S>(call, rows, head, queries);
   State<S> state;
@@ -322,6 +336,7 @@ __global__ void __launch_bounds__(kAttentionThreads, S::kRows > 1      ? 2
   std::int32_t number = item.first_number;
   for (int page = item.first_page; page < end; ++page) {
     const std::int32_t next = page + 1 < end ? table[page + 1] : 0;
+    if (page == own_page) __syncthreads();
     attend_page<S>(call, rows, head, page, number, queries, state);
     number = next;
     if (call.restart_pages > 0 && (page + 1) % call.restart_pages == 0 && page + 1 < end) {

@@ -11,8 +11,11 @@
 #include "kernels/cuda/device_matrix.hpp"
 #include "kernels/cuda/device_pool.hpp"
 #include "kernels/cuda/device_rows.hpp"
+#include "kernels/cuda/few_rows.hpp"
 #include "kernels/cuda/linear.hpp"
 #include "kernels/cuda/logits.hpp"
+#include "kernels/cuda/recorded_steps.hpp"
+#include "kernels/cuda/row_words.hpp"
 #include "kernels/cuda/rows.hpp"
 #include "kernels/cuda/upload_ring.hpp"
 #include "kernels/row_set.hpp"
@@ -25,7 +28,9 @@ using namespace cuda;
 // Half is for cuBLASLt itself, as much as its documentation advises for recent devices.
 constexpr std::int64_t kWorkspaceBytes = 64 << 20;
 constexpr std::int64_t kPieceBytes = 4 << 20;  // of weights on their way to the device
-constexpr std::int64_t kUsualHeadDim = 16;     // at least, where scratch memory is planned
+// Of what is uploaded with each step, so that it seldom moves: recorded steps hold its address.
+constexpr std::int64_t kLeastStepBytes = 64 << 10;
+constexpr std::int64_t kUsualHeadDim = 16;  // at least, where scratch memory is planned
 
 CudaDevice device_at(int index) {
   const std::vector<CudaDevice> devices = cuda_devices();
@@ -53,6 +58,7 @@ class CudaBackend final : public Backend {
       : device_(device_at(options.device)),
         multiprocessors_(multiprocessors_of(options.device)),
         deterministic_(options.deterministic),
+        graphs_(options.graphs),
         pool_(describe(device_), options.pool_bytes),
         stream_(make_stream()),
         workspace_(pool_.allocate(std::min(kWorkspaceBytes, pool_.bytes() / 8 / 512 * 512))),
@@ -78,7 +84,7 @@ class CudaBackend final : public Backend {
     enter();
     for (std::int64_t done = 0; done < bytes; done += kPieceBytes) {
       const auto piece = static_cast<std::size_t>(std::min(kPieceBytes, bytes - done));
-      std::memcpy(uploads_.claim(piece), static_cast<const std::byte*>(host) + done, piece);
+      std::memcpy(claim(piece), static_cast<const std::byte*>(host) + done, piece);
       uploads_.send(static_cast<std::byte*>(device) + done, piece, stream_.get());
     }
   }
@@ -89,8 +95,8 @@ class CudaBackend final : public Backend {
     }
     check(cudaStreamSynchronize(stream_.get()));
   }
-  std::int64_t bytes_allocated() const override { return pool_.used(); }
-  std::int64_t peak_bytes() const override { return pool_.peak(); }
+  std::int64_t bytes_allocated() const override { return pool_.used() + steps_.bytes(); }
+  std::int64_t peak_bytes() const override { return pool_.peak() + steps_.peak_bytes(); }
   std::optional<std::int64_t> memory_limit() const override { return pool_.bytes(); }
 
   bool in_host_memory() const override { return false; }
@@ -123,7 +129,7 @@ class CudaBackend final : public Backend {
   }
   std::int64_t scratch_bytes(std::int64_t rows, std::int64_t columns) const override {
     const auto heads = static_cast<std::int32_t>((columns + kUsualHeadDim - 1) / kUsualHeadDim);
-    return kWorkspaceBytes + kPieceBytes + attention_scratch_bytes(rows, heads, kUsualHeadDim);
+    return kWorkspaceBytes + kPieceBytes + 2 * kLeastStepBytes + attention_scratch_bytes(rows, heads, kUsualHeadDim);
   }
 
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
@@ -134,7 +140,7 @@ class CudaBackend final : public Backend {
     for (std::int64_t r = 0; r < host.rows; r += at_once) {
       const std::int64_t rows = std::min(at_once, host.rows - r);
       const auto bytes = static_cast<std::size_t>(rows * row_bytes);
-      std::byte* staged = uploads_.claim(bytes);
+      std::byte* staged = claim(bytes);
       for (std::int64_t i = 0; i < rows; ++i) {
         std::memcpy(staged + i * row_bytes, host.row(r + i), static_cast<std::size_t>(row_bytes));
       }
@@ -156,7 +162,7 @@ class CudaBackend final : public Backend {
     for (std::int64_t first = 0; first < packed.panels(); first += at_once) {
       const std::int64_t count = std::min(at_once, packed.panels() - first);
       const auto bytes = static_cast<std::size_t>(count * packed.panel_bytes());
-      read(first, count, uploads_.claim(bytes));
+      read(first, count, claim(bytes));
       auto* panels = static_cast<std::byte*>(at_least(piece_, static_cast<std::int64_t>(bytes)));
       uploads_.send(panels, bytes, stream_.get());
       for (std::int64_t p = first; p < first + count; ++p) {
@@ -169,39 +175,55 @@ class CudaBackend final : public Backend {
   void set_rows(const RowsView& view) override {
     enter();
     rows_.assign(view);
+    row_words_.assign(view);
     planned_heads_ = 0;
-    on_device_.rows = rows_.rows();
-    on_device_.table_stride = view.table_stride;
+    on_device_ = {};
     if (rows_.rows() == 0) return;
-    // One copy; what a row set leaves out (tokens) takes no room.
-    const auto words = view.tokens.size() + view.positions.size() + view.sequences.size() + view.pages.size();
-    auto* device = static_cast<std::int32_t*>(at_least(row_words_, static_cast<std::int64_t>(words) * 4));
-    std::byte* staged = uploads_.claim(words * 4);
-    const auto place = [&](std::span<const std::int32_t> values) {
-      std::memcpy(staged, values.data(), values.size_bytes());
-      staged += values.size_bytes();
-      return std::exchange(device, device + values.size());
+    void* device = at_least(row_buffer_, std::max(kLeastStepBytes, static_cast<std::int64_t>(row_words_.bytes())));
+    row_words_.write(view, claim(row_words_.bytes()));
+    uploads_.send(device, row_words_.bytes(), stream_.get());
+    on_device_ = row_words_.at(static_cast<const std::int32_t*>(device));
+  }
+
+  std::int64_t pad_rows(std::int64_t rows, std::int64_t limit) override {
+    const std::int64_t padded = row_words_.padded_rows();
+    if (!graphs_ || !row_words_.repeats() || rows != rows_.rows() || padded > limit) return rows;
+    on_device_.rows = padded;
+    return padded;
+  }
+
+  void step(const StepKey& key, const Progress& between,
+            const std::function<void(const Progress&)>& operations) override {
+    enter();
+    if (!graphs_ || !row_words_.repeats()) return operations(between);
+    if (last_heads_ > 0) plan_attention(last_heads_);  // what it uploads is not part of what is recorded
+    const RecordedSteps::Key whole = whole_key(key);
+    if (steps_.replay(stream_.get(), whole)) return;
+    const auto record = [&] {
+      operations([] {});
+      return whole_key(key) == whole;
     };
-    auto* first = device;
-    on_device_.positions = place(view.positions);
-    on_device_.sequences = place(view.sequences);
-    on_device_.pages = place(view.pages);
-    on_device_.tokens = view.tokens.empty() ? nullptr : place(view.tokens);
-    uploads_.send(first, words * 4, stream_.get());
+    if (!steps_.record(stream_.get(), whole, record)) operations(between);
+  }
+  void forget_steps() noexcept override {
+    cudaSetDevice(device_.index);
+    steps_.forget();
   }
 
   void embed(const Matrix& wte, Tensor wpe, Tensor out) override {
-    check_embed(rows_, wte, wpe, out);
+    check_embed(rows_, wte, wpe, without_padding(out));
     enter();
+    if (rows_.rows() == 0) return;
     cuda::embed(stream_.get(), on_device_.tokens, on_device_.positions, wte, wpe, out);
   }
 
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
-    stagecoach::check_attention(rows_, qkv, kv, out);
+    stagecoach::check_attention(rows_, without_padding(qkv), kv, without_padding(out));
     enter();
     if (rows_.rows() == 0) return;
+    last_heads_ = kv.n_head;
     plan_attention(kv.n_head);
-    void* scratch = at_least(attention_scratch_, attention_scratch_bytes(rows_.rows(), kv.n_head, kv.head_dim));
+    void* scratch = at_least(attention_scratch_, attention_scratch_bytes(on_device_.rows, kv.n_head, kv.head_dim));
     cuda::attention(stream_.get(), on_device_, plan_, static_cast<const std::int32_t*>(plan_words_.data()), qkv, kv,
                     {.scale = scale}, out, scratch);
   }
@@ -224,12 +246,23 @@ class CudaBackend final : public Backend {
     linear_.run(stream_.get(), x, w, bias, epilogue, out);
   }
 
+  void norm_linear(Tensor x, const Norm& norm, Tensor normal, const Matrix& w, Tensor bias, Epilogue epilogue,
+                   Tensor out) override {
+    if (normal.dtype != w.dtype || !norm_fits_few_rows(x, w)) {
+      return Backend::norm_linear(x, norm, normal, w, bias, epilogue, out);
+    }
+    check_layer_norm(x, norm.gain, norm.bias, normal);
+    check_linear(normal, w, bias, epilogue, out);
+    enter();
+    norm_few_rows_linear(stream_.get(), x, norm.gain, norm.bias, norm.epsilon, w, bias, epilogue, out);
+  }
+
   void gather(Tensor x, std::span<const std::int32_t> rows, Tensor out) override {
     check_gather(x, rows, out);
     enter();
     if (rows.empty()) return;
     void* device = at_least(gather_words_, static_cast<std::int64_t>(rows.size_bytes()));
-    std::memcpy(uploads_.claim(rows.size_bytes()), rows.data(), rows.size_bytes());
+    std::memcpy(claim(rows.size_bytes()), rows.data(), rows.size_bytes());
     uploads_.send(device, rows.size_bytes(), stream_.get());
     cuda::gather(stream_.get(), x, static_cast<const std::int32_t*>(device), out);
   }
@@ -240,7 +273,7 @@ class CudaBackend final : public Backend {
     if (queries.empty()) return;
     const std::size_t bytes = packed_bytes(queries, logits.cols);
     void* device = at_least(query_bytes_, static_cast<std::int64_t>(bytes));
-    pack(queries, logits.cols, uploads_.claim(bytes));
+    pack(queries, logits.cols, claim(bytes));
     uploads_.send(device, bytes, stream_.get());
     cuda::summarize_logits(stream_.get(), logits, device, out);
   }
@@ -261,6 +294,36 @@ class CudaBackend final : public Backend {
  private:
   // The current device belongs to the calling thread, and more than one may load and run.
   void enter() const { check(cudaSetDevice(device_.index)); }
+
+  // Room for an upload. What a graph copies would be what lies there when it is replayed.
+  std::byte* claim(std::size_t bytes) {
+    if (steps_.recording()) throw DeviceError("CUDA: a step that uploads cannot be recorded");
+    return uploads_.claim(bytes);
+  }
+
+  // A tensor of padded rows as one of the rows of set_rows, for checks; of any other number as it is.
+  Tensor without_padding(Tensor t) const {
+    if (t.rows == on_device_.rows) t.rows = rows_.rows();
+    return t;
+  }
+
+  // What launches of a step depend on: the caller's word, shapes, and where our own buffers are.
+  RecordedSteps::Key whole_key(const StepKey& key) const {
+    const auto address = [](const void* at) { return static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(at)); };
+    return {static_cast<std::int64_t>(key[0]),
+            static_cast<std::int64_t>(key[1]),
+            static_cast<std::int64_t>(key[2]),
+            on_device_.rows,
+            on_device_.table_stride,
+            address(on_device_.positions),
+            address(on_device_.tokens),
+            address(plan_words_.data()),
+            address(attention_scratch_.data()),
+            planned_heads_,
+            plan_.shape().singles,
+            plan_.shape().combines,
+            plan_.independent() ? 1 : 0};
+  }
 
   static Tensor columns_of(Tensor t, std::int64_t first, std::int64_t count) {
     return {t.row(0) + first * size_of(t.dtype), t.dtype, t.rows, count, t.stride};
@@ -286,17 +349,17 @@ class CudaBackend final : public Backend {
   void plan_attention(std::int32_t n_head) {
     if (planned_heads_ == n_head) return;
     plan_.assign(rows_, deterministic_, multiprocessors_, n_head);
-    planned_heads_ = n_head;
     const auto words = plan_.words();
-    if (words.empty()) return;
-    void* device = at_least(plan_words_, static_cast<std::int64_t>(words.size_bytes()));
-    std::memcpy(uploads_.claim(words.size_bytes()), words.data(), words.size_bytes());
+    void* device = at_least(plan_words_, std::max(kLeastStepBytes, static_cast<std::int64_t>(words.size_bytes())));
+    std::memcpy(claim(words.size_bytes()), words.data(), words.size_bytes());
     uploads_.send(device, words.size_bytes(), stream_.get());
+    planned_heads_ = n_head;
   }
 
   CudaDevice device_;
   int multiprocessors_;
   bool deterministic_;
+  bool graphs_;
   DevicePool pool_;  // before the buffers
   Stream stream_;
   DeviceCopies copies_;
@@ -304,54 +367,22 @@ class CudaBackend final : public Backend {
   Buffer workspace_;
   Linear linear_;
 
-  Buffer piece_;      // weights before they are laid out
-  Buffer row_words_;  // of the last set_rows
+  Buffer piece_;       // weights before they are laid out
+  Buffer row_buffer_;  // row_words_ of the last set_rows
   Buffer plan_words_;
   Buffer gather_words_;
   Buffer query_bytes_;
   Buffer attention_scratch_;
   RowSet rows_;
+  RowWords row_words_;
   DeviceRows on_device_;
   AttentionPlan plan_;
   std::int32_t planned_heads_ = 0;  // 0: the rows have changed
+  std::int32_t last_heads_ = 0;     // of the last attention
+  RecordedSteps steps_;             // after the buffers that they use
 };
 
 }  // namespace
-
-std::vector<CudaDevice> cuda_devices() {
-  int count = 0;
-  const cudaError_t result = cudaGetDeviceCount(&count);
-  if (result != cudaSuccess || count == 0) {
-    cudaGetLastError();
-    throw DeviceError(fmt::format("no CUDA device: {}; use --device cpu, or a host with a GPU and its driver",
-                                  result == cudaSuccess ? "none is visible" : cudaGetErrorString(result)));
-  }
-  std::vector<CudaDevice> devices;
-  for (int i = 0; i < count; ++i) {
-    cudaDeviceProp properties = {};
-    check(cudaGetDeviceProperties(&properties, i));
-    devices.push_back(
-        {i, properties.name,
-         fmt::format("{:04x}:{:02x}:{:02x}", properties.pciDomainID, properties.pciBusID, properties.pciDeviceID),
-         static_cast<std::int64_t>(properties.totalGlobalMem)});
-  }
-  return devices;
-}
-
-std::int64_t cuda_free_bytes(int device) {
-  check(cudaSetDevice(device));
-  std::size_t free = 0;
-  std::size_t total = 0;
-  check(cudaMemGetInfo(&free, &total));
-  return static_cast<std::int64_t>(free);
-}
-
-std::string cuda_versions() {
-  int runtime = 0;
-  if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) return "CUDA";
-  const std::size_t blas = cublasLtGetVersion();
-  return fmt::format("CUDA {}.{}, cuBLASLt {}.{}", runtime / 1000, runtime % 1000 / 10, blas / 10000, blas / 100 % 100);
-}
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
   return std::make_unique<CudaBackend>(options);

@@ -4,6 +4,9 @@
 // Matrices are float32, float16 or bfloat16 (not int8), activations of the matrices' dtype; sums are float32. With
 // `deterministic` a row's results have the same bits whatever shares its call: no product goes to cuBLASLt, which
 // chooses its kernels by shape, and attention splits sequences at fixed positions.
+//
+// Steps in which every row continues a sequence of its own are padded to a few numbers of rows and replayed as CUDA
+// graphs (recorded_steps.hpp); page tables, positions, tokens and attention's plan are uploaded before each.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +39,7 @@ struct CudaOptions {
   int device = 0;               // index of cuda_devices
   std::int64_t pool_bytes = 0;  // for all buffers
   bool deterministic = false;
+  bool graphs = true;  // record steps that repeat, and replay them
 };
 // Throws DeviceError.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);

@@ -3,7 +3,8 @@
 // 16-bit matrices, tensor_kernel: a block takes 16 * M outputs and 8 * N rows; its warps share the inputs in steps of
 // 32, warp s the steps s, s + kSlices, ... In a step lane 4g + t loads inputs 8t to 8t + 7 of outputs g and g + 8 and
 // of row g, 16 bytes each, straight from memory, and feeds them to two products of 16 inputs: which input counts as
-// which is free as long as both operands agree. At the end the warps' sums are added in order. float32 matrices,
+// which is free as long as both operands agree. At the end the warps' sums are added in order. With one or two rows
+// each block may normalise its inputs itself, which saves a launch and a pass. float32 matrices,
 // lane_kernel: a warp takes one output and up to kLaneRows rows, its lanes every 32nd group of 4 inputs; their sums are
 // added in a tree. Shapes whose rows are not whole loads of 16 bytes: plain_kernel, a thread per element.
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include "kernels/cuda/few_rows.hpp"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/machine.cuh"
+#include "kernels/cuda/norm_parts.cuh"
 
 namespace stagecoach::cuda {
 namespace {
@@ -70,8 +72,58 @@ __device__ inline uint4 load_16_bytes(const void* address, bool valid) {
   return valid ? __ldg(static_cast<const uint4*>(address)) : make_uint4(0, 0, 0, 0);
 }
 
-template <typename T, typename Y, int M, int N>
-__global__ void __launch_bounds__(kSlices * 32) tensor_kernel(Operands<T> a, Target<Y> target) {
+// 16 bytes of the inputs, which may lie in shared memory.
+template <bool kShared>
+__device__ inline uint4 load_inputs(const void* address, bool valid) {
+  if constexpr (!kShared) return load_16_bytes(address, valid);
+  return valid ? *static_cast<const uint4*>(address) : make_uint4(0, 0, 0, 0);
+}
+
+// Layer norm of the inputs, float32, before they are rounded to T.
+struct Norm {
+  const float* x;
+  std::int64_t x_stride;
+  const float* gain;
+  const float* bias;
+  float epsilon;
+};
+
+template <int M, int N>
+constexpr std::size_t sum_bytes() {
+  return sizeof(float) * static_cast<std::size_t>(kSlices * 16 * M * 8 * N);
+}
+
+// The normalised rows to shared memory, behind the sums and what block_sum needs; meanwhile the block's weights come
+// nearer.
+template <typename T, int M, int N>
+__device__ Operands<T> normalise(const Operands<T>& a, const Norm& norm) {
+  constexpr int kLine = 128 / static_cast<int>(sizeof(T));
+  const std::int64_t first_n = static_cast<std::int64_t>(blockIdx.x) * 16 * M;
+  for (std::int64_t n = first_n; n < first_n + 16 * M && n < a.out; ++n) {
+    for (std::int64_t k = static_cast<std::int64_t>(threadIdx.x) * kLine; k < a.in; k += kNormThreads * kLine) {
+      prefetch(a.w + n * a.w_stride + k);
+    }
+  }
+  auto* partial = reinterpret_cast<float*>(shared_memory() + sum_bytes<M, N>());
+  auto* rows = reinterpret_cast<T*>(partial + kNormWarps);
+  for (std::int64_t r = 0; r < a.rows; ++r) {
+    const float* row = norm.x + r * norm.x_stride;
+    const RowStatistics statistics = statistics_of(row, a.in, norm.epsilon, partial);
+    for (std::int64_t k = threadIdx.x; k < a.in; k += kNormThreads) {
+      rows[r * a.in + k] = narrow<T>(normalised(statistics, row[k], norm.gain[k], norm.bias[k]));
+    }
+  }
+  __syncthreads();
+  Operands<T> normal = a;
+  normal.x = rows;
+  normal.x_stride = a.in;
+  return normal;
+}
+
+template <typename T, typename Y, int M, int N, bool kNorm>
+__global__ void __launch_bounds__(kSlices * 32) tensor_kernel(Operands<T> given, Norm norm, Target<Y> target) {
+  Operands<T> a = given;
+  if constexpr (kNorm) a = normalise<T, M, N>(given, norm);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int slice = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4;
@@ -97,7 +149,7 @@ __global__ void __launch_bounds__(kSlices * 32) tensor_kernel(Operands<T> a, Tar
 #pragma unroll
       for (int b = 0; b < N; ++b) {
         const std::int64_t r = first_r + 8 * b + g;
-        inputs[i][b] = load_16_bytes(a.x + r * a.x_stride + k, r < a.rows && k < a.in);
+        inputs[i][b] = load_inputs<kNorm>(a.x + r * a.x_stride + k, r < a.rows && k < a.in);
       }
     }
 #pragma unroll
@@ -214,11 +266,24 @@ void tensor_linear(cudaStream_t stream, Tensor x, const Matrix& w, const Target<
     launch(stream,
            {dim3(blocks_of(w.out, 16 * m), blocks_of(x.rows, 8 * n)), dim3(kSlices * 32),
             sizeof(float) * static_cast<std::size_t>(kSlices * 16 * m * 8 * n)},
-           kernel, operands, target);
+           kernel, operands, Norm{}, target);
   };
-  if (x.rows <= 8) return run(tensor_kernel<T, Y, 1, 1>, 1, 1);
-  if (x.rows <= 16) return run(tensor_kernel<T, Y, 1, 2>, 1, 2);
-  run(tensor_kernel<T, Y, 2, 4>, 2, 4);
+  if (x.rows <= 8) return run(tensor_kernel<T, Y, 1, 1, false>, 1, 1);
+  if (x.rows <= 16) return run(tensor_kernel<T, Y, 1, 2, false>, 1, 2);
+  run(tensor_kernel<T, Y, 2, 4, false>, 2, 4);
+}
+
+// Shared memory of normalise with M = N = 1.
+std::size_t norm_bytes(std::int64_t rows, const Matrix& w) {
+  return sum_bytes<1, 1>() + kNormWarps * sizeof(float) + static_cast<std::size_t>(rows * w.in * size_of(w.dtype));
+}
+
+template <typename T, typename Y>
+void norm_tensor_linear(cudaStream_t stream, Tensor x, const Norm& norm, const Matrix& w, const Target<Y>& target) {
+  Operands<T> operands = operands_of<T>(x, w);
+  operands.x = nullptr;  // x is not of T: `norm` has it
+  launch(stream, {dim3(blocks_of(w.out, 16)), dim3(kSlices * 32), norm_bytes(x.rows, w)},
+         tensor_kernel<T, Y, 1, 1, true>, operands, norm, target);
 }
 
 template <typename Y>
@@ -256,6 +321,24 @@ void few_rows_linear(cudaStream_t stream, Tensor x, const Matrix& w, Tensor bias
     if (w.dtype == DType::kFloat32) return lane_linear(stream, x, w, target);
     if (w.dtype == DType::kFloat16) return tensor_linear<__half>(stream, x, w, target);
     tensor_linear<__nv_bfloat16>(stream, x, w, target);
+  });
+}
+
+bool norm_fits_few_rows(Tensor x, const Matrix& w) {
+  constexpr std::int64_t kFusedRows = 2;  // each block normalises all rows, one after another
+  constexpr std::size_t kFreeShared = 48 * 1024;
+  return x.rows >= 1 && x.rows <= kFusedRows && w.dtype != DType::kFloat32 && w.in * size_of(w.dtype) % 16 == 0 &&
+         norm_bytes(x.rows, w) <= kFreeShared;
+}
+
+void norm_few_rows_linear(cudaStream_t stream, Tensor x, Tensor gain, Tensor bias, float epsilon, const Matrix& w,
+                          Tensor w_bias, Epilogue epilogue, Tensor out) {
+  static_assert(kSlices * 32 == kNormThreads);
+  const Norm norm{x.f32(0), x.stride, gain.f32(0), bias.f32(0), epsilon};
+  for_dtype(out.dtype, [&](auto y) {
+    const Target<decltype(y)> target = target_of<decltype(y)>(w_bias, epilogue, out);
+    if (w.dtype == DType::kFloat16) return norm_tensor_linear<__half>(stream, x, norm, w, target);
+    norm_tensor_linear<__nv_bfloat16>(stream, x, norm, w, target);
   });
 }
 

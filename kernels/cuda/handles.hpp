@@ -1,4 +1,4 @@
-// Owners of CUDA's streams and events, and host memory that devices copy from and to at full speed.
+// Owners of CUDA's streams, events and graphs, and host memory that devices copy from and to at full speed.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -33,6 +33,16 @@ inline Event make_event() {
   check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   return Event(event);
 }
+
+struct DestroyGraph {
+  void operator()(cudaGraph_t graph) const noexcept { cudaGraphDestroy(graph); }
+};
+using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraph_t>, DestroyGraph>;
+
+struct DestroyGraphExec {
+  void operator()(cudaGraphExec_t graph) const noexcept { cudaGraphExecDestroy(graph); }
+};
+using GraphExec = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, DestroyGraphExec>;
 
 struct FreePinned {
   void operator()(void* memory) const noexcept { cudaFreeHost(memory); }

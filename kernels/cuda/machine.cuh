@@ -1,7 +1,7 @@
 // What kernels use of the machine that the CUDA language has no plain C++ for: dynamic shared memory, asynchronous
 // copies into it, matrix fragments and tensor cores. sm_80 and later.
 //
-// Every function but shared_memory and copy_async_* is a warp's: all 32 lanes call it together. `Half` is __half or
+// Every function but shared_memory, prefetch and copy_async_* is a warp's: all 32 lanes call it together. `Half` is __half or
 // __nv_bfloat16. tests/cuda_emulation has a host version of this file under the same name.
 #pragma once
 
@@ -18,6 +18,11 @@ namespace stagecoach::cuda {
 __device__ inline unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char memory[];
   return memory;
+}
+
+// Asks for the 128 bytes around `global` to come into the second-level cache.
+__device__ inline void prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global));
 }
 
 // Starts a copy of 16 bytes into shared memory; both pointers are aligned to 16 bytes. Without `valid` nothing is read

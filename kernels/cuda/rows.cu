@@ -1,6 +1,6 @@
 // One pass over rows, elements side by side on neighbouring threads.
 //
-//   embed       out(r, c) = wte(tokens[r], c) + wpe(positions[r], c)
+//   embed       out(r, c) = wte(tokens[r], c) + wpe(positions[r], c); nothing for a negative position
 //   layer_norm  out(r, c) = (x - mean) / sqrt(variance + epsilon) * gain(c) + bias(c); a block per row, two passes,
 //   sums
 //               in an order that depends on the columns alone
@@ -9,13 +9,13 @@
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/machine.cuh"
+#include "kernels/cuda/norm_parts.cuh"
 #include "kernels/cuda/rows.hpp"
 
 namespace stagecoach::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 constexpr int kTile = 32;
 constexpr int kTileRows = 8;  // of threads
 
@@ -28,22 +28,12 @@ __global__ void embed_kernel(const std::int32_t* tokens, const std::int32_t* pos
                              std::int64_t wte_stride, const P* wpe, std::int64_t wpe_stride, float* out,
                              std::int64_t out_stride, std::int64_t cols) {
   const std::int64_t r = blockIdx.x;
+  if (positions[r] < 0) return;
   const W* token = wte + tokens[r] * wte_stride;
   const P* position = wpe + positions[r] * wpe_stride;
   for (std::int64_t c = threadIdx.x; c < cols; c += blockDim.x) {
     out[r * out_stride + c] = widen(token[c]) + widen(position[c]);
   }
-}
-
-// The sum over the block's threads, in every thread. `partial` (kWarps) is shared.
-__device__ float block_sum(float value, float* partial) {
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffU, value, distance);
-  __syncthreads();  // the previous sum has been read
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0.0F;
-  for (int w = 0; w < kWarps; ++w) sum += partial[w];
-  return sum;
 }
 
 template <typename T>
@@ -52,15 +42,9 @@ __global__ void layer_norm_kernel(const float* x, std::int64_t x_stride, const f
   auto* partial = reinterpret_cast<float*>(shared_memory());
   const float* row = x + blockIdx.x * x_stride;
   T* result = out + blockIdx.x * out_stride;
-  float sum = 0.0F;
-  for (std::int64_t c = threadIdx.x; c < cols; c += kThreads) sum += row[c];
-  const float mean = block_sum(sum, partial) / static_cast<float>(cols);
-  float squares = 0.0F;
-  for (std::int64_t c = threadIdx.x; c < cols; c += kThreads) squares += (row[c] - mean) * (row[c] - mean);
-  const float variance = block_sum(squares, partial) / static_cast<float>(cols);
-  const float inverse = 1.0F / sqrtf(variance + epsilon);
-  for (std::int64_t c = threadIdx.x; c < cols; c += kThreads) {  // in place: each thread its own elements
-    result[c] = narrow<T>((row[c] - mean) * inverse * gain[c] + bias[c]);
+  const RowStatistics statistics = statistics_of(row, cols, epsilon, partial);
+  for (std::int64_t c = threadIdx.x; c < cols; c += kNormThreads) {  // in place: each thread its own elements
+    result[c] = narrow<T>(normalised(statistics, row[c], gain[c], bias[c]));
   }
 }
 
@@ -115,7 +99,7 @@ void embed(cudaStream_t stream, const std::int32_t* tokens, const std::int32_t* 
 
 void layer_norm(cudaStream_t stream, Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) {
   for_dtype(out.dtype, [&](auto t) {
-    launch(stream, {dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), kWarps * sizeof(float)},
+    launch(stream, {dim3(static_cast<unsigned>(x.rows)), dim3(kNormThreads), kNormWarps * sizeof(float)},
            layer_norm_kernel<decltype(t)>, x.f32(0), x.stride, gain.f32(0), bias.f32(0), epsilon,
            static_cast<decltype(t)*>(out.data), out.stride, x.cols);
   });

@@ -9,6 +9,7 @@
 #include <functional>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/check.hpp"
@@ -110,6 +111,71 @@ class Attention {
   std::int64_t stride_ = 0;
 };
 
+// A decode step of 8 blocks for one sequence of 1,024 positions: what the program does for a token, without embedding
+// and LM head.
+class Step {
+ public:
+  Step(Backend& backend, DType dtype) : backend_(backend) {
+    for (int b = 0; b < kBlocks; ++b) {
+      blocks_.push_back({backend.make_matrix(kEmbed, 3 * kEmbed, dtype), backend.make_matrix(kEmbed, kEmbed, dtype),
+                         backend.make_matrix(kEmbed, kInner, dtype), backend.make_matrix(kInner, kEmbed, dtype),
+                         backend.allocate(kPages * backend.kv_page_bytes(kHeads, kWidth, DType::kFloat16))});
+    }
+    memory_ = backend.allocate((2 * kEmbed + 3 * kEmbed + kInner) * 4 + 2 * kEmbed * 4);
+    auto* next = static_cast<std::byte*>(memory_.data());
+    const auto carve = [&](DType of, std::int64_t cols) {
+      return make_tensor(std::exchange(next, next + cols * 4), of, 1, cols);
+    };
+    x_ = carve(DType::kFloat32, kEmbed);
+    narrow_ = carve(dtype, kEmbed);
+    qkv_ = carve(dtype, 3 * kEmbed);
+    inner_ = carve(dtype, kInner);
+    norm_ = {carve(DType::kFloat32, kEmbed), carve(DType::kFloat32, kEmbed), 1e-5F};
+  }
+  ~Step() { backend_.forget_steps(); }
+  Step(const Step&) = delete;
+  Step& operator=(const Step&) = delete;
+
+  void run(bool as_graph) {
+    std::vector<std::int32_t> table(kPages);
+    std::iota(table.begin(), table.end(), 0);
+    const std::vector<std::int32_t> position{kPages * kPagePositions - 1}, sequence{0};
+    backend_.set_rows({{}, position, sequence, table, kPages});
+    const auto operations = [this](const Backend::Progress&) {
+      for (const Block& b : blocks_) block(b);
+    };
+    if (as_graph)
+      return backend_.step(
+          {1, 0, 0}, [] {}, operations);
+    operations([] {});
+  }
+  double bytes(double element) const {
+    return kBlocks * (element * 12 * kEmbed * kEmbed + 2.0 * 2 * kEmbed * kPages * kPagePositions);
+  }
+
+ private:
+  static constexpr int kBlocks = 8;
+  static constexpr std::int32_t kPages = 16;
+  struct Block {
+    Matrix qkv, proj, fc, out;
+    Buffer pages;
+  };
+  void block(const Block& b) {
+    const KvPages kv{b.pages.data(), DType::kFloat16, kPages, kHeads, kWidth};
+    backend_.norm_linear(x_, norm_, narrow_, b.qkv, {}, {}, qkv_);
+    backend_.attention(qkv_, kv, 0.125F, narrow_);
+    backend_.linear(narrow_, b.proj, {}, {Activation::kNone, true}, x_);
+    backend_.norm_linear(x_, norm_, narrow_, b.fc, {}, {Activation::kGeluTanh, false}, inner_);
+    backend_.linear(inner_, b.out, {}, {Activation::kNone, true}, x_);
+  }
+
+  Backend& backend_;
+  std::vector<Block> blocks_;
+  Buffer memory_;
+  Tensor x_, narrow_, qkv_, inner_;
+  Backend::Norm norm_;
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -129,6 +195,7 @@ int main(int argc, char** argv) {
   const Buffer picked = backend->allocate(64 * kVocab * 4);
   Attention prefill(*backend, dtype, 8, 0, 1024), decode(*backend, dtype, 32, 1023, 1),
       alone(*backend, dtype, 1, 1023, 1);
+  Step step(*backend, dtype);
 
   const double element = static_cast<double>(size_of(dtype));
   const double keys = 2.0 * kEmbed * 2;  // bytes of a position's keys and values in float16
@@ -158,14 +225,19 @@ int main(int argc, char** argv) {
       {"attention, 32 rows at 1024, keys and values read", 8.0 * 32 * 1024 * keys, true, [&] { decode.run(); }});
   subjects.push_back({"attention, 1 row at 1024, keys and values read", 8.0 * 1024 * keys, true, [&] { alone.run(); }});
 
-  for (int round = -2; round < rounds; ++round) {
+  for (const bool as_graph : {false, true}) {
+    subjects.push_back({fmt::format("decode step of 8 blocks, {}", as_graph ? "a graph" : "plain launches"),
+                        step.bytes(element), true, [&, as_graph] { step.run(as_graph); }});
+  }
+
+  for (int round = -3; round < rounds; ++round) {
     for (Subject& s : subjects) {
       backend->synchronize();
       const auto start = std::chrono::steady_clock::now();
       s.run();
       backend->synchronize();
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      if (round >= 0) s.rates.push_back(s.work / seconds);  // the first two warm up
+      if (round >= 0) s.rates.push_back(s.work / seconds);  // the first three warm up: a step's third is replayed
     }
   }
   const double copy = median(subjects[0].rates), product = median(subjects[1].rates);

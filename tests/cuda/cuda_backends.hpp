@@ -14,4 +14,8 @@ inline std::unique_ptr<Backend> deterministic_cuda_backend() {
   return make_cuda_backend({.device = 0, .pool_bytes = std::int64_t{64} << 20, .deterministic = true});
 }
 
+inline std::unique_ptr<Backend> ungraphed_cuda_backend() {
+  return make_cuda_backend({.device = 0, .pool_bytes = std::int64_t{64} << 20, .deterministic = true, .graphs = false});
+}
+
 }  // namespace stagecoach::test

@@ -5,6 +5,7 @@
 #include "kernels/backend.hpp"
 #include "tests/cuda/attention_fixture.hpp"
 #include "tests/cuda_emulation/emulation.hpp"
+#include "tests/cuda_emulation/in_child.hpp"
 
 namespace {
 
@@ -68,12 +69,10 @@ TEST_CASE("CUDA attention: broken machines are noticed") {
   const auto noticed = [&](const AttentionCase& shape, const emulation::Mutations& mutations) {
     emulation::reset();
     const PagedConversation conversation(random, shape, kLengths);
-    emulation::mutate(mutations);
-    try {
+    return emulation::noticed_in_child([&] {
+      emulation::mutate(mutations);
       return !(worst_result(conversation, run(conversation)).ratio <= 1.0);
-    } catch (const stagecoach::DeviceError&) {
-      return true;
-    }
+    });
   };
   const std::vector<AttentionCase> shapes = cases(random);
   for (const AttentionCase& shape : shapes) CHECK(noticed(shape, {.no_barriers = true}));

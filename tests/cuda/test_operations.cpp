@@ -87,6 +87,42 @@ TEST_CASE("layer norm, gather, embedding") {
   }
 }
 
+TEST_CASE("layer norm and a product at once have the bits of one after the other") {
+  Random random = fresh_random();
+  const std::unique_ptr<Backend> backend = cuda_backend();
+  const std::vector<Shape> shapes = {{1, 64, 64},  {1, 1600, 48}, {2, 1600, 40}, {1, 8, 17},     {2, 72, 33},
+                                     {3, 128, 16}, {1, 520, 7},   {1, 13, 20},   {2, 16384, 16}, {20, 64, 24}};
+  for (const DType dtype : kFloats) {
+    for (const Shape& s : shapes) {
+      const bool add = random.between(0, 1) == 0;
+      const DType out_dtype = add || random.between(0, 1) == 0 ? DType::kFloat32 : dtype;
+      INFO(name_of(dtype) << " " << s.rows << " rows (" << s.in << ", " << s.out << ") to " << name_of(out_dtype)
+                          << (add ? " added" : ""));
+      const Matrix w = random_matrix(*backend, random, s.in, s.out, dtype);
+      DeviceArray x(*backend, DType::kFloat32, s.rows, s.in, s.in + random.between(0, 3));
+      x.randomize(random, 10.0F);
+      DeviceArray gain(*backend, DType::kFloat32, 1, s.in), shift(*backend, DType::kFloat32, 1, s.in);
+      gain.randomize(random);
+      shift.randomize(random);
+      DeviceArray bias(*backend, out_dtype, 1, s.out);
+      bias.randomize(random);
+      DeviceArray normal(*backend, dtype, s.rows, s.in);
+      DeviceArray apart(*backend, out_dtype, s.rows, s.out), together(*backend, out_dtype, s.rows, s.out, s.out + 4);
+      if (add) {
+        for (DeviceArray* out : {&apart, &together}) out->randomize(random, 0.0F);
+      }
+      const Epilogue epilogue{add ? Activation::kNone : Activation::kGeluTanh, add};
+      backend->layer_norm(x.view(), gain.view(), shift.view(), 1e-5F, normal.view());
+      backend->linear(normal.view(), w, bias.view(), epilogue, apart.view());
+      DeviceArray scratch(*backend, dtype, s.rows, s.in);
+      backend->norm_linear(x.view(), {gain.view(), shift.view(), 1e-5F}, scratch.view(), w, bias.view(), epilogue,
+                           together.view());
+      CHECK(together.values() == apart.values());
+      CHECK(together.guarded());
+    }
+  }
+}
+
 TEST_CASE("attention through the backend: conversations grow in chunks, pages are copied") {
   Random random = fresh_random();
   for (const DType dtype : kFloats) {

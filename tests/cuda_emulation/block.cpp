@@ -22,6 +22,7 @@ namespace {
 struct Abandoned {};  // unwinds the threads of a block that cannot go on
 
 constexpr std::size_t kSharedAlignment = 128;
+constexpr std::uint64_t kMostSkippedBarriers = 20'000'000;  // of a block; those of ours are far from it
 constexpr unsigned char kCanary = 0xC5;
 #if defined(__SANITIZE_ADDRESS__)
 constexpr std::size_t kCanaryBytes = 0;
@@ -124,6 +125,7 @@ void Runner::begin_block(std::uint64_t number) {
   }
   live_ = thread_count_;
   at_barrier_ = predicates_ = 0;
+  skipped_barriers_ = 0;
   aborting_ = false;
   current_ = -1;
   for (std::size_t w = 0; w < warps_.size(); ++w) {
@@ -297,7 +299,10 @@ void Runner::run_thread(int index, PooledFiber& fiber) {
 }
 
 BarrierCounts Runner::barrier(bool predicate) {
-  if (options_.no_barriers) return {1, predicate};
+  if (options_.no_barriers) {  // may keep a loop from ending
+    if (++skipped_barriers_ > kMostSkippedBarriers) fault("does not end without its barriers");
+    return {1, predicate};
+  }
   threads_[static_cast<std::size_t>(current_)].state = State::kAtBarrier;
   predicates_ += predicate;
   if (++at_barrier_ == live_) release_barrier();

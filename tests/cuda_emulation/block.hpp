@@ -132,6 +132,7 @@ class Runner {
   int live_ = 0;
   int at_barrier_ = 0;
   int predicates_ = 0;
+  std::uint64_t skipped_barriers_ = 0;
   BarrierCounts counts_;
   bool aborting_ = false;
   std::string fault_;

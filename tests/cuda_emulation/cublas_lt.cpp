@@ -246,11 +246,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     p.out = d;
     p.transpose_a = desc->trans_a != CUBLAS_OP_N;
     p.transpose_b = desc->trans_b != CUBLAS_OP_N;
-    m.enqueue(stream_id, device, [p, workspace, needed] {
-      if (needed > 0) std::memset(workspace, 0xFF, needed);  // nobody else may use it meanwhile
-      emulation::multiply(p);
-      return cudaSuccess;
-    });
-    return CUBLAS_STATUS_SUCCESS;
+    const cudaError_t queued =
+        m.submit(stream_id, {device, [p, workspace, needed] {
+                               if (needed > 0)
+                                 std::memset(workspace, 0xFF, needed);  // nobody else may use it meanwhile
+                               emulation::multiply(p);
+                               return cudaSuccess;
+                             }});
+    return queued == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
   });
 }

@@ -27,12 +27,25 @@ void fail_call(std::uint64_t n, int error, bool sticky) {
   m.fail_with = error;
   m.fail_sticky = sticky;
   m.failed_call.clear();
+  m.failed_in_capture = false;
 }
 
 std::string failed_call() {
   Machine& m = machine();
   const std::lock_guard lock(m.mutex);
   return m.failed_call;
+}
+
+bool failed_in_capture() {
+  Machine& m = machine();
+  const std::lock_guard lock(m.mutex);
+  return m.failed_in_capture;
+}
+
+std::uint64_t graph_launches() {
+  Machine& m = machine();
+  const std::lock_guard lock(m.mutex);
+  return m.graph_launches;
 }
 
 std::uint64_t calls() {

@@ -36,13 +36,17 @@ void schedule(Timing timing, Order order, std::uint64_t seed = 1, bool early_cop
 // Calls that only tell errors, versions or sizes of the machine (cudaGetLastError, cudaGetErrorString, ...) do not
 // count.
 void fail_call(std::uint64_t n, int error, bool sticky = false);
-// The name of the call that fail_call made fail; empty before.
+// The name of the call that fail_call made fail; empty before. Whether the thread that made it was capturing.
 std::string failed_call();
+bool failed_in_capture();
+// Graphs launched since reset.
+std::uint64_t graph_launches();
 std::uint64_t calls();  // since reset
 
 // What is alive.
 struct Live {
   std::size_t device_allocations = 0, device_bytes = 0, pinned_allocations = 0, streams = 0, events = 0;
+  std::size_t graphs = 0;          // captured and instantiated ones
   std::size_t cublas_objects = 0;  // handles, descriptors, layouts, preferences
   bool operator==(const Live&) const = default;
 };
@@ -54,6 +58,8 @@ struct Mutations {
   int cut_every = 0;           // every so many launches the last block does not run; 0: never
   bool no_barriers = false;    // __syncthreads does nothing
   bool no_copy_waits = false;  // copies into shared memory never land, unless early
+  int forget_every = 0;        // every so many captured operations are left out of their graph; 0: never
+  bool first_graph = false;    // cudaGraphLaunch launches the oldest graph of the device, whichever it was given
 };
 void mutate(const Mutations& mutations);
 

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <utility>
 
 namespace stagecoach::cuda_emulation {
@@ -20,6 +21,28 @@ ThreadState& thread_state(const Machine& m) {
   return of_thread;
 }
 
+// For the whole program, which cannot be steered from within: STAGECOACH_EMULATION="devices=2 memory_mib=100 driver=0
+// fail=1000 rank=1"; `fail` is fail_call with a broken device, on that rank of an MPI job alone where `rank` is given.
+void follow_environment(Machine& m) {
+  const char* const text = std::getenv("STAGECOACH_EMULATION");
+  if (text == nullptr) return;
+  const auto value_of = [text](const std::string& name, std::uint64_t otherwise) -> std::uint64_t {
+    const char* const found = std::strstr(text, (name + "=").c_str());
+    return found == nullptr ? otherwise : std::strtoull(found + name.size() + 1, nullptr, 10);
+  };
+  Options options;
+  options.devices = static_cast<int>(value_of("devices", 1));
+  options.memory_bytes = value_of("memory_mib", options.memory_bytes >> 20) << 20;
+  options.driver = value_of("driver", 1) != 0;
+  m.reset(options);
+  const char* const rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  const std::uint64_t own = rank == nullptr ? 0 : std::strtoull(rank, nullptr, 10);
+  if (value_of("rank", own) != own) return;
+  m.fail_at = value_of("fail", 0);
+  m.fail_with = cudaErrorIllegalAddress;
+  m.fail_sticky = true;
+}
+
 // The runner of the kernel that runs now: one host thread at a time.
 Runner* running = nullptr;
 
@@ -27,6 +50,7 @@ Runner* running = nullptr;
 
 Machine& machine() {
   static Machine the_machine;
+  [[maybe_unused]] static const bool followed = (follow_environment(the_machine), true);
   return the_machine;
 }
 
@@ -43,6 +67,8 @@ void Machine::reset(const Options& new_options) {
   mutations = {};
   stream_handles.clear();
   event_handles.clear();
+  graphs.clear();
+  graph_execs.clear();
   for (const auto& [pointer, bytes] : pinned_memory) std::free(const_cast<void*>(pointer));
   pinned_memory.clear();
   cublas_objects.clear();
@@ -53,7 +79,8 @@ void Machine::reset(const Options& new_options) {
     devices.back()->default_stream = streams.create_default(d);
   }
   random = Random(options.seed);
-  calls = launches = fail_at = 0;
+  calls = launches = captured = graph_launches = graphs_made = fail_at = 0;
+  failed_in_capture = false;
   ++generation;
   failed_call.clear();
   last_fault.clear();
@@ -68,6 +95,7 @@ Live Machine::live() const {
   live.pinned_allocations = pinned_memory.size();
   live.streams = stream_handles.size();
   live.events = event_handles.size();
+  live.graphs = graphs.size() + graph_execs.size();
   live.cublas_objects = cublas_objects.size();
   return live;
 }
@@ -88,7 +116,40 @@ Place Machine::enqueue(std::uint64_t stream, int device, std::function<cudaError
   return place;
 }
 
-cudaError_t Machine::run_kernel(const Launch& launch, bool cut) {
+cudaError_t Machine::submit(std::uint64_t stream, Work work) {
+  Capture* const capture = capture_of(stream);
+  if (capture == nullptr) {
+    const int device = work.device;
+    enqueue(stream, device, std::move(work.run), {}, work.also);
+    return devices[static_cast<std::size_t>(device)]->sticky;
+  }
+  if (capture->invalid) return cudaErrorStreamCaptureInvalidated;
+  const int every = mutations.forget_every;
+  if (every == 0 || ++captured % static_cast<std::uint64_t>(every) != 0) capture->work.push_back(std::move(work));
+  return cudaSuccess;
+}
+
+Capture* Machine::capture_of(std::uint64_t stream) {
+  for (const auto& [handle, state] : stream_handles) {
+    if (state->id == stream && state->capture) return &*state->capture;
+  }
+  return nullptr;
+}
+
+cudaError_t Machine::refuse_in_capture(std::uint64_t stream) {
+  bool refused = false;
+  for (const auto& [handle, state] : stream_handles) {
+    if (!state->capture) continue;
+    const bool unsafe = state->capture->thread == std::this_thread::get_id() && !state->capture->relaxed;
+    if (!unsafe && state->id != stream) continue;
+    state->capture->invalid = true;
+    refused = true;
+  }
+  return refused ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+
+cudaError_t Machine::run_kernel(const Launch& launch) {
+  const bool cut = mutations.cut_every > 0 && ++launches % static_cast<std::uint64_t>(mutations.cut_every) == 0;
   running = &runner;
   std::string fault = runner.run(launch,
                                  {.order = options.order,
@@ -156,6 +217,11 @@ cudaError_t begin_call(Machine& m, const char* name) {
   ++m.calls;
   if (m.fail_at == m.calls) {
     m.failed_call = name;
+    for (const auto& [handle, stream] : m.stream_handles) {  // a call that fails makes what it would be part of invalid
+      if (!stream->capture || stream->capture->thread != std::this_thread::get_id()) continue;
+      stream->capture->invalid = true;
+      m.failed_in_capture = true;
+    }
     const auto device = static_cast<std::size_t>(current_device(m));
     if (m.fail_sticky && device < m.devices.size()) m.devices[device]->sticky = static_cast<cudaError_t>(m.fail_with);
     return static_cast<cudaError_t>(m.fail_with);

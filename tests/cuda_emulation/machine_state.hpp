@@ -13,6 +13,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/cuda_emulation/block.hpp"
@@ -20,9 +21,38 @@
 #include "tests/cuda_emulation/emulation.hpp"
 #include "tests/cuda_emulation/streams.hpp"
 
+namespace stagecoach::cuda_emulation {
+
+// Device work as it is queued, once or with every launch of a graph. `device` and `also`: see Machine::enqueue.
+struct Work {
+  int device = 0;
+  std::function<cudaError_t()> run;
+  int also = -1;
+};
+// Of a stream, between cudaStreamBeginCapture and cudaStreamEndCapture.
+struct Capture {
+  std::thread::id thread;
+  bool relaxed = false;  // calls that are unsafe meanwhile are the caller's business
+  bool invalid = false;
+  std::vector<Work> work;
+};
+
+}  // namespace stagecoach::cuda_emulation
+
 struct CUstream_st {
   int device;
   std::uint64_t id;
+  std::optional<stagecoach::cuda_emulation::Capture> capture;
+};
+struct CUgraph_st {
+  int device;
+  std::vector<stagecoach::cuda_emulation::Work> work;
+};
+struct CUgraphExec_st {
+  int device;
+  std::uint64_t number;
+  std::vector<stagecoach::cuda_emulation::Work> work;
+  void* memory;  // of its device, as real ones take some
 };
 struct CUevent_st {
   int device;
@@ -55,7 +85,14 @@ class Machine {
   // (and that of `also`, for copies between devices).
   Place enqueue(std::uint64_t stream, int device, std::function<cudaError_t()> run, std::vector<Place> after = {},
                 int also = -1);
-  cudaError_t run_kernel(const Launch& launch, bool cut);
+  cudaError_t run_kernel(const Launch& launch);
+  // Queues work of a stream that is not capturing, or adds it to what the stream captures.
+  cudaError_t submit(std::uint64_t stream, Work work);
+  // The capture of the stream; null when there is none.
+  Capture* capture_of(std::uint64_t stream);
+  // For calls that must not come between the beginning and the end of a capture of this thread: makes those invalid and
+  // returns the error. `stream`: 0, or the one that the call is about, whose capture forbids it to all threads.
+  cudaError_t refuse_in_capture(std::uint64_t stream = 0);
 
   // The device whose address it is, or -1.
   int device_of(const void* pointer) const;
@@ -72,14 +109,16 @@ class Machine {
   Streams streams;
   std::map<cudaStream_t, std::unique_ptr<CUstream_st>> stream_handles;
   std::map<cudaEvent_t, std::unique_ptr<CUevent_st>> event_handles;
+  std::map<cudaGraph_t, std::unique_ptr<CUgraph_st>> graphs;
+  std::map<cudaGraphExec_t, std::unique_ptr<CUgraphExec_st>> graph_execs;
   std::map<const void*, std::size_t> pinned_memory;
   std::map<const void*, std::unique_ptr<void, void (*)(void*)>> cublas_objects;
   Runner runner;
   Random random{1};
-  std::uint64_t calls = 0, launches = 0, generation = 0;
+  std::uint64_t calls = 0, launches = 0, generation = 0, captured = 0, graph_launches = 0, graphs_made = 0;
   std::uint64_t fail_at = 0;  // number of the call that fails; 0 none
   int fail_with = 0;
-  bool fail_sticky = false;
+  bool fail_sticky = false, failed_in_capture = false;
   std::string failed_call, last_fault;
 };
 

@@ -65,6 +65,16 @@ cudaError_t copy(Machine& m, const Copy& c, cudaMemcpyKind kind, cudaStream_t ha
   const int also = to.device >= 0 ? from.device : -1;
   Copy queued = c;
   std::vector<std::byte> staged;
+  if (m.capture_of(stream) != nullptr) {
+    const bool pageable = (from.device < 0 && !from.pinned) || (to.device < 0 && !to.pinned);
+    if (wait || pageable) return m.refuse_in_capture(stream);
+    return m.submit(stream, {open >= 0 ? open : device,
+                             [queued] {
+                               queued.run();
+                               return cudaSuccess;
+                             },
+                             also});
+  }
   if (from.device < 0 && !from.pinned) {  // read now
     if (wait) m.streams.run_stream(stream);
     staged.resize(c.width * c.height);
@@ -91,17 +101,17 @@ cudaError_t fill(Machine& m, void* to, int value, std::size_t bytes, cudaStream_
   if (bytes == 0) return cudaSuccess;
   Side side = {};
   if (!look_up(m, to, bytes, side) || (side.device < 0 && !side.pinned)) return cudaErrorInvalidValue;
-  m.enqueue(stream, side.device >= 0 ? side.device : device, [=] {
-    std::memset(to, value, bytes);
-    return cudaSuccess;
-  });
-  return cudaSuccess;
+  return m.submit(stream, {side.device >= 0 ? side.device : device, [=] {
+                             std::memset(to, value, bytes);
+                             return cudaSuccess;
+                           }});
 }
 
 }  // namespace
 
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
   return counted_call("cudaMalloc", [&](Machine& m) {
+    if (const cudaError_t error = m.refuse_in_capture()) return error;
     if (pointer == nullptr) return cudaErrorInvalidValue;
     *pointer = nullptr;
     if (bytes == 0) return cudaSuccess;
@@ -113,6 +123,7 @@ cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
 cudaError_t cudaFree(void* pointer) {
   return counted_call<Kind::kReleases>("cudaFree", [&](Machine& m) {
     if (pointer == nullptr) return cudaSuccess;
+    if (const cudaError_t error = m.refuse_in_capture()) return error;
     const int device = m.device_of(pointer);
     if (device < 0) return cudaErrorInvalidValue;
     m.streams.run_device(device);  // work that uses it may be queued
@@ -124,6 +135,7 @@ cudaError_t cudaFree(void* pointer) {
 
 cudaError_t cudaHostAlloc(void** pointer, std::size_t bytes, unsigned flags) {
   return counted_call("cudaHostAlloc", [&](Machine& m) {
+    if (const cudaError_t error = m.refuse_in_capture()) return error;
     constexpr unsigned kFlags = cudaHostAllocPortable | cudaHostAllocMapped | cudaHostAllocWriteCombined;
     if (pointer == nullptr || (flags & ~kFlags) != 0) return cudaErrorInvalidValue;
     *pointer = nullptr;
@@ -142,6 +154,7 @@ cudaError_t cudaMallocHost(void** pointer, std::size_t bytes, unsigned flags) {
 cudaError_t cudaFreeHost(void* pointer) {
   return counted_call<Kind::kReleases>("cudaFreeHost", [&](Machine& m) {
     if (pointer == nullptr) return cudaSuccess;
+    if (const cudaError_t error = m.refuse_in_capture()) return error;
     const auto found = m.pinned_memory.find(pointer);
     if (found == m.pinned_memory.end()) return cudaErrorInvalidValue;
     for (int device = 0; device < static_cast<int>(m.devices.size()); ++device) m.streams.run_device(device);

@@ -5,6 +5,7 @@
 #include "tests/cuda_emulation/machine_state.hpp"
 
 namespace emulation = stagecoach::cuda_emulation;
+using emulation::Capture;
 using emulation::counted_call;
 using emulation::Kind;
 using emulation::Machine;
@@ -31,7 +32,7 @@ cudaError_t create(Machine& m, cudaStream_t* handle, unsigned flags) {
   if (handle == nullptr || (flags & ~cudaStreamNonBlocking) != 0) return cudaErrorInvalidValue;
   const int device = emulation::current_device(m);
   const std::uint64_t id = m.streams.create(device, flags == cudaStreamDefault);
-  auto stream = std::make_unique<CUstream_st>(CUstream_st{device, id});
+  auto stream = std::make_unique<CUstream_st>(CUstream_st{device, id, {}});
   *handle = stream.get();
   m.stream_handles[*handle] = std::move(stream);
   return cudaSuccess;
@@ -75,6 +76,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return counted_call("cudaStreamSynchronize", [&](Machine& m) {
     FoundStream found;
     if (const cudaError_t error = find(m, stream, found)) return error;
+    if (const cudaError_t error = m.refuse_in_capture(found.id)) return error;
     const bool legacy = found.id == m.devices[static_cast<std::size_t>(found.device)]->default_stream;
     // An operation of the default stream comes after everything in blocking streams.
     m.streams.run_until(legacy ? m.streams.enqueue(found.id, [] {}) : m.streams.end(found.id));
@@ -86,6 +88,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   return counted_call("cudaStreamQuery", [&](Machine& m) {
     FoundStream found;
     if (const cudaError_t error = find(m, stream, found)) return error;
+    if (const cudaError_t error = m.refuse_in_capture(found.id)) return error;
     return query(m, m.streams.end(found.id), found.device);
   });
 }
@@ -96,6 +99,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     const CUevent_st* waited = find(m, event);
     if (find(m, stream, found) != cudaSuccess || waited == nullptr) return cudaErrorInvalidResourceHandle;
     if (!waited->record) return cudaSuccess;
+    if (Capture* capture = m.capture_of(found.id)) {  // of what is not captured
+      capture->invalid = true;
+      return cudaErrorStreamCaptureIsolation;
+    }
     if (m.mutations.drop_waits != 0) {
       if (m.mutations.drop_waits > 0) --m.mutations.drop_waits;
       return cudaSuccess;
@@ -137,6 +144,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     if (find(m, stream, found) != cudaSuccess || recorded == nullptr || recorded->device != found.device) {
       return cudaErrorInvalidResourceHandle;
     }
+    // Real ones become part of the capture; nothing here needs that.
+    if (m.capture_of(found.id) != nullptr) return m.refuse_in_capture(found.id);
     const Place place = {found.id, m.streams.end(found.id).count + 1};
     recorded->record = place;
     m.streams.enqueue(found.id, [&m, event, place] {
@@ -152,6 +161,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   return counted_call("cudaEventQuery", [&](Machine& m) {
+    if (const cudaError_t error = m.refuse_in_capture()) return error;
     const CUevent_st* queried = find(m, event);
     if (queried == nullptr) return cudaErrorInvalidResourceHandle;
     return queried->record ? query(m, *queried->record, queried->device) : cudaSuccess;
@@ -160,6 +170,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   return counted_call("cudaEventSynchronize", [&](Machine& m) {
+    if (const cudaError_t error = m.refuse_in_capture()) return error;
     const CUevent_st* waited = find(m, event);
     if (waited == nullptr) return cudaErrorInvalidResourceHandle;
     if (waited->record) m.streams.run_until(*waited->record);
@@ -215,10 +226,7 @@ cudaError_t emulation::launch_kernel(const cudaLaunchConfig_t& config, const voi
     if (config.dynamicSmemBytes > (raised != allowed.end() ? raised->second : kSharedBytes)) {
       return cudaErrorInvalidValue;
     }
-    const int every = m.mutations.cut_every;
-    const bool cut = every > 0 && ++m.launches % static_cast<std::uint64_t>(every) == 0;
     Launch launch = {config.gridDim, block, config.dynamicSmemBytes, std::move(thread)};
-    m.enqueue(found.id, device, [&m, launch = std::move(launch), cut] { return m.run_kernel(launch, cut); });
-    return sticky(m, device);
+    return m.submit(found.id, {device, [&m, launch = std::move(launch)] { return m.run_kernel(launch); }});
   });
 }

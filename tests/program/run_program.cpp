@@ -49,8 +49,9 @@ Ended run_program(int ranks, const std::string& arguments, int limit_s, const st
   return start_and_wait(STAGECOACH_PROGRAM, ranks, arguments, limit_s, before);
 }
 
-Ended run_emulated(int ranks, const std::string& arguments, int limit_s) {
-  return start_and_wait(STAGECOACH_EMULATED_PROGRAM, ranks, arguments, limit_s, "");
+Ended run_emulated(int ranks, const std::string& arguments, int limit_s, const std::string& machine) {
+  const std::string before = machine.empty() ? "" : fmt::format("export STAGECOACH_EMULATION='{}'\n", machine);
+  return start_and_wait(STAGECOACH_EMULATED_PROGRAM, ranks, arguments, limit_s, before);
 }
 
 ScratchFolder::ScratchFolder() {

@@ -21,8 +21,9 @@ struct Ended {
 // does first. limit_s 0: none, and the program takes the shell's process id.
 Ended run_program(int ranks, const std::string& arguments, int limit_s = 60, const std::string& before = "");
 
-// The same of the program whose GPUs are emulated: one for each process, with one name.
-Ended run_emulated(int ranks, const std::string& arguments, int limit_s = 60);
+// The same of the program whose GPUs are emulated: one for each process, with one name, unless `machine` says otherwise
+// (STAGECOACH_EMULATION: tests/cuda_emulation/machine_state.cpp).
+Ended run_emulated(int ranks, const std::string& arguments, int limit_s = 60, const std::string& machine = "");
 
 // A fresh folder, removed with the object.
 class ScratchFolder {

@@ -66,3 +66,48 @@ TEST_CASE("what GPUs cannot do is refused in one line") {
   refused(run_emulated(0, large), 3, "does not fit in memory");
   refused(run_emulated(2, large + "--device cuda:0"), 3, "does not fit in memory");
 }
+
+TEST_CASE("each rank takes the GPU of its number on its host") {
+  const ScratchFolder folder;
+  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3]}\n");
+  const std::string generate = "generate" + kModel + " --max-new-tokens 3 --fresh -v --prompts " +
+                               (folder / "p.jsonl") + " --output " + (folder / "o.jsonl");
+  const Ended two = run_emulated(2, generate, 60, "devices=2");
+  INFO(two.err);
+  CHECK(two.status == 0);
+  CHECK(two.says("cuda (Emulated device, device 0)"));
+  CHECK(two.says("cuda (Emulated device, device 1)"));
+  const Ended stages = run_emulated(0, generate + " --stages 2", 60, "devices=2");
+  INFO(stages.err);
+  CHECK(stages.status == 0);
+  CHECK(stages.says("cuda (Emulated device, device 1)"));
+  CHECK(run_emulated(3, generate, 60, "devices=2").says("2 ranks compute on one GPU"));
+}
+
+TEST_CASE("no driver, no GPU, a GPU too small, a GPU that breaks: one line and the right status") {
+  const ScratchFolder folder;
+  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3]}\n");
+  const std::string output = folder / "o.jsonl";
+  const std::string generate = "generate" + kModel + " --ignore-eos --max-new-tokens 100 --fresh --prompts " +
+                               (folder / "p.jsonl") + " --output " + output + " ";
+  const auto ends = [&](const Ended& ended, int status, const std::string& text) {
+    INFO(ended.err);
+    CHECK(ended.status == status);
+    CHECK(ended.messages() == (status == 0 ? 0 : 1));
+    CHECK(ended.says(text));
+    CHECK((status == 0) == std::filesystem::exists(output));
+    std::filesystem::remove(output);
+  };
+  for (const int ranks : {0, 2}) {
+    for (const std::string machine : {"driver=0", "devices=0"}) {
+      ends(run_emulated(ranks, generate + "--device cuda:0", 60, machine), 2, "no CUDA device: ");
+      ends(run_emulated(ranks, generate, 60, machine), 0, "");  // the CPU is asked for nothing
+    }
+    ends(run_emulated(ranks, generate + "--device cuda:0", 60, "memory_mib=2"), 3, "does not fit in memory");
+    for (const int call : {900, 1500}) {
+      const std::string machine = "fail=" + std::to_string(call) + (ranks == 2 ? " rank=1" : "");
+      ends(run_emulated(ranks, generate + "--device cuda:0", 60, machine), 1,
+           "CUDA: an illegal memory access was encountered");
+    }
+  }
+}

@@ -14,6 +14,8 @@ inline unsigned char* shared_memory() {
   return cuda_emulation::dynamic_shared_memory();
 }
 
+inline void prefetch(const void*) {}
+
 inline void copy_async_16(void* shared, const void* global, bool valid) {
   cuda_emulation::copy_async(shared, global, valid);
 }
