@@ -197,6 +197,9 @@ TEST_CASE("the nearest word is found, and words stay on one line") {
   CHECK(stagecoach::nearest(std::string(1000, 'm'), {"model"}).empty());
   CHECK(stagecoach::shown("a\nb\x1b") == "a\\x0ab\\x1b");
   CHECK(stagecoach::shown(std::string(1000, 'a')).size() == 83);
+  CHECK(stagecoach::shown("\xc3\xa4") == "\xc3\xa4");
+  CHECK(stagecoach::printable("\xc3\xa4\n\x7f~") == "\\xc3\\xa4\\x0a\\x7f~");
+  CHECK(stagecoach::printable("abcd", 3) == "abc...");
 }
 
 }  // namespace
