@@ -157,7 +157,7 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
   float* scores = state.scores + begin * kScoreStride;
   accumulate(rows, kPagePositions / kUnit,
              TileOperands{state.q + begin * state.q_stride, state.q_stride, 0, layout.head_dim, scores, kScoreStride,
-                          false, reinterpret_cast<const char*>(values),
+                          reinterpret_cast<const char*>(values),
                           fetch_step<W>(kPagePositions * width, rows, kPagePositions / kUnit, layout.head_dim)},
              keys, kPagePositions);
   std::int64_t whole = begin;  // rows from here on see the whole tile
@@ -168,7 +168,7 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
     if (valid == kPagePositions) continue;
     whole = r + 1;
     accumulate(1, width / kUnit,
-               TileOperands{state.scores + r * kScoreStride, 0, 0, valid, out, width, false,
+               TileOperands{state.scores + r * kScoreStride, 0, 0, valid, out, width,
                             reinterpret_cast<const char*>(next_keys), 0},
                values, width);
   }
@@ -176,7 +176,7 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
     accumulate(group.rows - whole, width / kUnit,
                TileOperands{
                    state.scores + whole * kScoreStride, kScoreStride, 0, kPagePositions, state.tile_out + whole * width,
-                   width, false, reinterpret_cast<const char*>(next_keys),
+                   width, reinterpret_cast<const char*>(next_keys),
                    fetch_step<W>(kPagePositions * layout.head_dim, group.rows - whole, width / kUnit, kPagePositions)},
                values, width);
   }

@@ -23,6 +23,10 @@ using namespace cpu;
 
 // Rows below this many elements are not worth waking a thread.
 constexpr std::int64_t kInlineElements = 16 * 1024;
+// Fewer tasks of a product would leave threads without work at its end.
+constexpr std::int64_t kTasksPerThread = 16;
+// With no more rows than this every panel is a task: x is so small that it stays close anyway.
+constexpr std::int64_t kFewRows = 36;
 // Largest head_dim that the threads' scratch has room for from the start; beyond it grows.
 constexpr std::int64_t kUsualHeadDim = 256;
 
@@ -32,7 +36,7 @@ class CpuBackend final : public Backend {
       : simd_(resolve_simd(options.simd)), kernels_(kernels_for(simd_)), pool_(options.threads) {
     scratch_.resize(static_cast<std::size_t>(pool_.threads()));
     for (ThreadScratch& s : scratch_) {
-      s.linear = memory_.allocate((kRowBlock + kWideK) * kPanel * size_of(DType::kFloat32));
+      s.linear = memory_.allocate((kTaskPanels * kRowBlock + kWideK) * kPanel * size_of(DType::kFloat32));
       s.attention = memory_.allocate(attention_scratch_floats(kUsualHeadDim) * size_of(DType::kFloat32));
     }
   }
@@ -137,9 +141,7 @@ class CpuBackend final : public Backend {
     check_linear(x, w, bias, epilogue, out);
     check_float32(x, out, "linear");
     if (x.rows == 0) return;
-    // Blocks of equal height; those of one panel follow one another, so its weights come from memory once.
-    const std::int64_t blocks = (x.rows + kRowBlock - 1) / kRowBlock;
-    const std::int64_t height = (x.rows + blocks - 1) / blocks;
+    const auto [height, blocks, panels] = cut(x.rows, MatrixLayout{w.in, w.out}.panels());
     LinearArgs args{
         nullptr,  {},         w.storage.data(), w.dtype, w.in, w.out, bias.data == nullptr ? nullptr : bias.f32(0),
         epilogue, out.f32(0), out.stride};
@@ -148,9 +150,13 @@ class CpuBackend final : public Backend {
     } else {
       args.x = pack(x.f32(0), x.stride, x.rows, x.cols, height);
     }
-    pool_.run(MatrixLayout{w.in, w.out}.panels() * blocks, [&](std::int64_t task, int thread) {
+    // The blocks of some panels follow one another, so that their weights come from memory once.
+    const std::int64_t all_panels = MatrixLayout{w.in, w.out}.panels();
+    pool_.run((all_panels + panels - 1) / panels * blocks, [&](std::int64_t task, int thread) {
+      const std::int64_t panel = task / blocks * panels;
       const std::int64_t first = task % blocks * height;
-      kernels_.linear(args, task / blocks, first, std::min(height, x.rows - first), linear_scratch(thread));
+      kernels_.linear(args, {panel, std::min(panels, all_panels - panel), first, std::min(height, x.rows - first)},
+                      linear_scratch(thread));
     });
   }
 
@@ -175,9 +181,23 @@ class CpuBackend final : public Backend {
     Buffer attention;  // attention_scratch_floats
   };
 
+  // How a product is cut into tasks.
+  struct Cut {
+    std::int64_t height;  // rows of a block
+    std::int64_t blocks;
+    std::int64_t panels;  // of a task
+  };
+  Cut cut(std::int64_t rows, std::int64_t panels) const {
+    const std::int64_t fewest = (rows + kRowBlock - 1) / kRowBlock;
+    const std::int64_t height = fewest == 1 ? rows : round_up((rows + fewest - 1) / fewest, kRowUnit);
+    const std::int64_t blocks = (rows + height - 1) / height;
+    const std::int64_t each = panels * blocks / (kTasksPerThread * pool_.threads());
+    return {height, blocks, rows <= kFewRows ? 1 : std::clamp<std::int64_t>(each, 1, kTaskPanels)};
+  }
+
   Scratch linear_scratch(int thread) const {
     auto* floats = static_cast<float*>(scratch_[static_cast<std::size_t>(thread)].linear.data());
-    return {floats, floats + kRowBlock * kPanel};
+    return {floats, floats + kTaskPanels * kRowBlock * kPanel};
   }
   float* attention_scratch(int thread) const {
     return static_cast<float*>(scratch_[static_cast<std::size_t>(thread)].attention.data());

@@ -143,51 +143,64 @@ HWY_INLINE void widen_pairs(const std::int8_t* HWY_RESTRICT q, std::int64_t pair
   }
 }
 
-// Sums of `rows` rows and one panel into scratch.partial; up to `direct_rows` rows read the panel as it is.
-HWY_INLINE void sum_panel_int8(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
-                               std::int64_t direct_rows, const Scratch& scratch) {
-  constexpr std::int64_t kPanelUnits = kPanel / kUnit;
+// All rows against a group of a panel, widened: tile by tile over all strips, which stay in L1 together.
+HWY_INLINE void accumulate_strips(std::int64_t rows, Int8Operands op, const std::int16_t* wide) {
   constexpr std::int64_t kStrips = kPanel / kTileColumns;
+  const std::int64_t fetch = op.prefetch_step * op.k_count;
+  for (std::int64_t t = tile_count(rows); t > 0; --t) {
+    const std::int64_t height = (rows + t - 1) / t;
+    Int8Operands strip = op;
+    for (std::int64_t s = 0; s < kStrips; ++s) {
+      tile_rows<kTileUnits>(height, strip, wide + s * op.k_count * 2 * kTileColumns, 2 * kTileColumns);
+      strip.skip_columns(kTileColumns);
+      strip.prefetch += fetch;
+    }
+    op.skip_rows(height);
+    op.prefetch = strip.prefetch;
+    rows -= height;
+  }
+}
+
+// Sums of a task into scratch.partial; up to `direct_rows` rows read the panels as they are, one after the other. More
+// rows go group by group over all panels, so that the rows of a group stay in L2.
+HWY_INLINE void sum_panels_int8(const LinearArgs& args, const LinearTask& task, std::int64_t direct_rows,
+                                const Scratch& scratch) {
+  constexpr std::int64_t kPanelUnits = kPanel / kUnit;
   const Int8Layout layout{args.in, args.out};
-  const bool direct = rows <= direct_rows;
-  const std::int64_t tiles = direct ? tile_total(rows, kPanelUnits) : tile_count(rows) * kStrips;
+  const std::int64_t groups = int8_groups(args.in);
+  const bool direct = task.rows <= direct_rows;
+  const std::int64_t tiles =
+      direct ? tile_total(task.rows, kPanelUnits) : tile_count(task.rows) * (kPanel / kTileColumns);
   const std::int64_t fetch = (2 * kPanel + tiles - 1) / tiles;
-  auto* wide = reinterpret_cast<std::int16_t*>(scratch.wide);
-  for (std::int64_t g = 0; g < int8_groups(args.in); ++g) {
-    const std::byte* group = static_cast<const std::byte*>(args.weights) + layout.group_begin(panel, g);
+  for (std::int64_t step = 0; step < groups * task.panels; ++step) {
+    const std::int64_t g = direct ? step % groups : step / task.panels;
+    const std::int64_t p = direct ? step / groups : step % task.panels;
+    const std::byte* group = static_cast<const std::byte*>(args.weights) + layout.group_begin(task.panel + p, g);
     const std::int64_t pairs = layout.pairs(g);
     const auto* q = reinterpret_cast<const std::int8_t*>(group + Int8Layout::kScaleBytes);
-    const auto* next = reinterpret_cast<const char*>(q + pairs * 2 * kPanel);
-    Int8Operands op{args.quantized.pairs + first_row * args.quantized.stride,
-                    args.quantized.stride,
-                    g * kInt8Group / 2,
-                    args.quantized.scales + first_row * args.quantized.groups + g,
-                    args.quantized.groups,
-                    reinterpret_cast<const float*>(group),
-                    pairs,
-                    scratch.partial,
-                    kPanel,
-                    g > 0,
-                    next,
-                    fetch};
+    // Meanwhile what comes next is fetched.
+    const auto* next =
+        direct || p + 1 == task.panels
+            ? reinterpret_cast<const char*>(q + pairs * 2 * kPanel - (direct ? 0 : p * layout.panel_bytes()))
+            : reinterpret_cast<const char*>(group) + layout.panel_bytes();
+    const Int8Operands op{args.quantized.pairs + task.first_row * args.quantized.stride,
+                          args.quantized.stride,
+                          g * kInt8Group / 2,
+                          args.quantized.scales + task.first_row * args.quantized.groups + g,
+                          args.quantized.groups,
+                          reinterpret_cast<const float*>(group),
+                          pairs,
+                          scratch.partial + p * task.rows * kPanel,
+                          kPanel,
+                          g > 0,
+                          next,
+                          fetch};
     if (direct) {
-      accumulate(rows, kPanelUnits, op, q, 2 * kPanel);
-      continue;
-    }
-    widen_pairs(q, pairs, wide);
-    // Tile by tile over all strips, which stay in L1 together: x comes from L2 once.
-    std::int64_t left = rows;
-    for (std::int64_t t = tile_count(rows); t > 0; --t) {
-      const std::int64_t height = (left + t - 1) / t;
-      Int8Operands strip = op;
-      for (std::int64_t s = 0; s < kStrips; ++s) {
-        tile_rows<kTileUnits>(height, strip, wide + s * pairs * 2 * kTileColumns, 2 * kTileColumns);
-        strip.skip_columns(kTileColumns);
-        strip.prefetch += fetch * pairs;
-      }
-      op.skip_rows(height);
-      op.prefetch = strip.prefetch;
-      left -= height;
+      accumulate(task.rows, kPanelUnits, op, q, 2 * kPanel);
+    } else {
+      auto* wide = reinterpret_cast<std::int16_t*>(scratch.wide);
+      widen_pairs(q, pairs, wide);
+      accumulate_strips(task.rows, op, wide);
     }
   }
 }

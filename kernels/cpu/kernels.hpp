@@ -12,9 +12,13 @@
 
 namespace stagecoach::cpu {
 
-// Most rows of one linear task: the partial sums of a panel, 60 KiB, and a k-block of these rows of x stay in
-// L2.
-inline constexpr std::int64_t kRowBlock = 240;
+// Most rows and panels of one linear task: the partial sums, 96 KiB, a k-block of these rows of x, as much, and one of
+// a panel's weights, 64 KiB, stay in an L2 of 512 KiB together. So x comes from farther away once for all panels of the
+// task, which matters where neighbours on a machine share its L3.
+inline constexpr std::int64_t kRowBlock = 96;
+inline constexpr std::int64_t kTaskPanels = 4;
+// Blocks of rows are whole tiles of every instruction set.
+inline constexpr std::int64_t kRowUnit = 12;
 // Rows of k whose weights are widened together: 16 columns of them take 16 KiB, half of the smallest L1.
 inline constexpr std::int64_t kWideK = 256;
 // Rows of one sequence that attend together.
@@ -26,7 +30,7 @@ inline constexpr std::int64_t kScoreStride = kPagePositions + kRowPad;
 
 // Working memory of one thread in linear(); attention takes attention_scratch_floats(head_dim) floats.
 struct Scratch {
-  float* partial = nullptr;  // (kRowBlock, kPanel)
+  float* partial = nullptr;  // (panels, rows, kPanel) of at most kTaskPanels and kRowBlock
   float* wide = nullptr;     // (kWideK, kPanel)
 };
 constexpr std::int64_t attention_scratch_floats(std::int64_t head_dim) {
@@ -41,7 +45,7 @@ struct QuantizedRows {
   std::int64_t groups = 0;
 };
 
-// y(r, :) = epilogue(x(r, :) * w + bias) for rows [first_row, first_row + rows) and the columns of one panel.
+// y(r, :) = epilogue(x(r, :) * w + bias) for the rows and the columns of a task's panels.
 struct LinearArgs {
   const float* x;           // (rows, in), packed (Kernels::pack)
   QuantizedRows quantized;  // instead of x for int8 weights
@@ -53,6 +57,13 @@ struct LinearArgs {
   Epilogue epilogue;
   float* y;  // (rows, out)
   std::int64_t y_stride;
+};
+
+struct LinearTask {
+  std::int64_t panel;   // the first of
+  std::int64_t panels;  // these, at most kTaskPanels
+  std::int64_t first_row;
+  std::int64_t rows;  // at most kRowBlock
 };
 
 struct AttentionArgs {
@@ -88,8 +99,7 @@ struct NormArgs {
 };
 
 struct Kernels {
-  void (*linear)(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
-                 const Scratch& scratch);
+  void (*linear)(const LinearArgs& args, const LinearTask& task, const Scratch& scratch);
   // Packs the rows of one task of linear(), which must begin and end as the task does, 32-bit elements of either kind:
   // tiles one after the other, each as (in, tile's rows). One row is packed as it is.
   void (*pack)(const void* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in, void* packed);

@@ -1,10 +1,10 @@
-// y = epilogue(x * w + bias) for some rows and one panel of columns: sums into scratch (tile-inl.hpp), then
+// y = epilogue(x * w + bias) for some rows and some panels of columns: sums into scratch (tile-inl.hpp), then
 // one pass that adds the bias, applies the activation or adds to the output.
 //
 // Few rows read the packed panel directly, k-block by k-block, so that the block is read from memory once and
-// from L1 by the other tiles; meanwhile the next block is fetched. Many rows first copy a k-block of the
-// panel, widened to float, into contiguous strips of a tile's width that stay in L1 while all row tiles pass
-// over them.
+// from L1 by the other tiles; meanwhile the next block is fetched. Many rows first copy a k-block of one panel
+// after the other, widened to float, into contiguous strips of a tile's width that stay in L1 while all row tiles
+// pass over them; the rows of this k-block stay in L2.
 #if defined(STAGECOACH_CPU_LINEAR_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef STAGECOACH_CPU_LINEAR_INL
 #undef STAGECOACH_CPU_LINEAR_INL
@@ -61,11 +61,11 @@ HWY_INLINE std::int64_t prefetch_step(std::int64_t tiles) {
 template <class W>
 HWY_INLINE void sum_few_rows(const float* x, std::int64_t rows, std::int64_t in, const W* w, float* sums) {
   const std::int64_t fetch = prefetch_step<W>(tile_total(rows, kPanelUnits));
+  std::fill_n(sums, rows * kPanel, 0.0F);
   for (std::int64_t k = 0; k < in; k += kDirectK) {
     const std::int64_t count = std::min(kDirectK, in - k);
     const auto* next = reinterpret_cast<const char*>(w + (k + count) * kPanel);
-    accumulate(rows, kPanelUnits, PackedOperands{x, in, k, count, sums, kPanel, k > 0, next, fetch}, w + k * kPanel,
-               kPanel);
+    accumulate(rows, kPanelUnits, PackedOperands{x, in, k, count, sums, kPanel, next, fetch}, w + k * kPanel, kPanel);
   }
 }
 
@@ -84,33 +84,42 @@ HWY_INLINE void widen_strips(const W* HWY_RESTRICT w, std::int64_t count, float*
 }
 
 template <class W>
-HWY_INLINE void sum_many_rows(const float* x, std::int64_t rows, std::int64_t in, const W* w, const Scratch& scratch) {
+HWY_INLINE void sum_many_rows(const float* x, const LinearTask& task, std::int64_t in, const W* first,
+                              const Scratch& scratch) {
   constexpr std::int64_t kStrips = kPanel / kTileColumns;
-  const std::int64_t fetch = prefetch_step<W>(tile_count(rows) * kStrips);
+  const std::int64_t tiles = tile_count(task.rows);
+  const std::int64_t fetch = prefetch_step<W>(tiles * kStrips);
+  std::fill_n(scratch.partial, task.panels * task.rows * kPanel, 0.0F);
   for (std::int64_t k = 0; k < in; k += kWideK) {
     const std::int64_t count = std::min(kWideK, in - k);
-    widen_strips(w + k * kPanel, count, scratch.wide);
-    PackedOperands op{x, in, k, count, scratch.partial, kPanel, k > 0, nullptr, fetch};
-    op.prefetch = reinterpret_cast<const char*>(w + (k + count) * kPanel);
-    for (std::int64_t s = 0; s < kStrips; ++s) {
-      accumulate_columns<kTileUnits>(rows, op, scratch.wide + s * count * kTileColumns, kTileColumns);
-      op.acc += kTileColumns;
-      op.prefetch += tile_count(rows) * fetch * count;
+    for (std::int64_t p = 0; p < task.panels; ++p) {
+      const W* w = first + (p * in + k) * kPanel;
+      const W* next = p + 1 < task.panels ? w + in * kPanel : first + (k + count) * kPanel;
+      widen_strips(w, count, scratch.wide);
+      PackedOperands op{
+          x,    in, k, count, scratch.partial + p * task.rows * kPanel, kPanel, reinterpret_cast<const char*>(next),
+          fetch};
+      for (std::int64_t s = 0; s < kStrips; ++s) {
+        accumulate_columns<kTileUnits>(task.rows, op, scratch.wide + s * count * kTileColumns, kTileColumns);
+        op.acc += kTileColumns;
+        op.prefetch += tiles * fetch * count;
+      }
     }
   }
 }
 
 template <class W>
-HWY_INLINE void sum_panel(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
-                          const Scratch& scratch) {
-  const W* w = static_cast<const W*>(args.weights) + panel * args.in * kPanel;
-  const float* x = args.x + first_row * args.in;
-  if (rows == 1) {
-    stream_panel(x, args.in, w, scratch.partial);
-  } else if (rows <= kDirectRows) {
-    sum_few_rows(x, rows, args.in, w, scratch.partial);
-  } else {
-    sum_many_rows(x, rows, args.in, w, scratch);
+HWY_INLINE void sum_panels(const LinearArgs& args, const LinearTask& task, const Scratch& scratch) {
+  const W* w = static_cast<const W*>(args.weights) + task.panel * args.in * kPanel;
+  const float* x = args.x + task.first_row * args.in;
+  if (task.rows > kDirectRows) return sum_many_rows(x, task, args.in, w, scratch);
+  for (std::int64_t p = 0; p < task.panels; ++p, w += args.in * kPanel) {
+    float* sums = scratch.partial + p * task.rows * kPanel;
+    if (task.rows == 1) {
+      stream_panel(x, args.in, w, sums);
+    } else {
+      sum_few_rows(x, task.rows, args.in, w, sums);
+    }
   }
 }
 
@@ -128,14 +137,13 @@ HWY_INLINE void finish_columns(const float* sums, const float* bias, bool add, f
 }
 
 template <Activation kActivation>
-HWY_NOINLINE void finish_panel(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
-                               const float* sums) {
-  const std::int64_t first = panel * kPanel;
+HWY_INLINE void finish_panel(const LinearArgs& args, const LinearTask& task, std::int64_t p, const float* sums) {
+  const std::int64_t first = (task.panel + p) * kPanel;
   const std::int64_t columns = std::min(kPanel, args.out - first);
   const std::int64_t whole = columns / kLanes * kLanes;
   const std::int64_t rest = columns - whole;
-  for (std::int64_t r = 0; r < rows; ++r, sums += kPanel) {
-    float* y = args.y + (first_row + r) * args.y_stride + first;
+  for (std::int64_t r = 0; r < task.rows; ++r, sums += kPanel) {
+    float* y = args.y + (task.first_row + r) * args.y_stride + first;
     const float* bias = args.bias == nullptr ? nullptr : args.bias + first;
     finish_columns<kActivation>(sums, bias, args.epilogue.add_to_output, y, whole);
     if (rest == 0) continue;
@@ -149,49 +157,64 @@ HWY_NOINLINE void finish_panel(const LinearArgs& args, std::int64_t panel, std::
   }
 }
 
-void linear(const LinearArgs& args, std::int64_t panel, std::int64_t first_row, std::int64_t rows,
-            const Scratch& scratch) {
+template <Activation kActivation>
+HWY_NOINLINE void finish_panels(const LinearArgs& args, const LinearTask& task, const float* sums) {
+  for (std::int64_t p = 0; p < task.panels; ++p) {
+    finish_panel<kActivation>(args, task, p, sums + p * task.rows * kPanel);
+  }
+}
+
+void linear(const LinearArgs& args, const LinearTask& task, const Scratch& scratch) {
   switch (args.dtype) {
     case DType::kFloat32:
-      sum_panel<float>(args, panel, first_row, rows, scratch);
+      sum_panels<float>(args, task, scratch);
       break;
     case DType::kFloat16:
-      sum_panel<hwy::float16_t>(args, panel, first_row, rows, scratch);
+      sum_panels<hwy::float16_t>(args, task, scratch);
       break;
     case DType::kBFloat16:
-      sum_panel<hwy::bfloat16_t>(args, panel, first_row, rows, scratch);
+      sum_panels<hwy::bfloat16_t>(args, task, scratch);
       break;
     case DType::kInt8:
-      sum_panel_int8(args, panel, first_row, rows, kDirectRows, scratch);
+      sum_panels_int8(args, task, kDirectRows, scratch);
       break;
   }
   switch (args.epilogue.activation) {
     case Activation::kNone:
-      return finish_panel<Activation::kNone>(args, panel, first_row, rows, scratch.partial);
+      return finish_panels<Activation::kNone>(args, task, scratch.partial);
     case Activation::kGeluTanh:
-      return finish_panel<Activation::kGeluTanh>(args, panel, first_row, rows, scratch.partial);
+      return finish_panels<Activation::kGeluTanh>(args, task, scratch.partial);
     case Activation::kGeluErf:
-      return finish_panel<Activation::kGeluErf>(args, panel, first_row, rows, scratch.partial);
+      return finish_panels<Activation::kGeluErf>(args, task, scratch.partial);
     case Activation::kRelu:
-      return finish_panel<Activation::kRelu>(args, panel, first_row, rows, scratch.partial);
+      return finish_panels<Activation::kRelu>(args, task, scratch.partial);
     case Activation::kSilu:
-      return finish_panel<Activation::kSilu>(args, panel, first_row, rows, scratch.partial);
+      return finish_panels<Activation::kSilu>(args, task, scratch.partial);
   }
 }
 
+// One tile of x, elements of 32 bits of either kind.
+template <int kRows>
+HWY_INLINE void pack_tile(const std::byte* HWY_RESTRICT from, std::int64_t x_stride, std::int64_t in,
+                          std::byte* HWY_RESTRICT to) {
+  for (std::int64_t k = 0; k < in; ++k, from += 4, to += kRows * 4) {
+    for (int r = 0; r < kRows; ++r) std::memcpy(to + r * 4, from + r * x_stride * 4, 4);
+  }
+}
+
+template <int kRows = kTileRows>
+HWY_INLINE void pack_tile(std::int64_t rows, const std::byte* from, std::int64_t x_stride, std::int64_t in,
+                          std::byte* to) {
+  if (rows == kRows) return pack_tile<kRows>(from, x_stride, in, to);
+  if constexpr (kRows > 1) pack_tile<kRows - 1>(rows, from, x_stride, in, to);
+}
+
 void pack(const void* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in, void* packed) {
-  const auto* HWY_RESTRICT from = static_cast<const std::byte*>(x);
-  auto* HWY_RESTRICT to = static_cast<std::byte*>(packed);
-  constexpr std::int64_t kStep = 64;  // its part of the result stays in L1 while rows are added to it
+  const auto* from = static_cast<const std::byte*>(x);
+  auto* to = static_cast<std::byte*>(packed);
   for (std::int64_t tiles = tile_count(rows); tiles > 0; --tiles) {
     const std::int64_t height = (rows + tiles - 1) / tiles;
-    for (std::int64_t begin = 0; begin < in; begin += kStep) {
-      const std::int64_t end = std::min(begin + kStep, in);
-      for (std::int64_t r = 0; r < height; ++r) {
-        for (std::int64_t k = begin; k < end; ++k)
-          std::memcpy(to + (k * height + r) * 4, from + (r * x_stride + k) * 4, 4);
-      }
-    }
+    pack_tile(height, from, x_stride, in, to);
     from += height * x_stride * 4;
     to += height * in * 4;
     rows -= height;

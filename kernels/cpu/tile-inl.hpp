@@ -4,10 +4,11 @@
 //
 // acc (rows, kUnit * units) float, x (rows, k) float, w (k, kUnit * units) float, float16 or bfloat16, acc and w
 // with their strides. x is strided as well, or packed: the rows of a tile side by side, (k, tile's rows), one tile
-// after the other. Packed, a step reads neighbours instead of one line per row, which for the usual strides are all in
-// the same bank of L1 (or, with strides of 4 KiB, in the same set): up to twice as fast. How rows and columns are cut
-// into register tiles, and k into calls (partial sums stay exact in memory), changes nothing in any element's sequence
-// of operations: that is the layout-invariance contract.
+// after the other. Strided products begin with sums of 0, packed ones go on from what acc holds. Packed, a step reads
+// neighbours instead of one line per row, which for the usual strides are all in the same bank of L1 (or, with strides
+// of 4 KiB, in the same set): up to twice as fast. How rows and columns are cut into register tiles, and k into calls
+// (partial sums stay exact in memory), changes nothing in any element's sequence of operations: that is the
+// layout-invariance contract.
 #if defined(STAGECOACH_CPU_TILE_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef STAGECOACH_CPU_TILE_INL
 #undef STAGECOACH_CPU_TILE_INL
@@ -57,7 +58,6 @@ struct FloatOperands {
   std::int64_t k_count;
   float* acc;
   std::int64_t acc_stride;
-  bool resume;                 // acc holds partial sums; otherwise it is not read and sums start from 0
   const char* prefetch;        // what a later call reads is fetched ahead from here on,
   std::int64_t prefetch_step;  // so many bytes per k: evenly, since a burst would fill the queue of misses
 
@@ -67,50 +67,110 @@ struct FloatOperands {
   }
   HWY_INLINE void skip_columns(std::int64_t n) { acc += n; }
 
-  // Row r of kRows at step k, where `tile` is what tile_x() gave.
+  // Where a tile of kRows rows begins, and how far apart its elements are.
   template <int kRows>
   HWY_INLINE const float* tile_x() const {
     return kPacked ? x + k_begin * kRows : x;
   }
+  HWY_INLINE std::int64_t row_step() const { return kPacked ? 1 : x_stride; }
   template <int kRows>
-  HWY_INLINE float at(const float* tile, int r, std::int64_t k) const {
-    return kPacked ? tile[k * kRows + r] : tile[r * x_stride + k];
+  static constexpr std::int64_t k_step() {
+    return kPacked ? kRows : 1;
   }
 };
 using TileOperands = FloatOperands<false>;
 using PackedOperands = FloatOperands<true>;
 
-template <int kRows, int kUnits, bool kPacked, class W>
-HWY_NOINLINE void tile(const FloatOperands<kPacked>& operands, const W* HWY_RESTRICT w, std::int64_t w_stride) {
-  const FloatOperands<kPacked> op = operands;
-  constexpr int kVecs = kUnits * kUnitVecs;
-  const FloatTag d;
-  FloatVec acc[kRows][kVecs];
-  float* HWY_RESTRICT sums = op.acc;
+// Steps of k that the inner loop takes at once, so that little of it is counting.
+inline constexpr int kUnroll = 4;
+
+// Fetches what kUnroll steps fetch.
+HWY_INLINE void prefetch_ahead(const char* begin, std::int64_t step) {
+  hwy::Prefetch(begin);
+  for (std::int64_t at = 64; at < kUnroll * step; at += 64) hwy::Prefetch(begin + at);
+}
+
+// sum += a * b, fused. Written out for x86: left to themselves, compilers mix the steps of an unrolled loop, run out of
+// registers and copy sums around.
+HWY_INLINE void add_product(FloatVec& sum, FloatVec a, FloatVec b) {
+#if HWY_ARCH_X86
+  auto raw = sum.raw;
+  asm volatile("vfmadd231ps %2, %1, %0" : "+v"(raw) : "v"(a.raw), "v"(b.raw));
+  sum = FloatVec{raw};
+#else
+  sum = hn::MulAdd(a, b, sum);
+#endif
+}
+
+// One step of k; elements of x are `row_step` apart from row to row.
+template <int kRows, int kVecs, class W>
+HWY_INLINE void add_products(const float* HWY_RESTRICT x, std::int64_t row_step, const W* HWY_RESTRICT w,
+                             FloatVec (&acc)[kRows][kVecs]) {
+  FloatVec b[kVecs];
+  for (int v = 0; v < kVecs; ++v) b[v] = load_wide(w + v * kLanes);
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVecs; ++v) {
-      acc[r][v] = op.resume ? hn::LoadU(d, sums + r * op.acc_stride + v * kLanes) : hn::Zero(d);
-    }
+    const FloatVec a = hn::Set(FloatTag(), x[r * row_step]);
+    for (int v = 0; v < kVecs; ++v) add_product(acc[r][v], a, b[v]);
   }
+}
+
+// groups * kUnroll steps, groups > 0. One loop and no condition around it: otherwise GCC 12 takes all sums through the
+// stack on the way in and out, which a short k feels.
+template <int kRows, int kUnits, bool kPacked, class W>
+HWY_NOINLINE void tile_groups(const FloatOperands<kPacked>& op, const W* HWY_RESTRICT w, std::int64_t w_stride,
+                              std::int64_t groups) {
+  constexpr int kVecs = kUnits * kUnitVecs;
+  constexpr std::int64_t kStep = FloatOperands<kPacked>::template k_step<kRows>();
+  const FloatTag d;
+  const std::int64_t row_step = op.row_step();
   const float* HWY_RESTRICT x = op.template tile_x<kRows>();
-  const std::int64_t k_count = op.k_count;
   const char* prefetch = op.prefetch;
   const std::int64_t prefetch_step = op.prefetch_step;
+  float* HWY_RESTRICT sums = op.acc;
   const std::int64_t acc_stride = op.acc_stride;
-  for (std::int64_t k = 0; k < k_count; ++k) {
-    FloatVec b[kVecs];
-    for (int v = 0; v < kVecs; ++v) b[v] = load_wide(w + v * kLanes);
-    hwy::Prefetch(prefetch);
-    for (int r = 0; r < kRows; ++r) {
-      const FloatVec a = hn::Set(d, op.template at<kRows>(x, r, k));
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = hn::MulAdd(a, b[v], acc[r][v]);
+  FloatVec acc[kRows][kVecs];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) {
+      acc[r][v] = kPacked ? hn::LoadU(d, sums + r * acc_stride + v * kLanes) : hn::Zero(d);
     }
-    w += w_stride;
-    prefetch += prefetch_step;
   }
+  do {
+    prefetch_ahead(prefetch, prefetch_step);
+    for (int u = 0; u < kUnroll; ++u) add_products(x + u * kStep, row_step, w + u * w_stride, acc);
+    prefetch += kUnroll * prefetch_step;
+    x += kUnroll * kStep;
+    w += kUnroll * w_stride;
+  } while (--groups > 0);
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVecs; ++v) hn::StoreU(acc[r][v], d, sums + r * acc_stride + v * kLanes);
   }
+}
+
+// The last k_count % kUnroll steps, from `k` on.
+template <int kRows, int kUnits, bool kPacked, class W>
+HWY_NOINLINE void tile_rest(const FloatOperands<kPacked>& op, const W* HWY_RESTRICT w, std::int64_t w_stride,
+                            std::int64_t k) {
+  const FloatTag d;
+  const float* x = op.template tile_x<kRows>();
+  const bool zero = !kPacked && k == 0;
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kUnits * kUnitVecs; ++v) {
+      float* sum = op.acc + r * op.acc_stride + v * kLanes;
+      FloatVec acc = zero ? hn::Zero(d) : hn::LoadU(d, sum);
+      for (std::int64_t i = k; i < op.k_count; ++i) {
+        const FloatVec a = hn::Set(d, x[i * op.template k_step<kRows>() + r * op.row_step()]);
+        acc = hn::MulAdd(a, load_wide(w + i * w_stride + v * kLanes), acc);
+      }
+      hn::StoreU(acc, d, sum);
+    }
+  }
+}
+
+template <int kRows, int kUnits, bool kPacked, class W>
+HWY_INLINE void tile(const FloatOperands<kPacked>& op, const W* HWY_RESTRICT w, std::int64_t w_stride) {
+  const std::int64_t groups = op.k_count / kUnroll;
+  if (groups > 0) tile_groups<kRows, kUnits>(op, w, w_stride, groups);
+  if (groups * kUnroll < op.k_count) tile_rest<kRows, kUnits>(op, w, w_stride, groups * kUnroll);
 }
 
 // One tile of 1..kTileRows rows.

@@ -1,14 +1,18 @@
 // The program's end-to-end speed as ratios to ceilings measured in the same run, and two ranks against one.
 //
-//   bench_speed [--model synthetic:gpt2-xl] [--dtypes float32,float16,bfloat16,int8] [--repeat 3] [--batches 1,4,16]
-//               [--many 16,32] [--split 25] [--no-pipeline] [--no-single] [--no-many]
+//   bench_speed [--parts single,many,pipeline,long] [--model synthetic:gpt2-xl] [--repeat 3]
+//               [--dtypes float32,float16,bfloat16,int8] [--prompts 512,896] [--many 16,32] [--batches 1,4,16]
+//               [--split 25] [--prefill-split 24] [--long-model synthetic:...] [--long-tokens 65536]
 //
 // Every repetition measures the ceilings before and after the program, in turn, so that a noisy machine disturbs them
-// alike; ratios are taken within a repetition and medians over repetitions are printed, and the best of all.
-//   decode   bytes that one step reads (matrices of blocks and LM head, KV pages) times tokens/s, over the read
-//   bandwidth many     multiply-adds of a decode step of many sequences, over a register-only multiply-add loop prefill
-//   multiply-adds of blocks and causal attention times tokens/s, over a register-only multiply-add loop pipeline 2b
-//   sequences on 2 ranks x 1 thread over b sequences on 1 rank x 2 threads: equal rows per microbatch
+// alike; ratios are taken within a repetition and medians over repetitions are printed, and the best of all. Bytes and
+// operations are the fewest that the arithmetic needs.
+//   single    one sequence on one rank x 2 threads. Decode: bytes that one step reads (matrices of blocks and LM head,
+//             keys and values) times tokens/s, over the read bandwidth. Prefill: operations of blocks and causal
+//             attention times tokens/s, over a register-only multiply-add loop
+//   many      decode of many sequences: operations of a step, over the multiply-add loop
+//   pipeline  2b sequences on 2 ranks x 1 thread over b sequences on 1 rank x 2 threads: equal rows per microbatch
+//   long      the same as single for a small model and a prompt so long that nearly all of it is attention
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -33,18 +37,25 @@ using stagecoach::Json;
 using stagecoach::ModelConfig;
 
 struct Settings {
+  std::vector<std::string> parts{"single", "many", "pipeline", "long"};
   std::string model = "synthetic:gpt2-xl";
   std::vector<std::string> dtypes{"float32", "float16", "bfloat16", "int8"};
+  std::vector<int> prompts{512, 896};
   std::vector<int> batches{1, 4, 16};
   std::vector<int> many{16, 32};
   int repeat = 3;
-  int split = 25;  // blocks of the first of two ranks: the second also has the LM head
-  bool single = true, many_sequences = true, pipeline = true;
+  // Blocks of the first of two ranks. The second also has the LM head, which prefill needs only for the last token.
+  int split = 25, prefill_split = 24;
+  std::string long_model = "synthetic:gpt2,n_layer=1,n_embd=256,n_head=4,vocab_size=1024,n_positions=65664";
+  int long_tokens = 65536;
+
+  bool has(const std::string& part) const { return std::ranges::find(parts, part) != parts.end(); }
 };
 
-constexpr int kPromptTokens = 512;      // one rank
 constexpr int kShortPromptTokens = 16;  // where decoding is compared, prompts only fill the cache
 constexpr int kNewTokens = 17;
+// Prefill of two ranks: so many microbatches of so many rows that filling and emptying the pipeline costs 3 %.
+constexpr int kPipelineSequences = 4, kPipelineTokens = 512, kPipelineChunk = 64;
 
 struct Rates {
   double prefill = 0.0, decode = 0.0;  // tokens/s
@@ -88,10 +99,10 @@ double step_parameters(const ModelConfig& c) {
 }
 
 // Floating-point operations per prompt token, the LM head of the last one spread over all.
-double prefill_flops(const ModelConfig& c) {
+double prefill_flops(const ModelConfig& c, int tokens) {
   const double head = static_cast<double>(c.vocab_size) * c.n_embd;
-  const double attention = 4.0 * c.n_embd * c.n_layer * (kPromptTokens + 1) / 2.0;
-  return 2.0 * (step_parameters(c) - head) + 2.0 * head / kPromptTokens + attention;
+  const double attention = 4.0 * c.n_embd * c.n_layer * (tokens + 1) / 2.0;
+  return 2.0 * (step_parameters(c) - head) + 2.0 * head / tokens + attention;
 }
 
 double bytes_per_weight(const std::string& dtype) {
@@ -99,9 +110,11 @@ double bytes_per_weight(const std::string& dtype) {
   return dtype == "float32" ? 4.0 : 2.0;
 }
 
-// Keys and values (float32) of the positions before the middle one of those generated.
-double kv_bytes(const ModelConfig& c) {
-  return 2.0 * 4.0 * c.n_embd * c.n_layer * (kPromptTokens + kNewTokens / 2.0);
+// What one decode step reads: matrices, and keys and values (float32) of the positions before the middle one of those
+// generated.
+double step_bytes(const ModelConfig& c, const std::string& dtype, int prompt_tokens) {
+  return step_parameters(c) * bytes_per_weight(dtype) +
+         2.0 * 4.0 * c.n_embd * c.n_layer * (prompt_tokens + kNewTokens / 2.0);
 }
 
 // Values of one quantity over repetitions, with the ceiling of each.
@@ -120,32 +133,58 @@ struct Series {
   double best_ratio() const { return std::ranges::max(values) / std::ranges::max(ceilings); }
 };
 
-void measure_single(const Settings& s, const ModelConfig& config, stagecoach::bench::Ceilings& ceilings) {
-  fmt::print("\none rank x 2 threads, batch 1, {} prompt tokens; medians of {}\n", kPromptTokens, s.repeat);
-  fmt::print("{:<10} {:>14} {:>8} {:>8} {:>6} {:>15} {:>10} {:>8} {:>6}\n", "dtype", "decode tok/s", "GB/s", "of read",
-             "best", "prefill tok/s", "GFLOP/s", "of FMA", "best");
-  std::vector<Series> decode(s.dtypes.size());
-  std::vector<Series> prefill(s.dtypes.size());
-  const auto bytes = [&](std::size_t d) {
-    return step_parameters(config) * bytes_per_weight(s.dtypes[d]) + kv_bytes(config);
-  };
-  for (int r = 0; r < s.repeat; ++r) {
-    for (std::size_t d = 0; d < s.dtypes.size(); ++d) {
-      const double read = ceilings.read_bytes_per_s();
-      const double fma = ceilings.multiply_add_flops_per_s();
-      const Rates rates = run("", model_of(s, s.dtypes[d]) + " --threads 2 --batch 1", kPromptTokens);
-      decode[d].add(rates.decode * bytes(d), std::max(read, ceilings.read_bytes_per_s()));
-      prefill[d].add(rates.prefill * prefill_flops(config), std::max(fma, ceilings.multiply_add_flops_per_s()));
-    }
-  }
-  for (std::size_t d = 0; d < s.dtypes.size(); ++d) {
-    const double decoded = median(decode[d].values);
-    const double filled = median(prefill[d].values);
-    fmt::print("{:<10} {:>14.2f} {:>8.1f} {:>8.2f} {:>6.2f} {:>15.1f} {:>10.0f} {:>8.2f} {:>6.2f}\n", s.dtypes[d],
-               decoded / bytes(d), decoded / 1e9, decode[d].median_ratio(), decode[d].best_ratio(),
-               filled / prefill_flops(config), filled / 1e9, prefill[d].median_ratio(), prefill[d].best_ratio());
-  }
+struct SingleFigures {
+  Series decode, prefill;  // bytes/s, operations/s
+};
+
+// One sequence on 1 rank x 2 threads: `arguments` are those of one model and dtype.
+void run_single(const ModelConfig& config, const std::string& arguments, const std::string& dtype, int tokens,
+                stagecoach::bench::Ceilings& ceilings, SingleFigures& figures) {
+  const double read = ceilings.read_bytes_per_s();
+  const double fma = ceilings.multiply_add_flops_per_s();
+  const Rates rates = run("", arguments + " --threads 2 --batch 1", tokens);
+  figures.decode.add(rates.decode * step_bytes(config, dtype, tokens), std::max(read, ceilings.read_bytes_per_s()));
+  figures.prefill.add(rates.prefill * prefill_flops(config, tokens),
+                      std::max(fma, ceilings.multiply_add_flops_per_s()));
+}
+
+void print_single(const ModelConfig& config, const std::string& dtype, int tokens, const SingleFigures& f) {
+  const double decoded = median(f.decode.values);
+  const double filled = median(f.prefill.values);
+  fmt::print("{:<10} {:>7} {:>14.2f} {:>8.1f} {:>8.2f} {:>6.2f} {:>15.1f} {:>10.0f} {:>8.2f} {:>6.2f}\n", dtype, tokens,
+             decoded / step_bytes(config, dtype, tokens), decoded / 1e9, f.decode.median_ratio(), f.decode.best_ratio(),
+             filled / prefill_flops(config, tokens), filled / 1e9, f.prefill.median_ratio(), f.prefill.best_ratio());
   std::fflush(stdout);
+}
+
+void print_single_header(const std::string& what, int repeat) {
+  fmt::print("\n{}, one rank x 2 threads, one sequence; medians of {}\n", what, repeat);
+  fmt::print("{:<10} {:>7} {:>14} {:>8} {:>8} {:>6} {:>15} {:>10} {:>8} {:>6}\n", "dtype", "prompt", "decode tok/s",
+             "GB/s", "of read", "best", "prefill tok/s", "GFLOP/s", "of FMA", "best");
+}
+
+void measure_single(const Settings& s, const ModelConfig& config, stagecoach::bench::Ceilings& ceilings) {
+  print_single_header(s.model, s.repeat);
+  for (const int tokens : s.prompts) {
+    std::vector<SingleFigures> figures(s.dtypes.size());
+    for (int r = 0; r < s.repeat; ++r) {
+      for (std::size_t d = 0; d < s.dtypes.size(); ++d) {
+        run_single(config, model_of(s, s.dtypes[d]), s.dtypes[d], tokens, ceilings, figures[d]);
+      }
+    }
+    for (std::size_t d = 0; d < s.dtypes.size(); ++d) print_single(config, s.dtypes[d], tokens, figures[d]);
+  }
+}
+
+void measure_long(const Settings& s, stagecoach::bench::Ceilings& ceilings) {
+  const ModelConfig config = stagecoach::open_model(s.long_model).config;
+  print_single_header(s.long_model, s.repeat);
+  SingleFigures figures;
+  for (int r = 0; r < s.repeat; ++r) {
+    run_single(config, fmt::format("--model {},dtype=float32", s.long_model), "float32", s.long_tokens, ceilings,
+               figures);
+  }
+  print_single(config, "float32", s.long_tokens, figures);
 }
 
 void measure_many(const Settings& s, const ModelConfig& config, stagecoach::bench::Ceilings& ceilings) {
@@ -172,35 +211,57 @@ void measure_many(const Settings& s, const ModelConfig& config, stagecoach::benc
   }
 }
 
-void measure_pipeline(const Settings& s, const ModelConfig& config) {
-  const auto run_file = std::filesystem::temp_directory_path() / "stagecoach-bench-speed.yaml";
-  std::ofstream(run_file) << fmt::format(
-      "pipeline:\n  stages:\n    - {{blocks: [0, {}]}}\n    - {{blocks: [{}, {}]}}\n", s.split - 1, s.split,
-      config.n_layer - 1);
-  const std::string launcher =
-      fmt::format("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 {} -n 2 ", STAGECOACH_MPIEXEC);
-  fmt::print(
-      "\ndecode, float16, 2b sequences on 2 ranks x 1 thread ({} + {} blocks) over b on 1 rank x 2 threads; medians of "
-      "{}\n",
-      s.split, config.n_layer - s.split, s.repeat);
-  fmt::print("{:<4} {:>17} {:>17} {:>7}\n", "b", "1 rank tok/s", "2 ranks tok/s", "ratio");
-  for (const int b : s.batches) {
-    std::vector<double> d1, d2, d;
-    for (int r = 0; r < s.repeat; ++r) {
-      const Rates one =
-          run("", fmt::format("{} --threads 2 --batch {}", model_of(s, "float16"), b), kShortPromptTokens);
+// Two ranks x 1 thread over one rank x 2 threads.
+class PipelineComparison {
+ public:
+  PipelineComparison(const Settings& s, const ModelConfig& config, int split)
+      : s_(s), run_file_(std::filesystem::temp_directory_path() / "stagecoach-bench-speed.yaml") {
+    std::ofstream(run_file_) << fmt::format(
+        "pipeline:\n  stages:\n    - {{blocks: [0, {}]}}\n    - {{blocks: [{}, {}]}}\n", split - 1, split,
+        config.n_layer - 1);
+  }
+  ~PipelineComparison() { std::filesystem::remove(run_file_); }
+
+  // Prints one row of the table: `sequences` on one rank, twice as many on two.
+  void row(const std::string& name, int sequences, int prompt_tokens, const std::string& arguments,
+           double Rates::*rate) const {
+    const std::string launcher =
+        fmt::format("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 {} -n 2 ", STAGECOACH_MPIEXEC);
+    const std::string all = fmt::format("{} {}", model_of(s_, "float16"), arguments);
+    std::vector<double> ones, twos, ratios;
+    for (int r = 0; r < s_.repeat; ++r) {
+      const Rates one = run("", fmt::format("{} --threads 2 --batch {}", all, sequences), prompt_tokens);
       const Rates two =
-          run(launcher,
-              fmt::format("{} --threads 1 --batch {} --config {}", model_of(s, "float16"), 2 * b, run_file.string()),
-              kShortPromptTokens);
-      d1.push_back(one.decode);
-      d2.push_back(two.decode);
-      d.push_back(two.decode / one.decode);
+          run(launcher, fmt::format("{} --threads 1 --batch {} --config {}", all, 2 * sequences, run_file_.string()),
+              prompt_tokens);
+      ones.push_back(one.*rate);
+      twos.push_back(two.*rate);
+      ratios.push_back(two.*rate / one.*rate);
     }
-    fmt::print("{:<4} {:>17.2f} {:>17.2f} {:>7.2f}\n", b, median(d1), median(d2), median(d));
+    fmt::print("{:<12} {:>4} {:>17.2f} {:>17.2f} {:>7.2f}\n", name, sequences, median(ones), median(twos),
+               median(ratios));
     std::fflush(stdout);
   }
-  std::filesystem::remove(run_file);
+
+ private:
+  const Settings& s_;
+  std::filesystem::path run_file_;
+};
+
+void measure_pipeline(const Settings& s, const ModelConfig& config) {
+  fmt::print(
+      "\n{}, float16, 2b sequences on 2 ranks x 1 thread over b on 1 rank x 2 threads; medians of {}\n"
+      "blocks {} + {} for decode, {} + {} for prefill ({} prompts of {} tokens on 2 ranks, {} rows per microbatch)\n",
+      s.model, s.repeat, s.split, config.n_layer - s.split, s.prefill_split, config.n_layer - s.prefill_split,
+      2 * kPipelineSequences, kPipelineTokens, kPipelineChunk);
+  fmt::print("{:<12} {:>4} {:>17} {:>17} {:>7}\n", "", "b", "1 rank tok/s", "2 ranks tok/s", "ratio");
+  {
+    const PipelineComparison comparison(s, config, s.split);
+    for (const int b : s.batches) comparison.row("decode", b, kShortPromptTokens, "", &Rates::decode);
+  }
+  PipelineComparison(s, config, s.prefill_split)
+      .row("prefill", kPipelineSequences / 2, kPipelineTokens, fmt::format("--chunk-tokens {}", kPipelineChunk),
+           &Rates::prefill);
 }
 
 std::vector<std::string> split_list(const std::string& text) {
@@ -210,34 +271,40 @@ std::vector<std::string> split_list(const std::string& text) {
   return parts;
 }
 
+std::vector<int> split_numbers(const std::string& text) {
+  std::vector<int> numbers;
+  for (const std::string& part : split_list(text)) numbers.push_back(std::stoi(part));
+  return numbers;
+}
+
 Settings parse(int argc, char** argv) {
   Settings s;
   for (int i = 1; i < argc; ++i) {
     const std::string option = argv[i];
-    const auto value = [&]() -> std::string {
-      if (i + 1 >= argc) throw std::runtime_error(option + " needs a value");
-      return argv[++i];
-    };
-    if (option == "--model") {
-      s.model = value();
+    if (i + 1 >= argc) throw std::runtime_error(option + " needs a value");
+    const std::string value = argv[++i];
+    if (option == "--parts") {
+      s.parts = split_list(value);
+    } else if (option == "--model") {
+      s.model = value;
     } else if (option == "--dtypes") {
-      s.dtypes = split_list(value());
+      s.dtypes = split_list(value);
     } else if (option == "--repeat") {
-      s.repeat = std::stoi(value());
-    } else if (option == "--split") {
-      s.split = std::stoi(value());
+      s.repeat = std::stoi(value);
+    } else if (option == "--prompts") {
+      s.prompts = split_numbers(value);
     } else if (option == "--batches") {
-      s.batches.clear();
-      for (const std::string& part : split_list(value())) s.batches.push_back(std::stoi(part));
+      s.batches = split_numbers(value);
     } else if (option == "--many") {
-      s.many.clear();
-      for (const std::string& part : split_list(value())) s.many.push_back(std::stoi(part));
-    } else if (option == "--no-many") {
-      s.many_sequences = false;
-    } else if (option == "--no-pipeline") {
-      s.pipeline = false;
-    } else if (option == "--no-single") {
-      s.single = false;
+      s.many = split_numbers(value);
+    } else if (option == "--split") {
+      s.split = std::stoi(value);
+    } else if (option == "--prefill-split") {
+      s.prefill_split = std::stoi(value);
+    } else if (option == "--long-model") {
+      s.long_model = value;
+    } else if (option == "--long-tokens") {
+      s.long_tokens = std::stoi(value);
     } else {
       throw std::runtime_error("unknown option " + option + "; see the top of tests/bench/bench_speed.cpp");
     }
@@ -251,14 +318,15 @@ int main(int argc, char** argv) {
   try {
     const Settings settings = parse(argc, argv);
     const ModelConfig config = stagecoach::open_model(settings.model).config;
-    if (settings.single || settings.many_sequences) {
+    if (settings.has("single") || settings.has("many") || settings.has("long")) {
       stagecoach::bench::Ceilings ceilings(2);
       fmt::print("ceilings, 2 threads: read {:.1f} GB/s, multiply-add {:.0f} GFLOP/s\n",
                  ceilings.read_bytes_per_s() / 1e9, ceilings.multiply_add_flops_per_s() / 1e9);
-      if (settings.single) measure_single(settings, config, ceilings);
-      if (settings.many_sequences) measure_many(settings, config, ceilings);
+      if (settings.has("single")) measure_single(settings, config, ceilings);
+      if (settings.has("many")) measure_many(settings, config, ceilings);
+      if (settings.has("long")) measure_long(settings, ceilings);
     }
-    if (settings.pipeline) measure_pipeline(settings, config);
+    if (settings.has("pipeline")) measure_pipeline(settings, config);
     return 0;
   } catch (const std::exception& e) {
     fmt::print(stderr, "bench_speed: {}\n", e.what());

@@ -108,6 +108,31 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("products so large that a task has several panels give each row the bits that it has alone") {
+  Random random = fresh_random();
+  for (const DType dtype : kWeightDTypes) {
+    const std::int64_t in = random.between(257, 400);  // more than one block of k and one group of int8
+    const std::int64_t out = random.between(15 * kPanel + 1, 19 * kPanel);
+    const std::int64_t rows = random.between(289, 330);
+    const Array x = random_array(random, rows, in);
+    const std::uint64_t weights_seed = random.bits();
+    for (const CpuOptions& options : all_options()) {
+      if (options.threads > 2) continue;
+      const auto backend = make_cpu_backend(options);
+      Random weights(weights_seed);
+      const Matrix w = random_matrix(*backend, weights, in, out, dtype);
+      Array y(rows, out);
+      Array alone(1, out);
+      backend->linear(x.view(), w, {}, {}, y.view());
+      for (std::int64_t r = random.between(0, 6); r < rows; r += 7) {
+        backend->linear(x.view().slice(r, 1), w, {}, {}, alone.view());
+        CHECK_MESSAGE(same_bits(y.view().slice(r, 1), alone.view()),
+                      rows << " rows of " << in << " x " << out << ", " << name_of(dtype));
+      }
+    }
+  }
+}
+
 TEST_CASE(
     "int8: rows with values that are not finite become NaN, and no other row does; tiny and zero groups are exact") {
   const auto backend = make_cpu_backend({2, Simd::kBest});
