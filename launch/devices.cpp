@@ -96,6 +96,7 @@ std::vector<StageDevice> choose_devices(const World& world, std::span<const Devi
         throw UsageError(fmt::format("there is no GPU {}; this rank sees {} (CUDA_VISIBLE_DEVICES chooses)",
                                      chosen[i].index, count));
       }
+      chosen[i].pci = devices[static_cast<std::size_t>(chosen[i].index)].pci;
       mine[i] = claim_of(world, devices[static_cast<std::size_t>(chosen[i].index)], wish.index.has_value());
     }
   });
@@ -112,6 +113,7 @@ std::vector<StageDevice> choose_devices(const World& world, std::span<const Devi
   for (std::size_t i = 0; i < chosen.size(); ++i) {
     const auto sharers =
         std::ranges::count_if(all, [&](const Claim& c) { return std::strcmp(c.gpu, mine[i].gpu) == 0; });
+    chosen[i].shared = chosen[i].cuda && sharers > 1;
     chosen[i].pool_bytes =
         static_cast<std::int64_t>(static_cast<double>(chosen[i].pool_bytes) * kMemoryShare) / sharers;
   }

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "launch/world.hpp"
@@ -18,6 +19,8 @@ struct StageDevice {
   bool cuda = false;
   std::int32_t index = 0;       // of cuda_devices, when `cuda`
   std::int64_t pool_bytes = 0;  // of the device's memory, when `cuda`
+  std::string pci;              // which GPU of its host it is, when `cuda`
+  bool shared = false;          // other stages compute there, too
 };
 
 // One for each of `wishes`, the stages of this process in order. Collective: ranks look at the same time, so that those

@@ -12,6 +12,7 @@
 #include "launch/commands.hpp"
 #include "launch/log.hpp"
 #include "launch/world.hpp"
+#include "runtime/nccl_transport.hpp"
 #include "runtime/output_file.hpp"
 
 namespace stagecoach {
@@ -20,8 +21,9 @@ namespace {
 std::vector<std::string> features() {
   const std::string simd = simd_name(Simd::kBest);
   const std::string cuda = cuda_versions();
+  const std::string nccl = nccl_version();
   return {fmt::format("CPU: {}", simd.empty() ? "no supported instruction set" : simd),
-          cuda.empty() ? "CUDA: no" : cuda, "NCCL: no"};
+          cuda.empty() ? "CUDA: no" : cuda, nccl.empty() ? "NCCL: no" : nccl};
 }
 
 int run_command(const Options& options, const World& world) {

@@ -91,9 +91,8 @@ void set_device(Options& o, const std::string& v) {
 }
 
 void set_transport(Options& o, const std::string& v) {
-  const std::size_t which = choice(v, std::array<std::string_view, 3>{"auto", "mpi", "nccl"});
-  if (which == 2) not_yet(v, "use auto or mpi");
-  o.transport = which == 0 ? TransportChoice::kAuto : TransportChoice::kMpi;
+  constexpr std::array kChoices = {TransportChoice::kAuto, TransportChoice::kNccl, TransportChoice::kMpi};
+  o.transport = kChoices.at(choice(v, std::array<std::string_view, 3>{"auto", "nccl", "mpi"}));
 }
 
 constexpr std::array<std::string_view, 4> kDTypeNames = {"float32", "float16", "bfloat16", "int8"};
@@ -299,7 +298,10 @@ const OptionSpec kTable[] = {
     {"device", "auto|cpu|cuda|cuda:N", kForRuns, kPipeline,
      "where to compute: a GPU of its own for each rank, or GPU N for all [auto: GPUs where there are any]", false,
      set_device},
-    {"transport", "auto|mpi", kForRuns, kPipeline, "how ranks exchange activations [auto]", false, set_transport},
+    {"transport", "auto|nccl|mpi", kForRuns, kPipeline,
+     "how ranks exchange activations: from GPU to GPU, or through the hosts [auto: nccl where each rank has a GPU of "
+     "its own]",
+     false, set_transport},
     {"timeout", "SECONDS", kForRuns, kPipeline, "longest silence of another rank before giving up [60]", false,
      [](Options& o, const std::string& v) { o.timeout_s = number(v, 0.1, kMaxTimeout); }},
     {"deterministic", "", kForRuns, kPipeline,

@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/cuda_backend.hpp"
 #include "launch/interrupt.hpp"
+#include "launch/links.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
 #include "runtime/staged_transport.hpp"
@@ -24,6 +25,7 @@ constexpr std::int32_t kSequencesPerMicrobatch = 32;  // aimed at while memory a
 // Share of the free memory that a rank's plan may use: the rest is for code, MPI, libraries and the page cache.
 constexpr double kMemoryShare = 0.9;
 constexpr std::int64_t kReserveBytes = 64 << 20;
+constexpr std::int32_t kBlocksInQueue = 64;  // of about a dozen operations each
 
 Simd simd_of(SimdChoice choice) {
   switch (choice) {
@@ -45,6 +47,7 @@ Simd simd_of(SimdChoice choice) {
 struct Session::Stage {
   std::int32_t index = 0;
   std::unique_ptr<Backend> backend;
+  const cuda::DeviceQueue* queue = nullptr;    // of `backend`, for NCCL
   const ProfilingBackend* profiler = nullptr;  // `backend`, when it is one
   std::unique_ptr<StageExecutor> executor;
   std::unique_ptr<Mailbox> mailbox;
@@ -69,6 +72,7 @@ Session::Session(const Options& options, const World& world) : options_(options)
   const bool any_cuda = world_.minimum(std::ranges::any_of(devices_, &StageDevice::cuda) ? 0 : 1) == 0;
   kv_dtype_ = options_.kv_dtype.value_or(any_cuda ? DType::kFloat16 : DType::kFloat32);
   if (any_cuda && !options_.chunk_tokens) plan_.chunk_tokens = kDefaultCudaChunkTokens;
+  use_nccl_ = choose_nccl(world_, options_.transport, plan_.stage_count(), devices_);
   world_.agree([&] {
     if (any_cuda && dtype_ == DType::kInt8) {
       throw UsageError("--dtype: int8 weights are for CPUs; give float16 or bfloat16, or --device cpu");
@@ -76,7 +80,12 @@ Session::Session(const Options& options, const World& world) : options_(options)
   });
 }
 
-Session::~Session() = default;
+// After a failure NCCL may still hold on to a device, and to let go of what stages have there could wait for it for
+// ever: that is left to the end of the process, which comes next.
+Session::~Session() {
+  if (!failed_ || !use_nccl_) return;
+  for (std::unique_ptr<Stage>& stage : stages_) static_cast<void>(stage.release());
+}
 
 void Session::make_plan() {
   plan_.model = model_->config;
@@ -181,6 +190,7 @@ void Session::make_stages() {
     auto stage = std::make_unique<Stage>();
     stage->index = indices[i];
     stage->backend = make_backend(devices_[i]);
+    if (use_nccl_) stage->queue = &device_queue(*stage->backend);
     if (options_.check) stage->backend = make_checking_backend(std::move(stage->backend));
     if (profile_after_rows_) {
       auto profiler = std::make_unique<ProfilingBackend>(std::move(stage->backend), *profile_after_rows_);
@@ -209,7 +219,26 @@ void Session::prepare(const std::function<WorkSize()>& size) {
   });
   pages = world_.minimum(pages);
   pages_ = static_cast<std::int32_t>(std::min<std::int64_t>(pages, std::numeric_limits<std::int32_t>::max()));
+  if (!threads_are_stages()) connect();
   world_.agree([this] { load_all(); });
+}
+
+// Links between this process's stage and its neighbours in other processes.
+void Session::connect() {
+  Stage& stage = *stages_.front();
+  LinkSetUp set_up;
+  set_up.stages = plan_.stage_count();
+  set_up.timeout_s = options_.timeout_s;
+  set_up.backend = stage.backend.get();
+  set_up.device = &devices_.front();
+  set_up.queue = stage.queue;
+  // Comparing and measuring wait for the device between operations, and a queue takes about a thousand of them before
+  // it lets the host wait.
+  const std::int32_t blocks = plan_.stages[static_cast<std::size_t>(stage.index)].blocks.count();
+  set_up.waits_on_device = !options_.check && stage.profiler == nullptr && blocks <= kBlocksInQueue;
+  Links links = connect_stages(world_, set_up);
+  stage.mailbox = std::move(links.mailbox);
+  stage.transport = std::move(links.transport);
 }
 
 void Session::catch_interrupts() const {
@@ -226,14 +255,9 @@ void Session::load(Stage& stage) {
       });
   const StageLimits limits{scheduler_limits().max_rows(), pages_, scheduler_limits().tables(), kv_dtype_};
   stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits);
-  if (plan_.stage_count() == 1) return;
-  if (threads_are_stages()) {
-    stage.mailbox = hub_->mailbox(stage.index);
-    stage.transport = make_staged_transport(hub_->transport(stage.index), *stage.backend);
-  } else {
-    stage.mailbox = world_.mpi()->mailbox(0);
-    stage.transport = make_staged_transport(world_.mpi()->transport(stage.index, 0), *stage.backend);
-  }
+  if (plan_.stage_count() == 1 || !threads_are_stages()) return;
+  stage.mailbox = hub_->mailbox(stage.index);
+  stage.transport = make_staged_transport(hub_->transport(stage.index), *stage.backend);
 }
 
 // Stages of one process load side by side: packing is bound by one core, reading by the disk.
@@ -318,6 +342,7 @@ std::vector<StageReport> Session::run(const std::function<void(Leader&)>& lead) 
       });
     }
   }
+  failed_ = failure.has_value();
   if (failure) throw *failure;
   return reports;
 }

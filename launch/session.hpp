@@ -74,6 +74,7 @@ class Session {
   std::int64_t pages_within(std::int64_t available, std::int64_t fixed, std::int64_t page, std::int32_t stage,
                             const WorkSize& work) const;
   std::unique_ptr<Backend> make_backend(const StageDevice& device) const;
+  void connect();
   void load(Stage& stage);
   void load_all();
   StageContext context(Stage& stage) const;
@@ -89,6 +90,8 @@ class Session {
   std::int32_t slots_ = 1;
   std::int32_t pages_ = 1;
   std::vector<StageDevice> devices_;  // of this process's stages
+  bool use_nccl_ = false;
+  bool failed_ = false;  // `run` did
   std::optional<std::int64_t> profile_after_rows_;
   std::unique_ptr<LoopbackHub> hub_;
   std::vector<std::unique_ptr<Stage>> stages_;  // of this process

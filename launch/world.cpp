@@ -64,14 +64,39 @@ World::World(int* argc, char*** argv) {
   if (launched_by_mpi()) mpi_ = std::make_unique<MpiProcess>(argc, argv);
 }
 
-void World::agree(const std::function<void()>& step) const {
-  Outcome mine;
+namespace {
+
+Outcome outcome_of(const std::function<void()>& step) {
   try {
     step();
+    return {};
   } catch (...) {
-    mine = outcome_of_current_exception();
+    return outcome_of_current_exception();
   }
-  const std::vector<std::vector<std::byte>> all = from_all(bytes_of(mine));
+}
+
+}  // namespace
+
+void World::agree(const std::function<void()>& step) const {
+  settle(from_all(bytes_of(outcome_of(step))));
+}
+
+void World::agree_within(double limit_s, const std::function<void()>& step) const {
+  if (!mpi_) return agree(step);
+  const Outcome mine = outcome_of(step);
+  // One after the other, so that one message is said.
+  if (mine.status != 0) limit_s = 5.0 + 2.0 * std::min(rank(), 10);
+  std::vector<std::vector<std::byte>> all;
+  try {
+    all = mpi_->all_gather(bytes_of(mine), limit_s);
+  } catch (const TransportError& e) {
+    log_error(mine.status != 0 ? mine.message : fmt::format("rank {} (host {}): {}", rank(), host(), e.what()));
+    mpi_->abort(1);
+  }
+  settle(all);
+}
+
+void World::settle(const std::vector<std::vector<std::byte>>& all) const {
   auto failed = std::ranges::find_if(all, [](const auto& outcome) { return outcome.size() > 1; });
   if (failed == all.end()) {  // nobody has a message; mpirun may end the job all the same
     failed = std::ranges::find_if(all, [](const auto& outcome) { return outcome.at(0) != std::byte{0}; });

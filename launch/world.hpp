@@ -55,6 +55,9 @@ class World {
   // Runs `step` here and on all ranks (collective). When it threw anywhere, the lowest such rank's message is said once
   // and StartupFailed is thrown everywhere.
   void agree(const std::function<void()>& step) const;
+  // The same for a step in which a rank may fall silent: when not all ranks are through within `limit_s`, and soon
+  // after a failure here, this rank ends the job.
+  void agree_within(double limit_s, const std::function<void()>& step) const;
   // Every rank's `value`, by rank, on every rank. Collective.
   std::vector<std::vector<std::byte>> from_all(std::span<const std::byte> value) const;
   // Rank 0's `value` on every rank. Collective.
@@ -67,6 +70,8 @@ class World {
   int fail(const RunFailed& failure) const;
 
  private:
+  void settle(const std::vector<std::vector<std::byte>>& outcomes) const;
+
   std::unique_ptr<MpiProcess> mpi_;
 };
 

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cstdlib>
 #include <exception>
-#include <limits>
 #include <list>
 #include <map>
 #include <source_location>
@@ -168,12 +167,16 @@ MpiProcess::~MpiProcess() {
   MPI_Finalize();
 }
 
-std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::byte> bytes) const {
+std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::byte> bytes, double limit_s) const {
+  const auto start = std::chrono::steady_clock::now();
   // Non-blocking collectives polled with short sleeps: ranks that wait for a slow one leave it the core.
-  const auto wait = [](MPI_Request request) {
+  const auto wait = [&](MPI_Request request) {
     int finished = 0;
     check(MPI_Test(&request, &finished, MPI_STATUS_IGNORE));
     while (finished == 0) {
+      if (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() > limit_s) {
+        throw TransportError("waited in vain for all other ranks");
+      }
       std::this_thread::sleep_for(std::chrono::microseconds(100));
       check(MPI_Test(&request, &finished, MPI_STATUS_IGNORE));
     }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <chrono>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,8 +30,10 @@ class MpiProcess {
   int local_rank() const { return local_rank_; }
   const std::string& host() const { return host_; }
 
-  // Collective. Every rank gives bytes; every rank gets all of them, by rank.
-  std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> bytes) const;
+  // Collective. Every rank gives bytes; every rank gets all of them, by rank. Throws TransportError when that takes
+  // longer than `limit_s`; then there is nothing left to do but to end the job.
+  std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> bytes,
+                                                 double limit_s = std::numeric_limits<double>::infinity()) const;
   // Ends the whole job with `status`, after telling rank 0 so. Does not return.
   [[noreturn]] void abort(int status) const;
   // On rank 0: whether word of an `abort` comes from another rank within `wait`.

@@ -43,7 +43,11 @@ class Pipeline {
  public:
   explicit Pipeline(const StageContext& context) : c_(context) {
     const std::int64_t buffer_bytes = c_.executor->max_rows() * c_.executor->row_values() * 4;
-    for (std::int32_t i = 0; i <= c_.in_flight; ++i) slots_.push_back({c_.backend->allocate(buffer_bytes), {}, false});
+    for (std::int32_t i = 0; i <= c_.in_flight; ++i) {
+      Slot& slot = slots_.emplace_back(Slot{c_.backend->allocate(buffer_bytes), {}, false});
+      if (c_.transport == nullptr) continue;
+      c_.transport->prepare({static_cast<std::byte*>(slot.buffer.data()), slot.buffer.bytes()});
+    }
     heard_.assign(static_cast<std::size_t>(c_.stages), Clock::now());
   }
   // The buffers go next; when a failure is what ends the loop, some are still on their way.
@@ -79,11 +83,6 @@ class Pipeline {
                        static_cast<std::int64_t>(rows), c_.executor->row_values());
   }
   void release(int slot) { slots_[static_cast<std::size_t>(slot)].used = false; }
-  void send(int slot, std::size_t rows) {
-    const Tensor tensor = residual(slot, rows);
-    slots_[static_cast<std::size_t>(slot)].sending = c_.transport->send(tensor);
-    report_.bytes_sent += tensor.bytes();
-  }
   bool sends_done() {
     bool all = true;
     for (Slot& slot : slots_) {
@@ -98,15 +97,34 @@ class Pipeline {
     return all;
   }
 
-  TokenBatch run(const Microbatch& microbatch, Tensor residual, const StageExecutor::Progress& progress) {
+  // Runs the rows in `slot` and starts to send them on. The slot is free again once the send is done, on the last stage
+  // once it is released. `progress` is called between operations and until nothing is queued any more: one microbatch
+  // at a time stands in the queue, so that no call has to wait for room there.
+  TokenBatch run(const Microbatch& microbatch, int slot, const StageExecutor::Progress& progress) {
     const Clock::time_point start = Clock::now();
-    TokenBatch tokens = c_.executor->run(microbatch, residual, progress);
+    waiting_since_ = start;
+    const Tensor rows = residual(slot, microbatch.rows.size());
+    TokenBatch tokens = c_.executor->run(microbatch, rows, progress);
+    const auto settle = [&] {
+      while (!c_.backend->idle()) progress();
+    };
+    if (c_.backend->in_host_memory()) settle();
+    if (!is_last()) {  // the transport sends them when they are computed
+      slots_[static_cast<std::size_t>(slot)].sending = c_.transport->send(rows);
+      report_.bytes_sent += rows.bytes();
+    }
+    settle();
     report_.busy_s += seconds_since(start);
     ++report_.microbatches;
-    report_.rows += static_cast<std::int64_t>(microbatch.rows.size());
+    report_.rows += rows.rows;
     idle_.reset();
     waiting_since_ = Clock::now();
     return tokens;
+  }
+  // Of a run, time in which the device waited for rows.
+  void count_idle(double seconds) {
+    report_.busy_s -= seconds;
+    report_.idle_s += seconds;
   }
 
   std::optional<std::vector<std::byte>> take(std::int32_t peer, Channel channel) {
@@ -133,9 +151,8 @@ class Pipeline {
     }
   }
 
-  // One round of waiting for `peer`; throws when it has been silent for too long.
-  void wait_for(std::int32_t peer, const std::string& what) {
-    keep_alive();
+  // Throws when `peer`, which something waits for, has been silent for too long.
+  void watch(std::int32_t peer, const std::string& what) const {
     const Clock::time_point now = Clock::now();
     const Clock::time_point last = std::max(heard_[static_cast<std::size_t>(peer)], waiting_since_);
     if (std::chrono::duration<double>(now - last).count() > c_.timeout_s) {
@@ -144,7 +161,12 @@ class Pipeline {
                       "(--timeout sets the limit)",
                       peer, c_.timeout_s, what));
     }
-    const Clock::time_point before = now;
+  }
+  // One round of waiting for `peer`.
+  void wait_for(std::int32_t peer, const std::string& what) {
+    keep_alive();
+    watch(peer, what);
+    const Clock::time_point before = Clock::now();
     idle_.wait();
     report_.idle_s += seconds_since(before);
   }
@@ -195,7 +217,7 @@ class Follower {
   void run() {
     while (true) {
       service();
-      if (!work_.empty() && work_.front().arrived) {
+      if (front_can_run()) {
         run_front();
         continue;
       }
@@ -243,22 +265,38 @@ class Follower {
     }
   }
 
-  void run_front() {
-    const Work work = std::move(work_.front());
-    work_.pop_front();
-    const std::size_t rows = work.microbatch.rows.size();
-    const TokenBatch tokens = p_.run(work.microbatch, p_.residual(work.slot, rows), [this] { service(); });
-    if (p_.is_last()) {
-      p_.context().mailbox->post(0, Channel::kTokens, encode(tokens));
-      p_.release(work.slot);
-    } else {
-      p_.send(work.slot, rows);
-    }
+  // Rows that have not arrived may be waited for in the device's queue, behind the launch of what uses them.
+  bool front_can_run() {
+    if (work_.empty()) return false;
+    return work_.front().arrived || p_.context().transport->wait_on_device(work_.front().ticket);
   }
+
+  void run_front() {
+    Work work = std::move(work_.front());
+    work_.pop_front();
+    const Clock::time_point start = Clock::now();
+    const auto progress = [&] {
+      service();
+      if (work.arrived) return;
+      work.arrived = p_.context().transport->done(work.ticket);
+      if (work.arrived) {
+        p_.count_idle(seconds_since(start));
+      } else {
+        p_.watch(p_.previous(), rows_of(work));
+      }
+    };
+    const TokenBatch tokens = p_.run(work.microbatch, work.slot, progress);
+    while (!work.arrived) progress();  // what was computed is worth nothing before
+    if (!p_.is_last()) return;
+    p_.context().mailbox->post(0, Channel::kTokens, encode(tokens));
+    p_.release(work.slot);
+  }
+
+  static std::string rows_of(const Work& work) { return fmt::format("the rows of microbatch {}", work.microbatch.id); }
 
   void wait() {
     if (!work_.empty()) {
-      p_.wait_for(p_.previous(), fmt::format("the rows of microbatch {}", work_.front().microbatch.id));
+      p_.wait_for(p_.previous(), rows_of(work_.front()));
     } else if (stopping_ || !headers_.empty()) {
       p_.wait_for(p_.is_last() ? 0 : p_.next(), "it to take what was sent");
     } else {
@@ -310,14 +348,12 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
     const int slot = p.free_slot();
     if (slot >= 0) {
       if (const std::optional<Microbatch> microbatch = scheduler.next()) {
-        const std::size_t rows = microbatch->rows.size();
+        p.claim(slot, microbatch->rows.size());
         if (!alone) p.context().mailbox->post(p.next(), Channel::kHeader, encode(*microbatch));
-        const TokenBatch tokens = p.run(*microbatch, p.claim(slot, rows), [&p] { p.keep_alive(); });
+        const TokenBatch tokens = p.run(*microbatch, slot, [&p] { p.keep_alive(); });
         if (alone) {
           p.release(slot);
           handle(tokens);
-        } else {
-          p.send(slot, rows);
         }
         continue;
       }

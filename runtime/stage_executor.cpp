@@ -106,7 +106,6 @@ TokenBatch StageExecutor::run(const Microbatch& microbatch, Tensor residual, con
     for (std::int32_t block = 0; block < blocks_.count(); ++block) run_block(block, padded, between);
   });
   if (is_last()) picked = pick_tokens(microbatch, residual, progress);
-  while (!backend_.idle()) progress();  // the rows are the caller's again
   return picked;
 }
 

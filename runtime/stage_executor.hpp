@@ -39,8 +39,8 @@ class StageExecutor {
 
   // `residual` is (microbatch.rows.size(), n_embd) float32 on the backend, in memory for max_rows of them, of which
   // those behind may be overwritten. The first stage overwrites it with embeddings, the others expect the previous
-  // stage's. Returns the picked tokens and scores on the last stage, otherwise an empty batch. Nothing is queued any
-  // more when it returns.
+  // stage's. Returns the picked tokens and scores on the last stage, otherwise an empty batch. Operations on the
+  // residual may still stand in the backend's queue when it returns.
   TokenBatch run(const Microbatch& microbatch, Tensor residual, const Progress& progress);
 
   // Logits (rows, vocab) of the last rows that the latest `run` picked tokens for, at most 64: for comparisons. Fetched

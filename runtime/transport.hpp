@@ -48,6 +48,12 @@ class Transport {
   // True when the operation has finished (or, on a device, stands before all work queued from now on). Polls.
   // A ticket that was reported done must not be asked again.
   virtual bool done(Ticket ticket) = 0;
+  // For a receive that is not done: makes the device's queue wait for it, so that operations queued from now on may use
+  // the memory; true when that is so. `done` is to be asked all the same, until it says true. Where tensors pass
+  // through the host it cannot be.
+  virtual bool wait_on_device(Ticket) { return false; }
+  // Memory that tensors to be sent or received will lie in: a chance to make it known to the network.
+  virtual void prepare(std::span<std::byte>) {}
   // For a stage that gives up, before it lets go of its memory: what is open is dropped, and nothing touches the memory
   // of a send or receive any more, not even a peer in this process. No other call may follow. Waits for no peer.
   virtual void abandon() noexcept = 0;

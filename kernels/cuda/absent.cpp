@@ -22,4 +22,12 @@ std::unique_ptr<Backend> make_cuda_backend(const CudaOptions&) {
   return nullptr;
 }
 
+const cuda::DeviceQueue& device_queue(const Backend& backend) {
+  throw std::invalid_argument(backend.name() + " has no CUDA stream");
+}
+
+std::optional<bool> can_reach(int, const std::string&) {
+  return std::nullopt;
+}
+
 }  // namespace stagecoach

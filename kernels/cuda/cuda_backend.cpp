@@ -10,6 +10,7 @@
 #include "kernels/cuda/device_copies.hpp"
 #include "kernels/cuda/device_matrix.hpp"
 #include "kernels/cuda/device_pool.hpp"
+#include "kernels/cuda/device_queue.hpp"
 #include "kernels/cuda/device_rows.hpp"
 #include "kernels/cuda/few_rows.hpp"
 #include "kernels/cuda/linear.hpp"
@@ -61,6 +62,7 @@ class CudaBackend final : public Backend {
         graphs_(options.graphs),
         pool_(describe(device_), options.pool_bytes),
         stream_(make_stream()),
+        queue_{device_.index, stream_.get()},
         workspace_(pool_.allocate(std::min(kWorkspaceBytes, pool_.bytes() / 8 / 512 * 512))),
         linear_(deterministic_, workspace_.data(), workspace_.bytes()) {}
 
@@ -68,6 +70,8 @@ class CudaBackend final : public Backend {
     cudaSetDevice(device_.index);
     cudaStreamSynchronize(stream_.get());  // what is queued still uses the pool
   }
+
+  const DeviceQueue& queue() const { return queue_; }
 
   std::string name() const override {
     return fmt::format("cuda ({}, device {}{})", device_.name, device_.index, deterministic_ ? ", deterministic" : "");
@@ -293,7 +297,7 @@ class CudaBackend final : public Backend {
 
  private:
   // The current device belongs to the calling thread, and more than one may load and run.
-  void enter() const { check(cudaSetDevice(device_.index)); }
+  void enter() const { queue_.enter(); }
 
   // Room for an upload. What a graph copies would be what lies there when it is replayed.
   std::byte* claim(std::size_t bytes) {
@@ -362,6 +366,7 @@ class CudaBackend final : public Backend {
   bool graphs_;
   DevicePool pool_;  // before the buffers
   Stream stream_;
+  DeviceQueue queue_;
   DeviceCopies copies_;
   UploadRing uploads_;
   Buffer workspace_;
@@ -386,6 +391,21 @@ class CudaBackend final : public Backend {
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
   return std::make_unique<CudaBackend>(options);
+}
+
+const DeviceQueue& device_queue(const Backend& backend) {
+  if (const auto* cuda = dynamic_cast<const CudaBackend*>(&backend)) return cuda->queue();
+  throw std::invalid_argument(fmt::format("{} has no CUDA stream", backend.name()));
+}
+
+std::optional<bool> can_reach(int device, const std::string& pci) {
+  for (const CudaDevice& other : cuda_devices()) {
+    if (other.pci != pci || other.index == device) continue;
+    int can = 0;
+    check(cudaDeviceCanAccessPeer(&can, device, other.index));
+    return can != 0;
+  }
+  return std::nullopt;
 }
 
 }  // namespace stagecoach

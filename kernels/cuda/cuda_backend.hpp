@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,5 +44,15 @@ struct CudaOptions {
 };
 // Throws DeviceError.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
+
+namespace cuda {
+struct DeviceQueue;  // device_queue.hpp
+}
+// Of a backend that make_cuda_backend made, as long as that lives. Throws std::invalid_argument for any other.
+const cuda::DeviceQueue& device_queue(const Backend& backend);
+
+// Whether two of this host's devices can read each other's memory (over NVLink or PCIe); `pci` is that of the other.
+// Nothing when this process does not see the other one.
+std::optional<bool> can_reach(int device, const std::string& pci);
 
 }  // namespace stagecoach

@@ -1,6 +1,8 @@
 // Host memory in which data waits for its copy to the device, so that the caller's may be reused at once.
 //
-// A few pinned slots used in turn; a slot is written again only when the copy out of it has ended.
+// A few pinned slots used in turn; a slot is written again only when the copy out of it has ended. There are more slots
+// than the operations of one microbatch need, so that nobody waits here while the stream waits for rows of a peer,
+// which may be lost.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,7 +27,7 @@ class UploadRing {
     std::size_t bytes = 0;
     Event sent;  // null until its first copy
   };
-  std::array<Slot, 3> slots_;
+  std::array<Slot, 8> slots_;
   std::size_t current_ = 0;
 };
 

@@ -164,6 +164,16 @@ cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int device) {
   });
 }
 
+// Devices 0 and 1, 2 and 3 and so on are neighbours.
+cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
+  return counted_call("cudaDeviceCanAccessPeer", [&](Machine& m) {
+    if (can == nullptr) return cudaErrorInvalidValue;
+    if (!valid_device(m, device) || !valid_device(m, peer) || device == peer) return cudaErrorInvalidDevice;
+    *can = device / 2 == peer / 2 ? 1 : 0;
+    return cudaSuccess;
+  });
+}
+
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   return counted_call("cudaDeviceGetStreamPriorityRange", [&](Machine&) {
     if (least != nullptr) *least = 0;

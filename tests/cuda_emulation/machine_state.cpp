@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 namespace stagecoach::cuda_emulation {
@@ -73,6 +74,11 @@ void Machine::reset(const Options& new_options) {
   pinned_memory.clear();
   cublas_objects.clear();
   streams = {};
+  streams.when_stuck([this] {  // whoever called holds the mutex
+    mutex.unlock();
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+    mutex.lock();
+  });
   devices.clear();
   for (int d = 0; d < options.devices; ++d) {
     devices.push_back(std::make_unique<Device>(options.memory_bytes));
@@ -101,7 +107,7 @@ Live Machine::live() const {
 }
 
 Place Machine::enqueue(std::uint64_t stream, int device, std::function<cudaError_t()> run, std::vector<Place> after,
-                       int also) {
+                       int also, std::function<bool()> ready) {
   const auto with_memory = [this, device, also, run = std::move(run)] {
     Device& own = *devices[static_cast<std::size_t>(device)];
     if (own.sticky != cudaSuccess) return;
@@ -111,8 +117,8 @@ Place Machine::enqueue(std::uint64_t stream, int device, std::function<cudaError
     own.memory.close();
     if (also >= 0 && also != device) devices[static_cast<std::size_t>(also)]->memory.close();
   };
-  const Place place = streams.enqueue(stream, with_memory, std::move(after));
-  if (options.timing == Timing::kImmediate) streams.run_until(place);
+  const Place place = streams.enqueue(stream, with_memory, std::move(after), std::move(ready));
+  if (options.timing == Timing::kImmediate) streams.try_until(place);
   return place;
 }
 

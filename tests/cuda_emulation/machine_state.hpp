@@ -82,9 +82,9 @@ class Machine {
   Live live() const;
 
   // Queues work of a device; runs it at once where timing says so. While `run` runs, that device's memory is open
-  // (and that of `also`, for copies between devices).
+  // (and that of `also`, for copies between devices). `ready`: see Streams::enqueue.
   Place enqueue(std::uint64_t stream, int device, std::function<cudaError_t()> run, std::vector<Place> after = {},
-                int also = -1);
+                int also = -1, std::function<bool()> ready = {});
   cudaError_t run_kernel(const Launch& launch);
   // Queues work of a stream that is not capturing, or adds it to what the stream captures.
   cudaError_t submit(std::uint64_t stream, Work work);

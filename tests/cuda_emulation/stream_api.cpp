@@ -41,7 +41,7 @@ cudaError_t create(Machine& m, cudaStream_t* handle, unsigned flags) {
 // Like polling hardware: an operation more has run each time.
 cudaError_t query(Machine& m, const Place& place, int device) {
   if (m.streams.reached(place)) return sticky(m, device);
-  m.streams.run_one(place.stream);
+  m.streams.try_one(place.stream);
   return sticky(m, device) != cudaSuccess ? sticky(m, device) : cudaErrorNotReady;
 }
 
@@ -108,7 +108,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
       return cudaSuccess;
     }
     const Place place = m.streams.enqueue(found.id, [] {}, {*waited->record});
-    if (m.options.timing == emulation::Timing::kImmediate) m.streams.run_until(place);
+    if (m.options.timing == emulation::Timing::kImmediate) m.streams.try_until(place);
     return cudaSuccess;
   });
 }
@@ -154,7 +154,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
         now->time = std::chrono::steady_clock::now();
       }
     });
-    if (m.options.timing == emulation::Timing::kImmediate) m.streams.run_until(place);
+    if (m.options.timing == emulation::Timing::kImmediate) m.streams.try_until(place);
     return cudaSuccess;
   });
 }

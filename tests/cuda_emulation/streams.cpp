@@ -25,7 +25,8 @@ void Streams::collect() {
   std::erase_if(streams_, [](const auto& entry) { return entry.second.destroyed && entry.second.operations.empty(); });
 }
 
-Place Streams::enqueue(std::uint64_t id, std::function<void()> run, std::vector<Place> places) {
+Place Streams::enqueue(std::uint64_t id, std::function<void()> run, std::vector<Place> places,
+                       std::function<bool()> ready) {
   Stream& stream = streams_.at(id);
   if (stream.blocking) {
     for (const auto& [other_id, other] : streams_) {
@@ -34,7 +35,7 @@ Place Streams::enqueue(std::uint64_t id, std::function<void()> run, std::vector<
       if (ordered && other.done < other.queued) places.push_back({other_id, other.queued});
     }
   }
-  stream.operations.push_back({std::move(run), std::move(places)});
+  stream.operations.push_back({std::move(run), std::move(places), std::move(ready)});
   return {id, ++stream.queued};
 }
 
@@ -47,18 +48,30 @@ bool Streams::reached(const Place& place) const {
   return found == streams_.end() || found->second.done >= place.count;
 }
 
-void Streams::run_one(std::uint64_t id) {
-  Stream& stream = streams_.at(id);  // stays: what it needs may empty other streams only
-  if (stream.operations.empty()) return;
+bool Streams::try_one(std::uint64_t id) {
+  const auto found = streams_.find(id);
+  if (found == streams_.end() || found->second.operations.empty()) return false;
+  Stream& stream = found->second;  // stays: what it needs may empty other streams only
+  for (const Place& place : stream.operations.front().after) {
+    if (!try_until(place)) return false;
+  }
+  if (stream.operations.front().ready && !stream.operations.front().ready()) return false;
   const Operation operation = std::move(stream.operations.front());
-  for (const Place& place : operation.after) run_until(place);
   operation.run();
   stream.operations.pop_front();
   ++stream.done;
+  return true;
+}
+
+bool Streams::try_until(const Place& place) {
+  while (!reached(place)) {
+    if (!try_one(place.stream)) return false;
+  }
+  return true;
 }
 
 void Streams::run_until(const Place& place) {
-  while (!reached(place)) run_one(place.stream);
+  while (!try_until(place)) pause_();
 }
 
 void Streams::run_stream(std::uint64_t stream) {

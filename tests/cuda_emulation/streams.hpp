@@ -1,11 +1,13 @@
 // Queues of device work. Each stream runs its operations in order; an operation may have to come after places in other
-// streams. Nothing runs by itself: callers say up to where. Knows no CUDA; callers hold the machine's mutex.
+// streams, and may not be ready yet, as one that waits for another process. Nothing runs by itself: callers say up to
+// where. Knows no CUDA; callers hold the machine's mutex.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
+#include <utility>
 #include <vector>
 
 namespace stagecoach::cuda_emulation {
@@ -25,13 +27,19 @@ class Streams {
   void destroy(std::uint64_t stream);
 
   // Queues `run`, to come after `places` and, between a device's default stream and its blocking streams, after what
-  // the other side has queued. Returns the place after it.
-  Place enqueue(std::uint64_t stream, std::function<void()> run, std::vector<Place> places = {});
+  // the other side has queued. `ready`, if any, is asked from then on until it says true. Returns the place after it.
+  Place enqueue(std::uint64_t stream, std::function<void()> run, std::vector<Place> places = {},
+                std::function<bool()> ready = {});
   Place end(std::uint64_t stream) const;
+  // What to do while an operation that is waited for is not ready; other threads may use the streams meanwhile.
+  void when_stuck(std::function<void()> pause) { pause_ = std::move(pause); }
 
   bool reached(const Place& place) const;
-  void run_until(const Place& place);  // and what comes before it in other streams
-  void run_one(std::uint64_t stream);  // one operation, and what comes before it in other streams
+  // As far as what is ready allows: false when that was not far enough.
+  bool try_until(const Place& place);  // and what comes before it in other streams
+  bool try_one(std::uint64_t stream);  // one operation, and what comes before it in other streams
+  // To the end, however long that takes.
+  void run_until(const Place& place);
   void run_stream(std::uint64_t stream);
   void run_device(int device);
 
@@ -39,6 +47,7 @@ class Streams {
   struct Operation {
     std::function<void()> run;
     std::vector<Place> after;
+    std::function<bool()> ready;
   };
   struct Stream {
     int device = 0;
@@ -53,6 +62,7 @@ class Streams {
 
   std::map<std::uint64_t, Stream> streams_;
   std::uint64_t next_id_ = 1;
+  std::function<void()> pause_;
 };
 
 }  // namespace stagecoach::cuda_emulation

@@ -21,8 +21,11 @@ inline std::uint64_t shared(const MpiProcess& process, std::uint64_t value) {
   return value;
 }
 
+// Collective; of one round.
+using MakeLinks = RankLinks (*)(const MpiProcess& process, std::int32_t stages);
+
 inline int layout_rounds(const MpiProcess& process, int rounds, std::uint64_t seed,
-                         std::unique_ptr<Backend> (*backend)()) {
+                         std::unique_ptr<Backend> (*backend)(), MakeLinks links) {
   Random random(seed);
   std::uint64_t failures = 0;
   for (int round = 0; round < rounds; ++round) {
@@ -32,7 +35,8 @@ inline int layout_rounds(const MpiProcess& process, int rounds, std::uint64_t se
     Layout plain = plain_layout(job);
     layout.backend = plain.backend = backend;
     if (backend != nullptr && job.dtype == DType::kInt8) job.dtype = DType::kFloat16;  // which is for CPUs
-    const std::vector<Sample> actual = run_ranks(job, layout, process);
+    const std::vector<Sample> actual =
+        run_ranks(job, layout, process, links != nullptr ? links(process, stages) : RankLinks{});
     if (process.rank() == 0) {
       const std::string what = difference(run_loopback(job, plain), actual);
       if (!what.empty()) {
@@ -49,12 +53,13 @@ inline int layout_rounds(const MpiProcess& process, int rounds, std::uint64_t se
 }
 
 // Arguments: [rounds] [seed]; `usual_rounds` without. Every rank ends with the same status: 0 or 1.
-inline int layout_main(int argc, char** argv, int usual_rounds, std::unique_ptr<Backend> (*backend)()) {
+inline int layout_main(int argc, char** argv, int usual_rounds, std::unique_ptr<Backend> (*backend)(),
+                       MakeLinks links = nullptr) {
   const MpiProcess process(&argc, &argv);
   const int count = argc > 1 ? std::atoi(argv[1]) : rounds(usual_rounds);
   const std::uint64_t given = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : std::random_device{}();
   try {
-    return layout_rounds(process, count, shared(process, given), backend);
+    return layout_rounds(process, count, shared(process, given), backend, links);
   } catch (const std::exception& e) {
     fmt::print(stderr, "rank {}: {}\n", process.rank(), e.what());
     process.abort(1);

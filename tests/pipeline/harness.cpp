@@ -53,7 +53,7 @@ StageContext context_of(const Layout& layout, std::int32_t stage, Parts& parts) 
   context.stage = stage;
   context.stages = static_cast<std::int32_t>(layout.stages.size());
   context.in_flight = layout.in_flight;
-  context.timeout_s = 60;
+  context.timeout_s = layout.timeout_s;
   context.backend = parts.backend.get();
   context.executor = parts.executor.get();
   return context;
@@ -136,16 +136,18 @@ std::vector<Sample> run_loopback(const Job& job, const Layout& layout, Instrumen
   return samples;
 }
 
-std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiProcess& process) {
+std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiProcess& process, const RankLinks& links) {
   const auto stages = static_cast<std::int32_t>(layout.stages.size());
   if (process.rank() >= stages) return {};
   const Model model = open_model(job.model);
   Parts parts = make_parts(job, layout, model, process.rank());
   StageContext context = context_of(layout, process.rank(), parts);
-  const std::unique_ptr<Mailbox> mailbox = process.mailbox(0);
-  const std::unique_ptr<Transport> transport =
-      make_staged_transport(process.transport(process.rank(), 0), *parts.backend);
+  std::unique_ptr<Mailbox> mailbox;
+  std::unique_ptr<Transport> transport;
   if (stages > 1) {
+    mailbox = links.mailbox ? links.mailbox() : process.mailbox(0);
+    transport = links.transport ? links.transport(*parts.backend)
+                                : make_staged_transport(process.transport(process.rank(), 0), *parts.backend);
     context.mailbox = mailbox.get();
     context.transport = transport.get();
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -27,6 +28,7 @@ struct Layout {
   std::unique_ptr<Backend> (*backend)() = nullptr;  // instead of the CPU's
   bool checking = false;                            // every operation is checked against the reference
   LoopbackMode mode = LoopbackMode::kRendezvous;
+  double timeout_s = 60.0;
 
   std::string describe() const;
 };
@@ -54,8 +56,15 @@ class Instrument {
 
 // Samples in order of request index and sample number. Over loopback; throws the first failure of any stage.
 std::vector<Sample> run_loopback(const Job& job, const Layout& layout, Instrument* instrument = nullptr);
+
+// What a rank talks through instead of MPI; empty: that.
+struct RankLinks {
+  std::function<std::unique_ptr<Mailbox>()> mailbox = {};
+  std::function<std::unique_ptr<Transport>(Backend&)> transport = {};  // not called when there is one stage
+};
 // The same as ranks 0..stages-1 of the job; samples on rank 0, empty elsewhere. Ranks beyond do nothing.
-std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiProcess& process);
+std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiProcess& process,
+                              const RankLinks& links = {});
 
 using Random = std::mt19937_64;
 std::int64_t draw(Random& random, std::int64_t low, std::int64_t high);  // both inclusive

@@ -2,6 +2,8 @@
 // messages come from the real program.
 #include <doctest/doctest.h>
 
+#include <cstdlib>
+
 #include "tests/program/run_program.hpp"
 
 using namespace stagecoach::test;
@@ -40,6 +42,61 @@ TEST_CASE("a program with a GPU says so, and computes there by itself") {
   const Ended checked = run_emulated(2, common + " --device cuda:0 --dtype float16 --check");
   INFO(checked.err);
   CHECK(checked.status == 0);
+}
+
+TEST_CASE("ranks with a GPU each hand rows on over NCCL") {
+  CHECK(run_emulated(0, "--version").out.find("; NCCL 2.") != std::string::npos);
+  const ScratchFolder folder;
+  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3]}\n{\"tokens\": [7, 7, 60, 4, 11, 80, 2]}\n");
+  const std::string output = folder / "out.jsonl";
+  const std::string common = "generate" + kModel +
+                             ",dtype=float32 --kv-dtype float32 --max-new-tokens 12 --fresh --prompts " +
+                             (folder / "p.jsonl") + " --output " + output + " -v";
+  const Ended on_hosts = run_program(2, common);
+  const std::string on_cpu = completions(on_hosts, output);
+  CHECK(on_hosts.says("rows come from stage 0 over MPI, on one host"));
+  const std::string several = "devices=4";
+  const Ended two = run_emulated(2, common, 60, several);
+  CHECK(completions(two, output) == on_cpu);
+  CHECK(two.says("rows come from stage 0 over NCCL 2."));
+  CHECK(two.says("between GPUs that reach each other (NVLink or PCIe)"));
+  CHECK(two.says("cuda (Emulated device, device 1)"));
+  write_file(folder / "run.yaml", "transport: nccl\n");
+  const Ended four = run_emulated(4, common + " --config " + (folder / "run.yaml"), 60, several);
+  CHECK(completions(four, output) == on_cpu);
+  CHECK(four.says("rows come from stage 1 over NCCL 2."));
+  CHECK(four.says("through its memory, since the GPUs do not reach each other"));
+  const Ended over_mpi = run_emulated(2, common + " --transport mpi", 60, several);
+  CHECK(completions(over_mpi, output) == on_cpu);
+  CHECK(over_mpi.says("rows come from stage 0 over MPI, on one host"));
+  CHECK(completions(run_emulated(2, common + " --transport nccl --check", 60, several), output) == on_cpu);
+}
+
+TEST_CASE("NCCL where it cannot be is refused in one line") {
+  const std::string generate = "generate" + kModel + " --prompts /dev/null --transport nccl ";
+  const auto refused = [&](const Ended& ended, int status, const std::string& text) {
+    INFO(ended.err);
+    CHECK(ended.status == status);
+    CHECK(ended.messages() == 1);
+    CHECK(ended.says(text));
+    CHECK(ended.says("--transport"));
+    CHECK(ended.seconds < 20);
+  };
+  refused(run_emulated(2, generate + "--device cuda:0"), 2, "NCCL refuses ranks that share a GPU");
+  refused(run_emulated(2, generate + "--device cpu"), 2, "not every stage computes on a GPU");
+  refused(run_emulated(0, generate + "--device cuda:0 --stages 2"), 2, "stages of one process share its memory");
+  // NCCL itself finds that the two are one, since they say the same.
+  const ScratchFolder folder;
+  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3]}\n");
+  setenv("NCCL_HOSTID", "here", 1);
+  const Ended same =
+      run_emulated(2, "generate" + kModel + " --transport nccl --device cuda:0 --prompts " + (folder / "p.jsonl"));
+  unsetenv("NCCL_HOSTID");
+  INFO(same.err);
+  CHECK(same.status == 1);
+  CHECK(same.messages() == 1);
+  CHECK(same.says("link from rank 0 (stage 0, host "));
+  CHECK(same.says("NCCL: invalid usage"));
 }
 
 TEST_CASE("what GPUs cannot do is refused in one line") {

@@ -124,6 +124,13 @@ TEST_CASE("every option of generate arrives") {
   CHECK(o.check);
 }
 
+TEST_CASE("transports") {
+  CHECK(options_of(generate({})).transport == stagecoach::TransportChoice::kAuto);
+  CHECK(options_of(generate({"--transport=auto"})).transport == stagecoach::TransportChoice::kAuto);
+  CHECK(options_of(generate({"--transport=nccl"})).transport == stagecoach::TransportChoice::kNccl);
+  CHECK(error_of(generate({"--transport=ncll"})).find("ncll is not one of auto, nccl, mpi") != std::string::npos);
+}
+
 TEST_CASE("auto is the same as nothing") {
   const Options o = options_of(generate({"--threads", "auto", "--chunk-tokens=auto", "--in-flight", "auto"}));
   CHECK_FALSE(o.threads);
@@ -224,7 +231,7 @@ TEST_CASE("options of later versions pass when neutral and are refused otherwise
     CHECK(error_of(generate({word})) == "no error");
   }
   const Words refused = {"--replicas=2",    "--context-shards=2",     "--metrics=f",
-                         "--trace=f",       "--memory-per-rank=8GiB", "--transport=nccl", "--stages=auto"};
+                         "--trace=f",       "--memory-per-rank=8GiB", "--stages=auto"};
   for (const std::string& word : refused) {
     CAPTURE(word);
     CHECK(error_of(generate({word})).find("not part of this version yet") != std::string::npos);

@@ -1,0 +1,159 @@
+#include "launch/links.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/cuda_backend.hpp"
+#include "launch/interrupt.hpp"
+#include "launch/log.hpp"
+#include "runtime/nccl_transport.hpp"
+#include "runtime/ring_test.hpp"
+#include "runtime/staged_transport.hpp"
+
+namespace stagecoach {
+namespace {
+
+// A rank whose links are sound waits so much longer than one that may be silent.
+constexpr double kPatience = 40.0;
+
+// Ranks on one GPU whose NCCL is told that they are on different hosts, which it then believes: for tests.
+bool told_other_hosts() {
+  return std::getenv("NCCL_HOSTID") != nullptr;
+}
+
+// What ranks tell each other about themselves.
+struct Place {
+  std::string host, pci;
+};
+
+std::vector<Place> all_places(const World& world, const StageDevice& device) {
+  const std::string mine = world.host() + '\n' + device.pci;
+  std::vector<Place> places;
+  for (const std::vector<std::byte>& bytes : world.from_all(std::as_bytes(std::span(mine)))) {
+    const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    const std::size_t end = text.find('\n');
+    places.push_back({text.substr(0, end), text.substr(end + 1)});
+  }
+  return places;
+}
+
+std::string name_of(const std::vector<Place>& places, std::int32_t stage) {
+  return fmt::format("rank {} (stage {}, host {})", stage, stage, places.at(static_cast<std::size_t>(stage)).host);
+}
+
+// As far as it can be known from outside NCCL.
+std::string way_between(const Place& from, const Place& to, const LinkSetUp& set_up) {
+  if (from.host != to.host) return "between hosts";
+  if (set_up.queue == nullptr) return "on one host";
+  if (told_other_hosts()) return "on one host, over its network, since NCCL_HOSTID is set";
+  const std::optional<bool> reach = can_reach(set_up.device->index, from.pci);
+  if (!reach) return "on one host, between GPUs that do not see each other here";
+  return *reach ? "on one host, between GPUs that reach each other (NVLink or PCIe)"
+                : "on one host, through its memory, since the GPUs do not reach each other";
+}
+
+// The id of the link to the next stage, by stage.
+std::vector<NcclId> all_ids(const World& world, bool sends) {
+  NcclId mine = {};
+  world.agree([&] {
+    if (sends) mine = make_nccl_id();
+  });
+  std::vector<NcclId> ids;
+  for (const std::vector<std::byte>& bytes : world.from_all(mine)) {
+    std::memcpy(ids.emplace_back().data(), bytes.data(), sizeof(NcclId));
+  }
+  return ids;
+}
+
+std::unique_ptr<Transport> connect_nccl(const World& world, const LinkSetUp& set_up, const std::vector<Place>& places) {
+  const std::int32_t stage = world.rank();
+  const std::vector<NcclId> ids = all_ids(world, stage + 1 < set_up.stages);
+  NcclOptions options;
+  options.self = name_of(places, stage);
+  options.timeout_s = set_up.timeout_s;
+  options.waits_on_device = set_up.waits_on_device;
+  options.check = throw_if_interrupted;
+  const auto link_with = [&](std::int32_t upstream, std::int32_t peer) {
+    return NcclLink{ids[static_cast<std::size_t>(upstream)], name_of(places, peer)};
+  };
+  if (stage > 0) options.previous = link_with(stage - 1, stage - 1);
+  if (stage + 1 < set_up.stages) options.next = link_with(stage, stage + 1);
+  std::unique_ptr<Transport> transport;
+  world.agree([&] { transport = make_nccl_transport(options, *set_up.queue); });
+  return transport;
+}
+
+}  // namespace
+
+bool choose_nccl(const World& world, TransportChoice choice, std::int32_t stages,
+                 std::span<const StageDevice> devices) {
+  const bool all_cuda = world.minimum(std::ranges::all_of(devices, &StageDevice::cuda) ? 1 : 0) == 1;
+  const bool none_shared = world.minimum(std::ranges::any_of(devices, &StageDevice::shared) ? 0 : 1) == 1;
+  const bool none_misled = none_shared || (world.minimum(told_other_hosts() ? 1 : 0) == 1);
+  const bool links = stages > 1 && world.size() > 1;
+  if (choice == TransportChoice::kMpi) return false;
+  if (choice == TransportChoice::kAuto) return links && all_cuda && none_shared && !nccl_version().empty();
+  world.agree([&] {
+    if (stages == 1) return;
+    if (nccl_version().empty()) {
+      throw UsageError(
+          "--transport nccl: this build has no NCCL; build it where CUDA and NCCL are installed, or use "
+          "--transport mpi");
+    }
+    if (!links) {
+      throw UsageError(
+          "--transport nccl: stages of one process share its memory; start one rank per GPU (mpirun), or "
+          "leave --transport out");
+    }
+    if (!all_cuda) {
+      throw UsageError("--transport nccl: not every stage computes on a GPU; use --device cuda, or --transport mpi");
+    }
+    if (!none_misled) {
+      throw UsageError(
+          "--transport nccl: NCCL refuses ranks that share a GPU; start one rank per GPU, or use "
+          "--transport mpi");
+    }
+  });
+  return links;
+}
+
+Links connect_stages(const World& world, const LinkSetUp& set_up) {
+  const std::int32_t stage = world.rank();
+  const std::vector<Place> places = all_places(world, *set_up.device);
+  Links links;
+  links.mailbox = world.mpi()->mailbox(0);
+  if (set_up.queue != nullptr) {
+    links.transport = connect_nccl(world, set_up, places);
+  } else {
+    links.transport = make_staged_transport(world.mpi()->transport(stage, 0), *set_up.backend);
+  }
+  std::optional<RingFigures> figures;
+  world.agree_within(set_up.timeout_s + kPatience, [&] {
+    RingParts parts;
+    parts.stage = stage;
+    parts.stages = set_up.stages;
+    parts.timeout_s = set_up.timeout_s;
+    parts.backend = set_up.backend;
+    parts.mailbox = links.mailbox.get();
+    parts.transport = links.transport.get();
+    parts.name = [&](std::int32_t s) { return name_of(places, s); };
+    parts.check = throw_if_interrupted;
+    figures = ring_test(parts);
+  });
+  if (figures) {
+    const auto me = static_cast<std::size_t>(stage);
+    log_verbose(fmt::format("{}: rows come from stage {} over {}, {}; {:.0f} us for a few and the answer, {:.2f} GB/s",
+                            name_of(places, stage), stage - 1, set_up.queue != nullptr ? nccl_version() : "MPI",
+                            way_between(places[me - 1], places[me], set_up), figures->latency_us,
+                            figures->gigabytes_per_s));
+  }
+  return links;
+}
+
+}  // namespace stagecoach

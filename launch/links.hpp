@@ -1,0 +1,44 @@
+// How the ranks of this job hand rows to each other: chooses NCCL or MPI, connects neighbours and tests every link
+// before anything is loaded.
+//
+// All functions are collective: every rank makes the same calls. Stages that are threads of one process have no links.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "kernels/backend.hpp"
+#include "launch/command_line.hpp"
+#include "launch/devices.hpp"
+#include "launch/world.hpp"
+#include "runtime/transport.hpp"
+
+namespace stagecoach {
+
+namespace cuda {
+struct DeviceQueue;
+}
+
+// Whether rows go from GPU to GPU over NCCL. "auto": where every rank has a GPU of its own and this build has NCCL.
+// Ends all ranks through World::agree with UsageError when NCCL was asked for and cannot be.
+bool choose_nccl(const World& world, TransportChoice choice, std::int32_t stages, std::span<const StageDevice> devices);
+
+struct LinkSetUp {
+  std::int32_t stages = 1;
+  double timeout_s = 60.0;
+  Backend* backend = nullptr;
+  const StageDevice* device = nullptr;
+  const cuda::DeviceQueue* queue = nullptr;  // of the backend, for NCCL; null: MPI
+  bool waits_on_device = false;              // see NcclOptions
+};
+
+struct Links {
+  std::unique_ptr<Mailbox> mailbox;
+  std::unique_ptr<Transport> transport;
+};
+
+// Of this rank's stage. A pair that cannot talk ends the job with one message that names it.
+Links connect_stages(const World& world, const LinkSetUp& set_up);
+
+}  // namespace stagecoach
