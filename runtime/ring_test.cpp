@@ -133,9 +133,8 @@ class Receives final : public Exchange {
       take_small();
     } else {
       const int large = arrived_ - kSmallCount;
-      if (large == 1) first_large_ = Clock::now();
       if (large < kLargeCount) return false;
-      figures_.gigabytes_per_s = 1e-9 * (kLargeCount - 1) * kLarge * 4 / seconds_since(first_large_);
+      figures_.gigabytes_per_s = 1e-9 * kLargeCount * kLarge * 4 / seconds_since(answered_);
       for (int i = 0; i < kLargeCount; ++i) check_rows(kLarge, i);
       return true;
     }
@@ -171,7 +170,7 @@ class Receives final : public Exchange {
   Buffer memory_;
   std::vector<Transport::Ticket> tickets_;  // of all so far
   int arrived_ = 0;
-  Clock::time_point answered_, first_large_;
+  Clock::time_point answered_;
   RingFigures figures_;
 };
 
