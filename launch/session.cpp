@@ -105,6 +105,7 @@ void Session::make_plan() {
                     ranks, plan_.stage_count(), plan_.stage_count()));
   }
   plan_.chunk_tokens = options_.chunk_tokens.value_or(kDefaultChunkTokens);
+  plan_.chunks = options_.chunks;
   plan_.in_flight = options_.in_flight.value_or(plan_.stage_count());
   validate(plan_);
 }
@@ -129,6 +130,7 @@ SchedulerLimits Session::scheduler_limits() const {
   limits.pages = pages_;
   limits.slots = slots_;
   limits.chunk_tokens = plan_.chunk_tokens;
+  limits.chunks = plan_.chunks;
   limits.in_flight = plan_.in_flight;
   return limits;
 }
