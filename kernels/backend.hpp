@@ -23,6 +23,7 @@
 
 #include "kernels/int8.hpp"
 #include "kernels/logits.hpp"
+#include "kernels/memory_layout.hpp"
 #include "kernels/tensor.hpp"
 #include "kernels/weight_layout.hpp"
 
@@ -97,7 +98,7 @@ class Backend {
 
   // --- for transports of a device with memory of its own; on the host they are plain copies
   // Whether the host reads and writes buffers directly, once `idle`.
-  virtual bool in_host_memory() const { return true; }
+  bool in_host_memory() const { return layout().in_host_memory(); }
   // Host memory that such a device copies to and from at full speed.
   virtual Buffer allocate_host(std::int64_t bytes) { return allocate(bytes); }
   // Start copies that may run beside operations: a download of what the operations queued so far leave in `device`; an
@@ -115,14 +116,19 @@ class Backend {
   virtual bool finished(Copy) { return true; }
 
   // --- layout
-  // What `x` and `out` of linear, `out` of layer_norm, `qkv` and `out` of attention should be for weights of `weights`,
-  // where they are not float32: float32, or 16 bits where products take their inputs so.
-  virtual DType activation_dtype([[maybe_unused]] DType weights) const { return DType::kFloat32; }
-  virtual std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const = 0;
-  virtual std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const = 0;
-
-  // What operations on up to `rows` rows of up to `columns` columns allocate for themselves by the time they have run.
-  virtual std::int64_t scratch_bytes(std::int64_t rows, std::int64_t columns) const = 0;
+  // Lives as long as the backend. It says no to shapes and dtypes that the backend does not take.
+  virtual const MemoryLayout& layout() const = 0;
+  DType activation_dtype(DType weights) const { return layout().activation_dtype(weights); }
+  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const {
+    return layout().matrix_bytes(in, out, dtype);
+  }
+  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const {
+    return layout().kv_page_bytes(n_head, head_dim, dtype);
+  }
+  // Allocates what operations within these limits need for themselves, so that they allocate nothing any more:
+  // layout().own_bytes(limits) with what the backend had from the start. Operations beyond them allocate what they
+  // need.
+  virtual void reserve(const OperationLimits& limits) = 0;
 
   // --- weights
   Matrix make_matrix(std::int64_t in, std::int64_t out, DType dtype) {

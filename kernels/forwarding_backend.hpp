@@ -25,7 +25,6 @@ class ForwardingBackend : public Backend {
   std::int64_t bytes_allocated() const override { return inner_->bytes_allocated(); }
   std::int64_t peak_bytes() const override { return inner_->peak_bytes(); }
   std::optional<std::int64_t> memory_limit() const override { return inner_->memory_limit(); }
-  bool in_host_memory() const override { return inner_->in_host_memory(); }
   Buffer allocate_host(std::int64_t bytes) override { return inner_->allocate_host(bytes); }
   Copy start_download(void* host, const void* device, std::int64_t bytes) override {
     return inner_->start_download(host, device, bytes);
@@ -34,16 +33,8 @@ class ForwardingBackend : public Backend {
     return inner_->start_upload(device, host, bytes);
   }
   bool finished(Copy copy) override { return inner_->finished(copy); }
-  DType activation_dtype(DType weights) const override { return inner_->activation_dtype(weights); }
-  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
-    return inner_->matrix_bytes(in, out, dtype);
-  }
-  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
-    return inner_->kv_page_bytes(n_head, head_dim, dtype);
-  }
-  std::int64_t scratch_bytes(std::int64_t rows, std::int64_t columns) const override {
-    return inner_->scratch_bytes(rows, columns);
-  }
+  const MemoryLayout& layout() const override { return inner_->layout(); }
+  void reserve(const OperationLimits& limits) override { inner_->reserve(limits); }
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
     inner_->load_rows(matrix, layout, first_row, host);
   }

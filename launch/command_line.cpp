@@ -31,9 +31,13 @@ constexpr CommandSpec kCommands[] = {
     {Command::kTokenize, "tokenize", "--model M [--decode] [FILE|-]...",
      "turn each file, or standard input, into a line of token ids"},
     {Command::kConvert, "convert", "--model M --output FILE.h5 [--dtype D]", "make one self-contained model file"},
+    {Command::kPlan, "plan", "--model M [--stages N|auto] [--context N] [--batch N] [options]",
+     "who runs what, what it takes and how fast it will be, before anything runs"},
     {Command::kBench, "bench", "--model M [options]", "measure prefill and decode"},
+    {Command::kProfile, "profile", "--model M --output FILE.yaml [options]",
+     "measure the devices for plan, with as many ranks as will run"},
 };
-constexpr std::string_view kLaterCommands[] = {"plan", "slurm"};
+constexpr std::string_view kLaterCommands[] = {"slurm"};
 
 // Values per option name, in the order of the command line.
 using Values = std::map<std::string_view, std::vector<std::string>>;
@@ -139,7 +143,7 @@ const CommandSpec& find_command(const std::string& name) {
 [[noreturn]] void fail_unknown_option(const std::string& argument, Command command) {
   const std::string word = argument.substr(0, argument.find('='));
   const std::string name = word.substr(std::min(word.find_first_not_of('-'), word.size()));
-  if (find_option(name) != nullptr && word.starts_with("--")) {
+  if (find_option(name, command) != nullptr && word.starts_with("--")) {
     throw UsageError(fmt::format("{}: this command has no such option", shown(word)));
   }
   std::vector<std::string> known;
@@ -151,12 +155,12 @@ const CommandSpec& find_command(const std::string& name) {
 
 // CLI11 takes "--stop=" for an option that lacks its value, so the empty value becomes an argument of its
 // own.
-std::vector<std::string> with_empty_values(const std::vector<std::string>& arguments) {
+std::vector<std::string> with_empty_values(const std::vector<std::string>& arguments, Command command) {
   std::vector<std::string> result;
   for (const std::string& argument : arguments) {
     const OptionSpec* spec = nullptr;
     if (argument.starts_with("--") && argument.ends_with('=')) {
-      spec = find_option(std::string_view(argument).substr(2, argument.size() - 3));
+      spec = find_option(std::string_view(argument).substr(2, argument.size() - 3), command);
     }
     if (spec != nullptr && !spec->value.empty()) {
       result.push_back(argument.substr(0, argument.size() - 1));
@@ -230,7 +234,10 @@ bool overrides(const Values& values, std::string_view name) {
 
 void apply_run_file(const Values& values, Options& options) {
   for (const Setting& setting : options.run_file.settings) {
-    const OptionSpec* spec = find_option(setting.key);
+    const Command owner = setting.group == "bench"  ? Command::kBench
+                          : setting.group == "plan" ? Command::kPlan
+                                                    : options.command;
+    const OptionSpec* spec = find_option(setting.key, owner);
     if (spec == nullptr) throw UsageError(fmt::format("{}: {}: unknown key", setting.where, setting.key));
     if (overrides(values, spec->name)) continue;
     try {
@@ -243,7 +250,7 @@ void apply_run_file(const Values& values, Options& options) {
 
 void apply_arguments(const Values& values, Options& options) {
   for (const auto& [name, given] : values) {
-    const OptionSpec& spec = *find_option(name);
+    const OptionSpec& spec = *find_option(name, options.command);
     if (given.size() > 1 && !spec.many && !spec.value.empty()) {
       throw UsageError(fmt::format("--{}: given {} times", name, given.size()));
     }
@@ -269,6 +276,7 @@ void settle_stages(const Values& values, Options& options) {
       throw NotYet(fmt::format("{}: {}: not part of this version yet; leave it out", file.stage_places.at(s), what));
     };
     if (values.contains("device")) (*file.stages)[s].device = {};
+    if (options.command == Command::kPlan) continue;
     if (stage.memory_bytes) refuse("memory");
     if (!stage.host.empty()) refuse("host");
   }
@@ -297,6 +305,14 @@ void require_consistent(const Options& options) {
     if (options.layout == NativeLayout::kRows && options.dtype == DType::kInt8) {
       throw UsageError("--layout: rows cannot hold int8 weights; leave it out");
     }
+  }
+  if (options.command == Command::kPlan && options.context && options.plan_new_tokens &&
+      *options.plan_new_tokens > *options.context) {
+    throw UsageError(fmt::format("--new-tokens {} is more than --context {}, which counts them too",
+                                 *options.plan_new_tokens, *options.context));
+  }
+  if (options.command == Command::kProfile && options.output_path.empty()) {
+    throw UsageError("--output: missing; name the machine file to write, as in --output machine.yaml");
   }
   if (options.command != Command::kGenerate) return;
   if (!options.prompt_texts.empty() && !options.prompts_path.empty()) {
@@ -332,7 +348,7 @@ std::variant<Options, HelpText> parse_command_line(const std::vector<std::string
 
   const CommandSpec& command = find_command(first);
   const std::vector<std::string> tail(arguments.begin() + 1, arguments.end());
-  Split split = split_arguments(with_empty_values(tail), command.command);
+  Split split = split_arguments(with_empty_values(tail, command.command), command.command);
   if (split.values.contains("help")) return HelpText{command_help(command)};
   if (split.values.contains("version")) return HelpText{version_text(features) + "\n"};
 

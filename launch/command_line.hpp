@@ -28,7 +28,7 @@ class UsageError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-enum class Command : std::uint8_t { kGenerate, kTokenize, kBench, kConvert, kScore };
+enum class Command : std::uint8_t { kGenerate, kTokenize, kBench, kConvert, kScore, kPlan, kProfile };
 enum class TransportChoice : std::uint8_t { kAuto, kMpi, kNccl };
 enum class SimdChoice : std::uint8_t { kBest, kAvx2, kAvx512, kNeon };
 
@@ -47,8 +47,11 @@ struct Options {
   bool deterministic = false;     // on CUDA; CPUs always are
   std::optional<std::int32_t> stages;
   std::optional<std::int32_t> threads;
-  std::optional<std::int32_t> chunk_tokens;
+  bool auto_stages = false;                      // --stages auto: as many as are best
+  std::optional<std::int32_t> chunk_tokens;      // the longest of `chunks`, if they are given
+  ChunkPlan chunks;                              // lengths by position of the prompt
   std::optional<std::int32_t> in_flight;
+  std::optional<std::int64_t> memory_per_rank;  // of stages for which the run file says nothing else
   TransportChoice transport = TransportChoice::kAuto;
   double timeout_s = 60.0;
   bool quiet = false;
@@ -90,6 +93,14 @@ struct Options {
   std::int32_t repeat = 3;
   std::string json_path;  // empty: no file
   bool profile = false;
+
+  // plan; also `batch`, and `new_tokens` when given
+  std::string machine_path;             // speeds and memory of the devices; empty: assumed
+  std::optional<std::int32_t> context;  // positions of each sequence; all of the model's
+  std::optional<std::int32_t> plan_new_tokens;
+  bool json = false;                            // the plan as JSON on standard output
+  std::string write_path;                       // run file to write; empty: none
+  std::string svg_path;                         // drawing to write
 };
 
 // For standard output, status 0.

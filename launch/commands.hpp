@@ -11,5 +11,7 @@ int run_score(const Options& options, const World& world);
 int run_tokenize(const Options& options, const World& world);
 int run_convert(const Options& options, const World& world);
 int run_bench(const Options& options, const World& world);
+int run_plan(const Options& options, const World& world);
+int run_profile(const Options& options, const World& world);
 
 }  // namespace stagecoach

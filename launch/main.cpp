@@ -38,6 +38,10 @@ int run_command(const Options& options, const World& world) {
       return run_convert(options, world);
     case Command::kBench:
       return run_bench(options, world);
+    case Command::kPlan:
+      return run_plan(options, world);
+    case Command::kProfile:
+      return run_profile(options, world);
   }
   return 2;
 }

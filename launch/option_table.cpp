@@ -119,7 +119,10 @@ void set_simd(Options& o, const std::string& v) {
 
 void set_stages(Options& o, const std::string& v) {
   o.stages = count_or_auto(v, 1, 100000);
-  if (!o.stages) not_yet(v, "leave it out for as many stages as there are ranks");
+  o.auto_stages = !o.stages;
+  if (o.auto_stages && o.command != Command::kPlan) {
+    not_yet(v, "stagecoach plan --stages auto --write run.yaml chooses, and --config run.yaml runs that");
+  }
 }
 
 void set_shard(Options& o, const std::string& v) {
@@ -139,6 +142,11 @@ void set_output(Options& o, const std::string& v) {
     if (!name.ends_with(".h5") || name == ".h5") {
       throw UsageError(fmt::format("{} does not end in .h5; name the model file to write", shown(v)));
     }
+    o.output_path = v;
+    return;
+  }
+  if (o.command == Command::kProfile) {
+    if (!name.ends_with(".yaml")) throw UsageError(fmt::format("{} does not end in .yaml", shown(v)));
     o.output_path = v;
     return;
   }
@@ -167,17 +175,35 @@ void only_neutral_whole(Options&, const std::string& v) {
 void refuse(Options&, const std::string& v) {
   not_yet(v);
 }
-void refuse_size(Options&, const std::string& v) {
+void set_memory(Options& o, const std::string& v) {
   try {
-    parse_size(v);
+    o.memory_per_rank = parse_size(v);
   } catch (const PlanError& error) {
     throw UsageError(error.what());
   }
-  not_yet(v);
+  if (o.command != Command::kPlan) not_yet(v);
+}
+
+constexpr std::size_t kMostChunks = 100000;
+
+// "auto", "256", or lengths by position of the prompt: "512,448,384".
+void set_chunks(Options& o, const std::string& v) {
+  o.chunks.clear();
+  if (v.find(',') == std::string::npos) {
+    o.chunk_tokens = count_or_auto(v, 1, 1 << 20);
+    return;
+  }
+  for (std::size_t begin = 0; begin <= v.size();) {
+    const std::size_t end = std::min(v.find(',', begin), v.size());
+    o.chunks.push_back(count(v.substr(begin, end - begin), 1, 1 << 20));
+    if (o.chunks.size() > kMostChunks) throw UsageError(fmt::format("more than {} chunks", kMostChunks));
+    begin = end + 1;
+  }
+  o.chunk_tokens = longest_chunk(o.chunks);
 }
 
 constexpr std::uint8_t kForPrompts = kForGenerate | kForScore;
-constexpr std::uint8_t kForRuns = kForPrompts | kForBench;
+constexpr std::uint8_t kForRuns = kForPrompts | kForBench | kForPlan | kForProfile;  // a plan is of a run
 constexpr std::uint8_t kForAll = kForRuns | kForTokenize | kForConvert;
 constexpr std::string_view kModel = "Model";
 constexpr std::string_view kInOut = "Prompts and results";
@@ -216,9 +242,9 @@ const OptionSpec kTable[] = {
      "for generate any of \"max_new_tokens\" \"temperature\" \"top_k\" \"top_p\" \"repetition_penalty\" \"seed\" "
      "\"stop\" \"num_samples\"), anything else with one per line; - is standard input, in either form",
      false, [](Options& o, const std::string& v) { o.prompts_path = path(v); }},
-    {"output", "FILE", kForPrompts | kForConvert, kInOut,
+    {"output", "FILE", kForPrompts | kForConvert | kForProfile, kInOut,
      "write one JSON object per sample or text to FILE.jsonl, or the same as HDF5 to FILE.h5, complete or not at all "
-     "[text on standard output]; of convert: the model file, FILE.h5",
+     "[text on standard output]; of convert: the model file, FILE.h5; of profile: the machine file, FILE.yaml",
      false, set_output},
     {"long-prompt", "error|truncate", kForGenerate, kInOut,
      "a prompt with more tokens than the model has positions is an "
@@ -273,9 +299,9 @@ const OptionSpec kTable[] = {
 
     {"prompt-tokens", "N", kForBench, kMeasure, "tokens in each prompt [512]", false,
      [](Options& o, const std::string& v) { o.prompt_tokens = count(v, 1, kMaxTokens); }},
-    {"new-tokens", "N", kForBench, kMeasure, "tokens to generate for each prompt [64]", false,
-     [](Options& o, const std::string& v) { o.new_tokens = count(v, 1, kMaxTokens); }},
-    {"batch", "N", kForBench, kMeasure, "prompts at a time [1]", false,
+    {"new-tokens", "N", kForBench | kForPlan, kMeasure, "tokens to generate for each prompt [64]", false,
+     [](Options& o, const std::string& v) { o.plan_new_tokens = o.new_tokens = count(v, 1, kMaxTokens); }},
+    {"batch", "N", kForBench | kForPlan, kMeasure, "prompts at a time [1]", false,
      [](Options& o, const std::string& v) { o.batch = count(v, 1, 65536); }},
     {"repeat", "N", kForBench, kMeasure, "measurements to take the median of [3]", false,
      [](Options& o, const std::string& v) { o.repeat = count(v, 1, 10000); }},
@@ -285,14 +311,25 @@ const OptionSpec kTable[] = {
      "also print, stage by stage, the time that each kind of operation took; measuring costs a little speed", false,
      [](Options& o, const std::string& v) { o.profile = flag(v); }},
 
-    {"stages", "N", kForRuns, kPipeline,
+    {"context", "N", kForPlan, kMeasure, "positions of each sequence, prompt and new tokens [all that the model has]",
+     false, [](Options& o, const std::string& v) { o.context = count(v, 1, kMaxTokens); }},
+    {"json", "", kForPlan, kMeasure, "the plan as one JSON object", false,
+     [](Options& o, const std::string& v) { o.json = flag(v); }},
+    {"write", "FILE", kForPlan, kMeasure, "write a run file that runs the plan (--config FILE)", false,
+     [](Options& o, const std::string& v) { o.write_path = path(v); }},
+    {"svg", "FILE", kForPlan, kMeasure, "draw the stages' memory and the simulated timeline", false,
+     [](Options& o, const std::string& v) { o.svg_path = path(v); }},
+
+    {"stages", "N|auto", kForRuns, kPipeline,
      "pipeline stages: under mpirun as many as there are ranks; otherwise N stages in "
-     "this process [number of ranks]",
+     "this process [number of ranks]; auto, of plan: as many as are best",
      false, set_stages},
     {"threads", "N|auto", kForRuns, kPipeline, "threads of each rank [auto: its share of the cores]", false,
      [](Options& o, const std::string& v) { o.threads = count_or_auto(v, 1, 4096); }},
-    {"chunk-tokens", "N|auto", kForRuns, kPipeline, "most prompt tokens that travel together [auto]", false,
-     [](Options& o, const std::string& v) { o.chunk_tokens = count_or_auto(v, 1, 1 << 20); }},
+    {"chunk-tokens", "N|N,N,...|auto", kForRuns, kPipeline,
+     "most prompt tokens that travel together, or the lengths of a prompt's chunks in order, the last one repeated "
+     "[auto: 256, on GPUs 2048; plan plans them]",
+     false, set_chunks},
     {"in-flight", "N|auto", kForRuns, kPipeline, "microbatches in the pipeline at once [auto: at least one per stage]",
      false, [](Options& o, const std::string& v) { o.in_flight = count_or_auto(v, 1, 4096); }},
     {"device", "auto|cpu|cuda|cuda:N", kForRuns, kPipeline,
@@ -309,7 +346,12 @@ const OptionSpec kTable[] = {
      [](Options& o, const std::string& v) { o.deterministic = flag(v); }},
     {"replicas", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
     {"context-shards", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
-    {"memory-per-rank", "SIZE", kForRuns, kLater, "", false, refuse_size},
+    {"memory-per-rank", "SIZE", kForRuns, kPipeline,
+     "most memory that a rank may take, with everything: bytes, or a whole number with KiB, MiB or GiB; on a GPU, of "
+     "the GPU's [its share of what is free on its host or GPU]",
+     false, set_memory},
+    {"machine", "FILE", kForPlan, kPipeline, "machine file of profile: how fast the devices are [assumed]", false,
+     [](Options& o, const std::string& v) { o.machine_path = path(v); }},
     {"metrics", "FILE", kForRuns, kLater, "", false, refuse},
     {"trace", "FILE", kForRuns, kLater, "", false, refuse},
 
@@ -331,11 +373,14 @@ std::span<const OptionSpec> option_table() {
   return kTable;
 }
 
-const OptionSpec* find_option(std::string_view name) {
+const OptionSpec* find_option(std::string_view name, Command command) {
+  const OptionSpec* found = nullptr;
   for (const OptionSpec& spec : kTable) {
-    if (spec.name == name) return &spec;
+    if (spec.name != name) continue;
+    if ((spec.commands & bit_of(command)) != 0) return &spec;
+    if (found == nullptr) found = &spec;
   }
-  return nullptr;
+  return found;
 }
 
 }  // namespace stagecoach

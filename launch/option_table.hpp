@@ -20,7 +20,7 @@ class NotYet : public UsageError {
   using UsageError::UsageError;
 };
 
-enum CommandBits : std::uint8_t { kForGenerate = 1, kForTokenize = 2, kForBench = 4, kForConvert = 8, kForScore = 16 };
+enum CommandBits : std::uint8_t { kForGenerate = 1, kForTokenize = 2, kForBench = 4, kForConvert = 8, kForScore = 16, kForPlan = 32, kForProfile = 64 };
 
 struct OptionSpec {
   std::string_view name;   // without dashes
@@ -35,7 +35,8 @@ struct OptionSpec {
 };
 
 std::span<const OptionSpec> option_table();
-const OptionSpec* find_option(std::string_view name);  // null when there is none
+// Of `command`, else of any other, else null: commands may have different options of one name.
+const OptionSpec* find_option(std::string_view name, Command command);
 constexpr std::uint8_t bit_of(Command command) {
   return static_cast<std::uint8_t>(1U << static_cast<unsigned>(command));
 }

@@ -14,6 +14,7 @@
 #include "launch/links.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
+#include "runtime/device_layout.hpp"
 #include "runtime/staged_transport.hpp"
 
 namespace stagecoach {
@@ -21,11 +22,12 @@ namespace {
 
 constexpr std::int32_t kDefaultChunkTokens = 256;
 constexpr std::int32_t kDefaultCudaChunkTokens = 2048;  // GPUs need more rows at once to be busy
-constexpr std::int32_t kSequencesPerMicrobatch = 32;  // aimed at while memory allows
+constexpr std::int32_t kSequencesPerMicrobatch = 32;    // aimed at while memory allows
 // Share of the free memory that a rank's plan may use: the rest is for code, MPI, libraries and the page cache.
 constexpr double kMemoryShare = 0.9;
 constexpr std::int64_t kReserveBytes = 64 << 20;
 constexpr std::int32_t kBlocksInQueue = 64;  // of about a dozen operations each
+constexpr std::int64_t kMostPages = std::numeric_limits<std::int32_t>::max();
 
 Simd simd_of(SimdChoice choice) {
   switch (choice) {
@@ -103,6 +105,7 @@ void Session::make_plan() {
                     ranks, plan_.stage_count(), plan_.stage_count()));
   }
   plan_.chunk_tokens = options_.chunk_tokens.value_or(kDefaultChunkTokens);
+  plan_.chunks = options_.chunks;
   plan_.in_flight = options_.in_flight.value_or(plan_.stage_count());
   validate(plan_);
 }
@@ -127,56 +130,64 @@ SchedulerLimits Session::scheduler_limits() const {
   limits.pages = pages_;
   limits.slots = slots_;
   limits.chunk_tokens = plan_.chunk_tokens;
+  limits.chunks = plan_.chunks;
   limits.in_flight = plan_.in_flight;
   return limits;
 }
 
-// All that a stage allocates besides KV pages.
-std::int64_t Session::fixed_bytes(const Backend& backend, const StageSpec& spec) const {
-  const std::int32_t rows = scheduler_limits().max_rows();
-  const std::int64_t residuals = (plan_.in_flight + 1LL) * rows * plan_.model.n_embd * 4;
-  return stage_weight_bytes(backend, plan_.model, spec.blocks, dtype_) +
-         StageExecutor::workspace_bytes(plan_.model, spec.blocks, backend.activation_dtype(dtype_), rows) +
-         backend.scratch_bytes(rows, std::max(plan_.model.n_embd, plan_.model.n_inner)) + residuals + kReserveBytes;
+StageBytes Session::bytes_of(const Stage& stage, std::int64_t pages) const {
+  const SchedulerLimits limits = scheduler_limits();
+  const StageWork work{limits.max_rows(), static_cast<std::int32_t>(pages), limits.tables(), plan_.in_flight,
+                       plan_.stage_count()};
+  const DeviceLayout layout = device_layout(stage.backend->layout(), plan_.model, dtype_, kv_dtype_);
+  return stage_bytes(plan_.model, plan_.stages[static_cast<std::size_t>(stage.index)].blocks, layout, work);
 }
 
-// The KV pages that fit beside `fixed` bytes, at most those that `work` can use.
-std::int64_t Session::pages_within(std::int64_t available, std::int64_t fixed, std::int64_t page, std::int32_t stage,
-                                   const WorkSize& work) const {
-  const std::int64_t one = work.pages;
-  if (fixed + one * page > available) {
-    throw FitError(
-        fmt::format("{}does not fit in memory: weights and workspace {}, KV cache of one prompt ({} positions) {}, "
-                    "available {}; use "
-                    "fewer tokens, --kv-dtype float16, a 16-bit --dtype, or more ranks on more hosts",
-                    threads_are_stages() ? "" : prefix(stage), readable_bytes(fixed), one * kPagePositions,
-                    readable_bytes(one * page), readable_bytes(available)));
-  }
-  return std::min<std::int64_t>(one * slots_, (available - fixed) / page);
+// The KV pages that `available` bytes have room for, at most those that `work` can use. `bytes(pages)` is what all else
+// takes as well.
+std::int64_t Session::pages_within(std::int64_t available, const std::function<StageBytes(std::int64_t)>& bytes,
+                                   std::int32_t stage, const WorkSize& work) const {
+  const std::int64_t most = std::min<std::int64_t>(std::int64_t{work.pages} * slots_, kMostPages);
+  const std::int64_t pages =
+      largest_that_fits(work.pages, most, [&](std::int64_t p) { return bytes(p).total() <= available; });
+  if (pages >= work.pages) return pages;
+  const StageBytes needed = bytes(work.pages);
+  throw FitError(
+      fmt::format("{}does not fit in memory: weights and workspace {}, KV cache of one prompt ({} positions) {}, "
+                  "available {}; use "
+                  "fewer tokens, --kv-dtype float16, a 16-bit --dtype, or more ranks on more hosts",
+                  threads_are_stages() ? "" : prefix(stage), readable_bytes(needed.total() - needed.kv),
+                  std::int64_t{work.pages} * kPagePositions, readable_bytes(needed.kv), readable_bytes(available)));
 }
 
 // The KV pages that this process's stages have room for: each on its device, or together in the host's memory.
 std::int64_t Session::pages_that_fit(const WorkSize& work) const {
-  std::int64_t pages = std::numeric_limits<std::int64_t>::max();
-  std::int64_t fixed_on_host = 0;
-  std::int64_t page_on_host = 0;
+  std::int64_t pages = kMostPages;
+  std::vector<const Stage*> on_host;
   for (const auto& stage : stages_) {
-    const StageSpec& spec = plan_.stages[static_cast<std::size_t>(stage->index)];
-    const std::int64_t fixed = fixed_bytes(*stage->backend, spec);
-    const std::int64_t page = spec.blocks.count() * stage->backend->kv_page_bytes(
-                                                        plan_.model.n_head, plan_.model.head_dim(), kv_dtype_);
-    if (const std::optional<std::int64_t> limit = stage->backend->memory_limit()) {
-      pages = std::min(pages, pages_within(*limit, fixed, page, stage->index, work));
-    } else {
-      fixed_on_host += fixed;
-      page_on_host += page;
+    const std::optional<std::int64_t> limit = stage->backend->memory_limit();
+    if (!limit) {
+      on_host.push_back(stage.get());
+      continue;
     }
+    const auto bytes = [&](std::int64_t p) {
+      StageBytes result = bytes_of(*stage, p);
+      result.host = 0;
+      return result;
+    };
+    pages = std::min(pages, pages_within(*limit, bytes, stage->index, work));
   }
-  if (page_on_host == 0) return pages;
+  if (on_host.empty()) return pages;
   const std::int64_t sharers = threads_are_stages() ? 1 : world_.local_size();
   const auto available =
       static_cast<std::int64_t>(static_cast<double>(available_memory_bytes()) * kMemoryShare) / sharers;
-  return std::min(pages, pages_within(available, fixed_on_host, page_on_host, stages_.front()->index, work));
+  const auto bytes = [&](std::int64_t p) {
+    StageBytes sum;
+    for (const Stage* stage : on_host) sum += bytes_of(*stage, p);
+    sum.host += kReserveBytes * static_cast<std::int64_t>(on_host.size());
+    return sum;
+  };
+  return std::min(pages, pages_within(available, bytes, on_host.front()->index, work));
 }
 
 std::unique_ptr<Backend> Session::make_backend(const StageDevice& device) const {
@@ -217,8 +228,7 @@ void Session::prepare(const std::function<WorkSize()>& size) {
     make_stages();
     pages = pages_that_fit(work);
   });
-  pages = world_.minimum(pages);
-  pages_ = static_cast<std::int32_t>(std::min<std::int64_t>(pages, std::numeric_limits<std::int32_t>::max()));
+  pages_ = static_cast<std::int32_t>(world_.minimum(pages));
   if (!threads_are_stages()) connect();
   world_.agree([this] { load_all(); });
 }

@@ -15,6 +15,7 @@
 #include "launch/devices.hpp"
 #include "launch/world.hpp"
 #include "partition/plan.hpp"
+#include "partition/stage_bytes.hpp"
 #include "runtime/loopback.hpp"
 #include "runtime/pipeline.hpp"
 #include "runtime/weight_source.hpp"
@@ -68,11 +69,11 @@ class Session {
   bool threads_are_stages() const { return world_.size() == 1; }
   std::vector<std::int32_t> local_stages() const;
   void make_plan();
-  std::int64_t fixed_bytes(const Backend& backend, const StageSpec& spec) const;
   void make_stages();
+  StageBytes bytes_of(const Stage& stage, std::int64_t pages) const;
   std::int64_t pages_that_fit(const WorkSize& work) const;
-  std::int64_t pages_within(std::int64_t available, std::int64_t fixed, std::int64_t page, std::int32_t stage,
-                            const WorkSize& work) const;
+  std::int64_t pages_within(std::int64_t available, const std::function<StageBytes(std::int64_t)>& bytes,
+                            std::int32_t stage, const WorkSize& work) const;
   std::unique_ptr<Backend> make_backend(const StageDevice& device) const;
   void connect();
   void load(Stage& stage);

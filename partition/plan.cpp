@@ -63,6 +63,15 @@ void validate(const Plan& plan) {
   }
   if (plan.chunk_tokens < 1)
     throw PlanError(fmt::format("chunk_tokens is {}, it must be 1 or more", plan.chunk_tokens));
+  if (!plan.chunks.empty()) {
+    for (const std::int32_t length : plan.chunks) {
+      if (length < 1) throw PlanError(fmt::format("chunk_tokens has {}, chunks must be of 1 or more", length));
+    }
+    if (longest_chunk(plan.chunks) != plan.chunk_tokens) {
+      throw PlanError(fmt::format("chunk_tokens is {} but the longest chunk has {}", plan.chunk_tokens,
+                                  longest_chunk(plan.chunks)));
+    }
+  }
   if (plan.in_flight < 1) throw PlanError(fmt::format("in_flight is {}, it must be 1 or more", plan.in_flight));
 }
 

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "partition/chunking.hpp"
 #include "partition/model.hpp"
 
 namespace stagecoach {
@@ -35,6 +36,7 @@ struct Plan {
   ModelConfig model;
   std::vector<StageSpec> stages;
   std::int32_t chunk_tokens = 256;  // most prompt rows in one microbatch
+  ChunkPlan chunks;                 // lengths by position, the longest chunk_tokens; empty: all that long
   std::int32_t in_flight = 1;       // microbatches in the pipeline at once, >= 1
 
   std::int32_t stage_count() const { return static_cast<std::int32_t>(stages.size()); }
@@ -45,7 +47,7 @@ struct Plan {
 std::vector<StageSpec> even_split(const ModelConfig& model, std::int32_t stages);
 
 // Throws PlanError, naming the stage and blocks, unless the stages cover blocks 0..n_layer-1 in order without gap or
-// overlap and chunk_tokens and in_flight are positive.
+// overlap, chunk_tokens and in_flight are positive and chunk_tokens is the longest of chunks.
 void validate(const Plan& plan);
 
 }  // namespace stagecoach

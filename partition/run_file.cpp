@@ -3,27 +3,23 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
-#include <cmath>
-#include <cstring>
-#include <fstream>
 #include <limits>
 
 #include "partition/wording.hpp"
-#include "partition/yaml_tree.hpp"
+#include "partition/yaml_values.hpp"
 
 namespace stagecoach {
 namespace {
 
-constexpr std::size_t kMaxBytes = std::size_t{1} << 20;  // of a run file
-constexpr std::size_t kMaxStages = 100000;               // as many as a model may have blocks
+constexpr std::size_t kMaxStages = 100000;  // as many as a model may have blocks
 
 enum class Type : std::uint8_t {
   kText,
   kTexts,  // a text; a list of texts (or one)
   kWhole,
   kWholeOrAuto,
+  kChunks,  // a whole number, a list of them, or auto
   kNumber,
   kFlag,
   kSize,    // bytes with or without unit
@@ -52,6 +48,7 @@ constexpr Key kKeys[] = {
     {"", "trace", Type::kText},
     {"", "quiet", Type::kFlag},
     {"", "verbose", Type::kFlag},
+    {"", "machine", Type::kText},
     {"", "simd", Type::kText},
     {"", "check", Type::kFlag},
     {"", "prompt", Type::kTexts},
@@ -62,7 +59,7 @@ constexpr Key kKeys[] = {
     {"pipeline", "stages", Type::kStages},
     {"pipeline", "replicas", Type::kWhole},
     {"pipeline", "context_shards", Type::kWhole},
-    {"pipeline", "chunk_tokens", Type::kWholeOrAuto},
+    {"pipeline", "chunk_tokens", Type::kChunks},
     {"pipeline", "in_flight", Type::kWholeOrAuto},
     {"generation", "max_new_tokens", Type::kWhole},
     {"generation", "temperature", Type::kNumber},
@@ -83,53 +80,13 @@ constexpr Key kKeys[] = {
     {"bench", "repeat", Type::kWhole},
     {"bench", "profile", Type::kFlag},
     {"bench", "json", Type::kText},
+    {"plan", "context", Type::kWhole},
+    {"plan", "batch", Type::kWhole},
+    {"plan", "new_tokens", Type::kWhole},
+    {"plan", "write", Type::kText},
+    {"plan", "svg", Type::kText},
 };
-constexpr std::string_view kGroups[] = {"pipeline", "generation", "score", "bench"};
-
-[[noreturn]] void fail(const YamlNode& at, std::string_view key, const std::string& what) {
-  throw PlanError(fmt::format("{}: {}: {}", at.where, key, what));
-}
-
-std::string kind_of(const YamlNode& node) {
-  switch (node.kind) {
-    case YamlNode::Kind::kNull:
-      return "nothing";
-    case YamlNode::Kind::kScalar:
-      return (node.quoted ? "the text \"" : "") + shown(node.scalar) + (node.quoted ? "\"" : "");
-    case YamlNode::Kind::kList:
-      return "a list";
-    case YamlNode::Kind::kMap:
-      return "a group of keys";
-  }
-  return "?";
-}
-
-std::optional<std::int64_t> whole(const YamlNode& node) {
-  if (node.kind != YamlNode::Kind::kScalar || node.quoted) return std::nullopt;
-  std::int64_t value = 0;
-  const char* end = node.scalar.data() + node.scalar.size();
-  const auto [rest, error] = std::from_chars(node.scalar.data(), end, value);
-  if (error != std::errc() || rest != end) return std::nullopt;
-  return value;
-}
-
-bool is_number(const YamlNode& node) {
-  if (node.kind != YamlNode::Kind::kScalar || node.quoted) return false;
-  double value = 0;
-  const char* end = node.scalar.data() + node.scalar.size();
-  const auto [rest, error] = std::from_chars(node.scalar.data(), end, value);
-  return error == std::errc() && rest == end && std::isfinite(value);
-}
-
-bool is_word(const YamlNode& node, std::string_view word) {
-  return node.kind == YamlNode::Kind::kScalar && node.scalar == word;
-}
-
-const std::string& text_of(const YamlNode& node, std::string_view key) {
-  if (node.kind != YamlNode::Kind::kScalar)
-    fail(node, key, kind_of(node) + " is no text; write a value after the colon");
-  return node.scalar;
-}
+constexpr std::string_view kGroups[] = {"pipeline", "generation", "score", "bench", "plan"};
 
 void require_type(const YamlNode& node, std::string_view key, Type type) {
   const auto require = [&](bool good, const char* wanted) {
@@ -146,7 +103,7 @@ void require_type(const YamlNode& node, std::string_view key, Type type) {
       require(whole(node).has_value() || is_word(node, "auto"), "a whole number (without quotes) or auto");
       break;
     case Type::kNumber:
-      require(is_number(node), "a number (without quotes)");
+      require(number(node).has_value(), "a number (without quotes)");
       break;
     case Type::kFlag:
       require(!node.quoted && (is_word(node, "true") || is_word(node, "false")), "true or false");
@@ -159,6 +116,7 @@ void require_type(const YamlNode& node, std::string_view key, Type type) {
       }
       break;
     case Type::kTexts:
+    case Type::kChunks:
     case Type::kStages:
       break;  // have their own readers
   }
@@ -189,6 +147,23 @@ BlockRange read_blocks(const YamlNode& node) {
                      blocks.first));
   }
   return blocks;
+}
+
+// As the command line takes them: "512,448,384".
+std::string chunks_of(const YamlNode& node, std::string_view key) {
+  if (node.kind != YamlNode::Kind::kList) {
+    if (!whole(node) && !is_word(node, "auto")) {
+      fail(node, key, kind_of(node) + " is not a whole number (without quotes), a list of them, or auto");
+    }
+    return node.scalar;
+  }
+  if (node.items.empty()) fail(node, key, "the list is empty; leave it out to let the program choose");
+  std::string text;
+  for (const YamlNode& item : node.items) {
+    if (!whole(item)) fail(item, key, kind_of(item) + " is not a whole number (without quotes)");
+    text += (text.empty() ? "" : ",") + item.scalar;
+  }
+  return text;
 }
 
 StageSpec read_stage(const YamlNode& node) {
@@ -251,14 +226,18 @@ void read_stages(const YamlNode& node, RunFile& file) {
 
 void read_value(const Key& key, const YamlNode& value, RunFile& file) {
   if (key.type == Type::kStages) return read_stages(value, file);
+  if (key.type == Type::kChunks) {
+    file.settings.push_back({option_name(key.name), chunks_of(value, key.name), value.where, std::string(key.group)});
+    return;
+  }
   require_type(value, key.name, key.type);
   if (key.type == Type::kTexts && value.kind == YamlNode::Kind::kList) {
     for (const YamlNode& item : value.items) {
-      file.settings.push_back({option_name(key.name), text_of(item, key.name), item.where});
+      file.settings.push_back({option_name(key.name), text_of(item, key.name), item.where, std::string(key.group)});
     }
     return;
   }
-  file.settings.push_back({option_name(key.name), text_of(value, key.name), value.where});
+  file.settings.push_back({option_name(key.name), text_of(value, key.name), value.where, std::string(key.group)});
 }
 
 [[noreturn]] void fail_unknown(const YamlNode& key, std::string_view group) {
@@ -307,7 +286,6 @@ void read_group(const YamlNode& map, std::string_view group, RunFile& file) {
 RunFile parse_run_file(const std::string& text, const std::string& path) {
   RunFile file;
   file.path = path;
-  if (text.size() > kMaxBytes) throw PlanError(fmt::format("{}: larger than a run file can be (1 MiB)", path));
   const YamlNode root = parse_yaml(text, path);
   if (root.kind == YamlNode::Kind::kNull) return file;
   if (root.kind != YamlNode::Kind::kMap) {
@@ -318,16 +296,7 @@ RunFile parse_run_file(const std::string& text, const std::string& path) {
 }
 
 RunFile read_run_file(const std::string& path) {
-  errno = 0;
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw PlanError(fmt::format("{}: cannot open the run file: {}", shown(path), std::strerror(errno)));
-  std::string text(kMaxBytes + 1, '\0');
-  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (stream.bad() || (stream.fail() && !stream.eof())) {
-    throw PlanError(fmt::format("{}: cannot read the run file: {}", shown(path), std::strerror(errno)));
-  }
-  text.resize(static_cast<std::size_t>(stream.gcount()));
-  return parse_run_file(text, path);
+  return parse_run_file(read_yaml_file(path, "run file"), path);
 }
 
 void check_stage_blocks(const RunFile& file, const ModelConfig& model) {
@@ -348,7 +317,10 @@ void check_stage_blocks(const RunFile& file, const ModelConfig& model) {
 
 std::vector<std::string> run_file_keys() {
   std::vector<std::string> names;
-  for (const Key& key : kKeys) names.push_back(option_name(key.name));
+  for (const Key& key : kKeys) {
+    std::string name = option_name(key.name);
+    if (std::ranges::find(names, name) == names.end()) names.push_back(std::move(name));
+  }
   return names;
 }
 

@@ -19,6 +19,7 @@ struct Setting {
   std::string key;    // command-line name without dashes: "max-new-tokens"
   std::string value;  // as text, as the command line would take it
   std::string where;
+  std::string group = {};  // of the run file that it stood in; empty at the top
 };
 
 struct RunFile {
@@ -36,7 +37,7 @@ RunFile parse_run_file(const std::string& text, const std::string& path);
 // overlaps and a missing first block are already refused by reading.)
 void check_stage_blocks(const RunFile& run_file, const ModelConfig& model);
 
-// Every key that a run file knows, as its Setting is called.
+// Every key that a run file knows, as its Setting is called; those of several groups once.
 std::vector<std::string> run_file_keys();
 
 // "8GiB", "512MiB", "16KiB", "1073741824" -> bytes. Throws PlanError naming the text.

@@ -5,6 +5,9 @@
 #include <yaml-cpp/exceptions.h>
 #include <yaml-cpp/parser.h>
 
+#include <cerrno>
+#include <cstring>
+#include <fstream>
 #include <sstream>
 
 #include "partition/model.hpp"
@@ -14,6 +17,7 @@ namespace stagecoach {
 namespace {
 
 constexpr std::size_t kMaxDepth = 16;  // a run file needs four levels
+constexpr std::size_t kMaxBytes = std::size_t{1} << 20;
 constexpr std::size_t kMaxKeys = 256;  // in one group
 
 std::string place(const std::string& path, const YAML::Mark& mark) {
@@ -131,7 +135,21 @@ void require_text(const std::string& text, const std::string& path) {
 
 }  // namespace
 
+std::string read_yaml_file(const std::string& path, const char* what) {
+  errno = 0;
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) throw PlanError(fmt::format("{}: cannot open the {}: {}", shown(path), what, std::strerror(errno)));
+  std::string text(kMaxBytes + 1, '\0');  // the byte too many is for parse_yaml to refuse
+  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
+  if (stream.bad() || (stream.fail() && !stream.eof())) {
+    throw PlanError(fmt::format("{}: cannot read the {}: {}", shown(path), what, std::strerror(errno)));
+  }
+  text.resize(static_cast<std::size_t>(stream.gcount()));
+  return text;
+}
+
 YamlNode parse_yaml(const std::string& text, const std::string& path) {
+  if (text.size() > kMaxBytes) throw PlanError(fmt::format("{}: larger than a run file can be (1 MiB)", path));
   require_text(text, path);
   TreeBuilder builder(path);
   try {

@@ -19,6 +19,9 @@ struct YamlNode {
   std::vector<YamlNode> keys;   // of a map, one per item, in file order; scalars
 };
 
+// The bytes of a file, a few too many where it is too large. `what` it is, for messages. Throws PlanError.
+std::string read_yaml_file(const std::string& path, const char* what);
+
 // Throws PlanError "PATH:LINE:COLUMN: what". A text without a value is kNull.
 YamlNode parse_yaml(const std::string& text, const std::string& path);
 

@@ -8,18 +8,14 @@
 
 namespace stagecoach {
 
-bool is_matrix(const TensorSpec& spec) {
-  return !spec.is_vector && spec.role != TensorRole::kPositionEmbedding;
-}
-
 WeightLayout row_layout_of(const TensorSpec& matrix) {
   const bool out_in = matrix.role == TensorRole::kTokenEmbedding || matrix.role == TensorRole::kHeadWeight;
   return out_in ? WeightLayout::kOutIn : WeightLayout::kInOut;
 }
 
 PackedLayout packed_layout_of(const TensorSpec& matrix, DType dtype) {
-  if (row_layout_of(matrix) == WeightLayout::kOutIn) return {matrix.cols, matrix.rows, dtype};
-  return {matrix.rows, matrix.cols, dtype};
+  const MatrixShape shape = matrix_shape(matrix);
+  return {shape.in, shape.out, dtype};
 }
 
 std::vector<std::int64_t> stored_shape(const TensorSpec& spec, DType dtype, bool packed) {

@@ -15,13 +15,11 @@
 #include <vector>
 
 #include "kernels/weight_layout.hpp"
-#include "partition/model.hpp"
+#include "partition/stage_bytes.hpp"
 #include "runtime/weight_source.hpp"
 
 namespace stagecoach {
 
-// Whether a tensor is multiplied with: all but vectors and the position embedding, which is read row by row.
-bool is_matrix(const TensorSpec& spec);
 WeightLayout row_layout_of(const TensorSpec& matrix);
 PackedLayout packed_layout_of(const TensorSpec& matrix, DType dtype);
 // The dimensions of its dataset in a file.

@@ -8,6 +8,8 @@
 #include <thread>
 #include <type_traits>
 
+#include "partition/stage_bytes.hpp"
+
 namespace stagecoach {
 namespace {
 
@@ -42,9 +44,9 @@ class IdleWait {
 class Pipeline {
  public:
   explicit Pipeline(const StageContext& context) : c_(context) {
-    const std::int64_t buffer_bytes = c_.executor->max_rows() * c_.executor->row_values() * 4;
-    for (std::int32_t i = 0; i <= c_.in_flight; ++i) {
-      Slot& slot = slots_.emplace_back(Slot{c_.backend->allocate(buffer_bytes), {}, false});
+    const std::int64_t bytes = residual_bytes(c_.executor->max_rows(), c_.executor->row_values());
+    for (std::int64_t i = 0; i < residual_buffers(c_.in_flight); ++i) {
+      Slot& slot = slots_.emplace_back(Slot{c_.backend->allocate(bytes), {}, false});
       if (c_.transport == nullptr) continue;
       c_.transport->prepare({static_cast<std::byte*>(slot.buffer.data()), slot.buffer.bytes()});
     }

@@ -49,6 +49,10 @@ Scheduler::Scheduler(const SchedulerLimits& limits, TokenBytes token_bytes)
     throw std::invalid_argument(fmt::format("scheduler limits: {} slots, {} pages, {} chunk tokens, {} in flight",
                                             limits.slots, limits.pages, limits.chunk_tokens, limits.in_flight));
   }
+  for (const std::int32_t length : limits.chunks) {
+    if (length >= 1 && length <= limits.chunk_tokens) continue;
+    throw std::invalid_argument(fmt::format("a chunk of {} tokens, at most {} travel", length, limits.chunk_tokens));
+  }
   // Lowest numbers first, from the back.
   for (std::int32_t slot = limits.slots - 1; slot >= 0; --slot) {
     free_slots_.push_back(slot);
@@ -77,8 +81,8 @@ void Scheduler::add(Request request) {
   waiting_.push_back(std::move(request));
 }
 
-// In order: nothing overtakes a request or sample that waits for pages or a slot. So whoever waits gets on: the pages of
-// its first sample were promised at admission, and what its own samples give back only earlier requests can take.
+// In order: nothing overtakes a request or sample that waits for pages or a slot. So whoever waits gets on: the pages
+// of its first sample were promised at admission, and what its own samples give back only earlier requests can take.
 void Scheduler::admit() {
   for (Group& group : groups_) {
     if (group.prompt_ready && !start_samples(group)) return;
@@ -213,13 +217,19 @@ std::int32_t Scheduler::prefill_end(std::int32_t slot) const {
   return is_holder(slot) || group.scores() ? group.prompt() - 1 : group.prompt();
 }
 
+// Rows from `position` to the end of its chunk.
+std::int32_t Scheduler::chunk_room(std::int32_t position) const {
+  if (limits_.chunks.empty()) return limits_.chunk_tokens;
+  return static_cast<std::int32_t>(chunk_end(limits_.chunks, position) - position);
+}
+
 void Scheduler::add_prefill_rows(Microbatch& microbatch) {
   std::int32_t budget = limits_.chunk_tokens;
   while (budget > 0 && !prefilling_.empty()) {
     const std::int32_t slot = prefilling_.front();
     Sequence& sequence = at(slot);
     const std::int32_t end = prefill_end(slot);
-    const std::int32_t stop = std::min(end, sequence.prefilled + budget);
+    const std::int32_t stop = std::min(end, sequence.prefilled + std::min(budget, chunk_room(sequence.prefilled)));
     append_pages(slot, stop, microbatch.commands);
     for (std::int32_t p = sequence.prefilled; p < stop; ++p) add_prompt_row(slot, p, microbatch);
     budget -= stop - sequence.prefilled;

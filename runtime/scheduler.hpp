@@ -2,8 +2,8 @@
 //
 // Runs on stage 0 only. Requests are admitted in order while a slot is free and the KV pool can hold a whole sample (so
 // nothing that was started ever waits for pages). A microbatch mixes one share of the sequences that are ready to
-// decode with up to `chunk_tokens` prompt rows; several chunks of one prompt may be in flight, one behind the other.
-// Tokens do not depend on any of these choices.
+// decode with up to `chunk_tokens` prompt rows; several chunks of one prompt may be in flight, one behind the other,
+// and their lengths may be planned by position. Tokens do not depend on any of these choices.
 //
 // Several samples of one prompt share its pages: a slot of its own (the holder) takes the prompt but for its last
 // token, then each sample forks from it as slots and pages allow, shares the full pages, copies the partial one, and
@@ -19,6 +19,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "partition/chunking.hpp"
 #include "runtime/microbatch.hpp"
 #include "runtime/request.hpp"
 #include "runtime/stop_strings.hpp"
@@ -33,6 +34,7 @@ struct SchedulerLimits {
   std::int32_t chunk_tokens = 0;  // most prompt rows in a microbatch
   std::int32_t in_flight = 0;     // most microbatches at once
   bool hold_decode = false;       // decode only when no admitted prompt is left to prefill (benchmarks)
+  ChunkPlan chunks = {};          // lengths by position of the prompt, none above chunk_tokens; empty: all that long
 
   std::int32_t max_rows() const { return chunk_tokens + slots; }
   std::int32_t tables() const { return 2 * slots; }  // slot numbers in use: samples, then holders of shared prompts
@@ -103,6 +105,7 @@ class Scheduler {
   bool start_samples(Group& group);
   void start_sample(Group& group);
   std::int32_t prefill_end(std::int32_t slot) const;
+  std::int32_t chunk_room(std::int32_t position) const;
   void append_pages(std::int32_t slot, std::int32_t positions, std::vector<SlotCommand>& commands);
   void set_sampling(std::int32_t slot, const Request& request, std::int32_t sample);
   void add_decode_rows(Microbatch& microbatch);

@@ -4,11 +4,11 @@
 
 #include <algorithm>
 
+#include "partition/stage_bytes.hpp"
+#include "runtime/device_layout.hpp"
+
 namespace stagecoach {
 namespace {
-
-// Rows whose logits are computed at once: bounds the logits' memory, and is many enough for the matrix kernels.
-constexpr std::int32_t kHeadRows = 64;
 
 Activation activation_of(ActivationName name) {
   switch (name) {
@@ -25,32 +25,7 @@ Activation activation_of(ActivationName name) {
   throw std::invalid_argument("unknown activation");
 }
 
-// Rows and columns of the workspace's arrays, in order: one place for their sizes.
-struct WorkspaceShape {
-  std::int64_t rows, narrow, wide, head_rows, vocab;
-  DType activation;
-  std::int64_t bytes() const {
-    return aligned(rows * narrow * size_of(activation)) + aligned(rows * wide * size_of(activation)) +
-           aligned(head_rows * vocab * 4) + aligned(head_rows * narrow * 4);
-  }
-};
-
-WorkspaceShape workspace_shape(const ModelConfig& c, BlockRange blocks, DType activation, std::int32_t max_rows) {
-  const bool last = blocks.last == c.n_layer - 1;
-  return {max_rows,
-          c.n_embd,
-          std::max<std::int64_t>(3LL * c.n_embd, c.n_inner),
-          last ? std::min(kHeadRows, max_rows) : 0,
-          c.vocab_size,
-          activation};
-}
-
 }  // namespace
-
-std::int64_t StageExecutor::workspace_bytes(const ModelConfig& config, BlockRange blocks, DType activation,
-                                            std::int32_t max_rows) {
-  return workspace_shape(config, blocks, activation, max_rows).bytes();
-}
 
 StageExecutor::StageExecutor(Backend& backend, const ModelConfig& config, BlockRange blocks, StageWeights weights,
                              const StageLimits& limits)
@@ -62,18 +37,22 @@ StageExecutor::StageExecutor(Backend& backend, const ModelConfig& config, BlockR
       cache_(backend, {blocks.count(), config.n_head, config.head_dim(), limits.kv_dtype, limits.pages, limits.slots}),
       sampler_(limits.slots, config.vocab_size),
       activation_(activation_of(config.activation)),
-      picker_(backend, workspace_shape(config, blocks, DType::kFloat32, limits.max_rows).head_rows, config.vocab_size) {
-  const WorkspaceShape shape =
-      workspace_shape(config, blocks, backend.activation_dtype(weights_.blocks.at(0).qkv.dtype), limits.max_rows);
-  workspace_ = backend.allocate(shape.bytes());
+      picker_(backend, stage_workspace(config, blocks, limits.max_rows).head_rows, config.vocab_size) {
+  const DType weights_dtype = weights_.blocks.at(0).qkv.dtype;
+  const DeviceLayout layout = device_layout(backend.layout(), config, weights_dtype, limits.kv_dtype);
+  const StageWork work{.max_rows = limits.max_rows, .pages = limits.pages, .slots = limits.slots};
+  backend.reserve(operation_limits(stage_operations(config, blocks, layout, work), config, weights_dtype));
+  const Workspace shape = stage_workspace(config, blocks, limits.max_rows);
+  const DType activation = backend.activation_dtype(weights_dtype);
+  workspace_ = backend.allocate(shape.bytes(layout.activation_bytes));
   std::byte* next = static_cast<std::byte*>(workspace_.data());
   const auto carve = [&next](DType dtype, std::int64_t rows, std::int64_t cols) {
     const Tensor tensor = make_tensor(next, dtype, rows, cols);
     next += aligned(tensor.bytes());
     return tensor;
   };
-  narrow_ = carve(shape.activation, shape.rows, shape.narrow);
-  wide_ = carve(shape.activation, shape.rows, shape.wide);
+  narrow_ = carve(activation, shape.rows, shape.narrow);
+  wide_ = carve(activation, shape.rows, shape.wide);
   logits_ = carve(DType::kFloat32, shape.head_rows, shape.vocab);
   picked_ = carve(DType::kFloat32, shape.head_rows, shape.narrow);
 }

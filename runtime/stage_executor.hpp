@@ -53,9 +53,6 @@ class StageExecutor {
   std::int64_t row_values() const { return config_.n_embd; }
   std::int64_t weight_bytes() const { return weights_.bytes; }
   std::int64_t kv_bytes() const { return cache_.bytes(); }
-  // Workspace that an executor with these limits allocates, in bytes. `activation`: of the backend, for these weights.
-  static std::int64_t workspace_bytes(const ModelConfig& config, BlockRange blocks, DType activation,
-                                      std::int32_t max_rows);
 
  private:
   void set_rows(const Microbatch& microbatch);
@@ -74,8 +71,8 @@ class StageExecutor {
   Buffer workspace_;
   Tensor narrow_;  // (max_rows, n_embd) of the activation dtype: normalised rows, attention's output
   Tensor wide_;    // (max_rows, max(3 * n_embd, n_inner)), likewise: q, k, v; the inner layer
-  Tensor logits_;  // (kHeadRows, vocab), last stage
-  Tensor picked_;  // (kHeadRows, n_embd), last stage
+  Tensor logits_;  // (head rows, vocab), last stage
+  Tensor picked_;  // (head rows, n_embd), last stage
   TokenPicker picker_;
 
   // Host copies of the current rows, in the form that backends take.

@@ -6,6 +6,8 @@
 #include <thread>
 
 #include "kernels/convert.hpp"
+#include "partition/stage_bytes.hpp"
+#include "runtime/device_layout.hpp"
 #include "runtime/packed_tensor.hpp"
 #include "runtime/piece_stream.hpp"
 
@@ -126,19 +128,6 @@ void begin_tensor(Loader& loader, const TensorSpec& spec, BlockRange range, Stag
 
 }  // namespace
 
-std::int64_t stage_weight_bytes(const Backend& backend, const ModelConfig& config, BlockRange blocks, DType dtype) {
-  std::int64_t bytes = 0;
-  for (const TensorSpec& spec : stage_tensors(config, blocks)) {
-    if (is_matrix(spec)) {
-      const PackedLayout shape = packed_layout_of(spec, dtype);
-      bytes += backend.matrix_bytes(shape.in, shape.out, dtype);
-    } else {
-      bytes += aligned(spec.elements() * size_of(dtype_on_backend(backend, spec, dtype)));
-    }
-  }
-  return bytes;
-}
-
 StageWeights load_stage(Backend& backend, const WeightSource& source, const ModelConfig& config, BlockRange blocks,
                         DType dtype, const std::function<void(std::int64_t, std::int64_t)>& progress) {
   std::vector<TensorSpec> specs = stage_tensors(config, blocks);
@@ -166,7 +155,7 @@ StageWeights load_stage(Backend& backend, const WeightSource& source, const Mode
     });
     done += stored_bytes(source, spec);
   }
-  weights.bytes = stage_weight_bytes(backend, config, blocks, dtype);
+  weights.bytes = stage_weight_bytes(config, blocks, device_layout(backend.layout(), config, dtype, DType::kFloat32));
   return weights;
 }
 

@@ -17,11 +17,6 @@
 
 namespace stagecoach {
 
-// Arrays that share an allocation begin at multiples of 64 bytes, as Backend::allocate's do.
-constexpr std::int64_t aligned(std::int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
-
 // A (1, size) vector on the backend.
 struct Vector {
   Buffer storage;
@@ -47,13 +42,10 @@ struct StageWeights {
   std::vector<BlockWeights> blocks;
   Vector final_gain, final_bias;  // last stage
   Matrix separate_head;           // (n_embd, vocab): last stage of a model that is not tied
-  std::int64_t bytes = 0;         // on the backend
+  std::int64_t bytes = 0;         // on the backend: stage_weight_bytes (partition/stage_bytes.hpp)
 
   const Matrix& head() const { return separate_head.storage ? separate_head : token_embedding; }
 };
-
-// Bytes that load_stage will allocate on `backend`, exactly.
-std::int64_t stage_weight_bytes(const Backend& backend, const ModelConfig& config, BlockRange blocks, DType dtype);
 
 // Reads this stage's tensors and nothing else. `progress(done, total)` hears bytes of the source, between pieces, on
 // the calling thread. int8 tensors need `dtype` int8 (require_convertible). Throws WeightError (names the tensor; also

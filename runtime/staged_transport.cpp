@@ -49,6 +49,11 @@ class StagedTransport final : public Transport {
     return true;
   }
 
+  // Each such place is part of one operation at a time, so as many host buffers of its size serve all of them.
+  void prepare(std::span<std::byte> place) override {
+    spare_.push_back(backend_.allocate_host(static_cast<std::int64_t>(place.size())));
+  }
+
   void abandon() noexcept override {
     inner_->abandon();
     moves_.clear();  // letting go of a host buffer waits for the device's copies
@@ -85,6 +90,7 @@ class StagedTransport final : public Transport {
 
   // The smallest spare one that is large enough.
   Buffer host_buffer(std::int64_t bytes) {
+    retire_uploads();
     std::size_t best = spare_.size();
     for (std::size_t i = 0; i < spare_.size(); ++i) {
       if (static_cast<std::int64_t>(spare_[i].bytes()) < bytes) continue;

@@ -2,8 +2,8 @@
 // buffers that the device copies from and to at full speed.
 //
 // Sends copy to the host after the operations queued so far and then go out; receives come in and are copied to the
-// device before the operations queued from then on. Host buffers are kept and used again; there are never more than
-// operations were open at once. Both the transport and the backend must outlive it.
+// device before the operations queued from then on. Host buffers are kept and used again: one is made for each
+// place that is prepared, and more only for what was not. Both the transport and the backend must outlive it.
 #pragma once
 
 #include <memory>

@@ -12,6 +12,7 @@
 #include "kernels/convert.hpp"
 #include "kernels/cpu/kernels.hpp"
 #include "kernels/cpu/pack.hpp"
+#include "kernels/cpu/scratch.hpp"
 #include "kernels/cpu/thread_pool.hpp"
 #include "kernels/host_memory.hpp"
 #include "kernels/row_set.hpp"
@@ -27,17 +28,18 @@ constexpr std::int64_t kInlineElements = 16 * 1024;
 constexpr std::int64_t kTasksPerThread = 16;
 // With no more rows than this every panel is a task: x is so small that it stays close anyway.
 constexpr std::int64_t kFewRows = 36;
-// Largest head_dim that the threads' scratch has room for from the start; beyond it grows.
-constexpr std::int64_t kUsualHeadDim = 256;
 
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const CpuOptions& options)
-      : simd_(resolve_simd(options.simd)), kernels_(kernels_for(simd_)), pool_(options.threads) {
+      : layout_(cpu_layout(options.threads)),
+        simd_(resolve_simd(options.simd)),
+        kernels_(kernels_for(simd_)),
+        pool_(options.threads) {
     scratch_.resize(static_cast<std::size_t>(pool_.threads()));
     for (ThreadScratch& s : scratch_) {
-      s.linear = memory_.allocate((kTaskPanels * kRowBlock + kWideK) * kPanel * size_of(DType::kFloat32));
-      s.attention = memory_.allocate(attention_scratch_floats(kUsualHeadDim) * size_of(DType::kFloat32));
+      s.linear = memory_.allocate(kLinearScratchBytes);
+      s.attention = memory_.allocate(attention_scratch_bytes(kUsualHeadDim));
     }
   }
 
@@ -55,16 +57,12 @@ class CpuBackend final : public Backend {
   std::int64_t bytes_allocated() const override { return memory_.bytes_allocated(); }
   std::int64_t peak_bytes() const override { return memory_.peak_bytes(); }
 
-  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
-    check_matrix_shape(in, out);
-    return PackedLayout{in, out, dtype}.bytes();
-  }
-  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
-    return PageLayout{n_head, head_dim}.elements() * size_of(dtype);
-  }
-
-  std::int64_t scratch_bytes(std::int64_t rows, std::int64_t columns) const override {
-    return 4 * rows * (columns + pairs_of(columns) + int8_groups(columns));
+  const MemoryLayout& layout() const override { return *layout_; }
+  void reserve(const OperationLimits& limits) override {
+    const ProductScratch products = product_scratch(limits.rows, limits.columns, limits.weights);
+    at_least<float>(packed_, products.packed);
+    at_least<float>(quantized_, products.quantized);
+    grow_attention_scratch(limits.head_dim);
   }
 
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
@@ -203,13 +201,13 @@ class CpuBackend final : public Backend {
     return static_cast<float*>(scratch_[static_cast<std::size_t>(thread)].attention.data());
   }
   void grow_attention_scratch(std::int64_t head_dim) {
-    const std::int64_t bytes = attention_scratch_floats(head_dim) * size_of(DType::kFloat32);
+    const std::int64_t bytes = attention_scratch_bytes(head_dim);
     for (ThreadScratch& s : scratch_) {
-      if (static_cast<std::int64_t>(s.attention.bytes()) < bytes) s.attention = memory_.allocate(bytes);
+      if (static_cast<std::int64_t>(s.attention.bytes()) >= bytes) continue;
+      s.attention = Buffer();
+      s.attention = memory_.allocate(bytes);
     }
   }
-
-  static std::int64_t pairs_of(std::int64_t columns) { return (columns + 1) / 2; }
 
   // `count` 32-bit elements in a buffer that grows to the largest product seen.
   template <class T>
@@ -255,6 +253,7 @@ class CpuBackend final : public Backend {
   }
 
   HostMemory memory_;  // first: outlives the scratch below
+  std::unique_ptr<MemoryLayout> layout_;
   Simd simd_;
   Kernels kernels_;
   std::vector<ThreadScratch> scratch_;

@@ -14,14 +14,9 @@
 #include "kernels/backend.hpp"
 #include "kernels/cuda/attention_plan.hpp"
 #include "kernels/cuda/device_rows.hpp"
+#include "kernels/cuda/own_memory.hpp"
 
 namespace stagecoach::cuda {
-
-// Throws std::invalid_argument for a head_dim beyond kMaxHeadDim.
-std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype);
-
-// Room for the partial results of plans of up to `max_rows` rows.
-std::int64_t attention_scratch_bytes(std::int64_t max_rows, std::int32_t n_head, std::int32_t head_dim);
 
 struct AttentionOptions {
   float scale = 1.0F;

@@ -15,6 +15,7 @@
 #include "kernels/cuda/few_rows.hpp"
 #include "kernels/cuda/linear.hpp"
 #include "kernels/cuda/logits.hpp"
+#include "kernels/cuda/own_memory.hpp"
 #include "kernels/cuda/recorded_steps.hpp"
 #include "kernels/cuda/row_words.hpp"
 #include "kernels/cuda/rows.hpp"
@@ -25,13 +26,6 @@ namespace stagecoach {
 namespace {
 
 using namespace cuda;
-
-// Half is for cuBLASLt itself, as much as its documentation advises for recent devices.
-constexpr std::int64_t kWorkspaceBytes = 64 << 20;
-constexpr std::int64_t kPieceBytes = 4 << 20;  // of weights on their way to the device
-// Of what is uploaded with each step, so that it seldom moves: recorded steps hold its address.
-constexpr std::int64_t kLeastStepBytes = 64 << 10;
-constexpr std::int64_t kUsualHeadDim = 16;  // at least, where scratch memory is planned
 
 CudaDevice device_at(int index) {
   const std::vector<CudaDevice> devices = cuda_devices();
@@ -63,7 +57,8 @@ class CudaBackend final : public Backend {
         pool_(describe(device_), options.pool_bytes),
         stream_(make_stream()),
         queue_{device_.index, stream_.get()},
-        workspace_(pool_.allocate(std::min(kWorkspaceBytes, pool_.bytes() / 8 / 512 * 512))),
+        layout_(cuda_layout(pool_.bytes())),
+        workspace_(pool_.allocate(workspace_bytes(pool_.bytes()))),
         linear_(deterministic_, workspace_.data(), workspace_.bytes()) {}
 
   ~CudaBackend() override {
@@ -103,7 +98,6 @@ class CudaBackend final : public Backend {
   std::int64_t peak_bytes() const override { return pool_.peak() + steps_.peak_bytes(); }
   std::optional<std::int64_t> memory_limit() const override { return pool_.bytes(); }
 
-  bool in_host_memory() const override { return false; }
   Buffer allocate_host(std::int64_t bytes) override {
     enter();
     Pinned memory = make_pinned(static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1)));
@@ -122,18 +116,22 @@ class CudaBackend final : public Backend {
     return copies_.finished(copy);
   }
 
-  DType activation_dtype(DType weights) const override { return weights; }
-  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
-    check_matrix_shape(in, out);
-    if (dtype == DType::kInt8) throw std::invalid_argument("int8 matrices are not for CUDA devices");
-    return device_matrix_bytes(in, out, dtype);
-  }
-  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
-    return cuda::kv_page_bytes(n_head, head_dim, dtype);
-  }
-  std::int64_t scratch_bytes(std::int64_t rows, std::int64_t columns) const override {
-    const auto heads = static_cast<std::int32_t>((columns + kUsualHeadDim - 1) / kUsualHeadDim);
-    return kWorkspaceBytes + kPieceBytes + 2 * kLeastStepBytes + attention_scratch_bytes(rows, heads, kUsualHeadDim);
+  const MemoryLayout& layout() const override { return *layout_; }
+  void reserve(const OperationLimits& limits) override {
+    enter();
+    const OwnMemory own = own_memory(pool_.bytes(), limits);
+    const auto make = [this](Buffer& buffer, std::int64_t bytes) {
+      buffer = Buffer();
+      if (bytes > 0) buffer = pool_.allocate(bytes);
+    };
+    make(piece_, own.piece);
+    make(row_buffer_, own.row_words);
+    make(plan_words_, own.plan_words);
+    make(gather_words_, own.gather_words);
+    make(query_bytes_, own.query_bytes);
+    make(attention_scratch_, own.attention);
+    planned_heads_ = 0;  // the plan's words went with their buffer
+    steps_.forget();     // which hold the buffers' addresses
   }
 
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
@@ -148,7 +146,7 @@ class CudaBackend final : public Backend {
       for (std::int64_t i = 0; i < rows; ++i) {
         std::memcpy(staged + i * row_bytes, host.row(r + i), static_cast<std::size_t>(row_bytes));
       }
-      void* source = at_least(piece_, static_cast<std::int64_t>(bytes));
+      void* source = at_least(piece_, std::max(kPieceBytes, static_cast<std::int64_t>(bytes)));
       uploads_.send(source, bytes, stream_.get());
       const Tensor table = as_tensor(matrix);
       const bool in_out = layout == WeightLayout::kInOut;
@@ -167,7 +165,7 @@ class CudaBackend final : public Backend {
       const std::int64_t count = std::min(at_once, packed.panels() - first);
       const auto bytes = static_cast<std::size_t>(count * packed.panel_bytes());
       read(first, count, claim(bytes));
-      auto* panels = static_cast<std::byte*>(at_least(piece_, static_cast<std::int64_t>(bytes)));
+      auto* panels = static_cast<std::byte*>(at_least(piece_, std::max(kPieceBytes, static_cast<std::int64_t>(bytes))));
       uploads_.send(panels, bytes, stream_.get());
       for (std::int64_t p = first; p < first + count; ++p) {
         const Tensor source{panels + (p - first) * packed.panel_bytes(), stored, packed.in, packed.columns(p), kPanel};
@@ -369,6 +367,7 @@ class CudaBackend final : public Backend {
   DeviceQueue queue_;
   DeviceCopies copies_;
   UploadRing uploads_;
+  std::unique_ptr<MemoryLayout> layout_;
   Buffer workspace_;
   Linear linear_;
 

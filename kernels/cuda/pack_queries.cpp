@@ -1,13 +1,12 @@
 #include <cstring>
 
 #include "kernels/cuda/logits.hpp"
+#include "kernels/cuda/own_memory.hpp"
 
 namespace stagecoach::cuda {
 namespace {
 
-std::int64_t words_of(std::int64_t cols) {
-  return (cols + 31) / 32;
-}
+static_assert(sizeof(RowQuery) == kRowQueryBytes);
 
 bool penalises(const LogitsQuery& query) {
   return query.penalty != 1.0 && query.top > 0 && !query.penalised.empty();
@@ -18,7 +17,7 @@ bool penalises(const LogitsQuery& query) {
 std::size_t packed_bytes(std::span<const LogitsQuery> queries, std::int64_t cols) {
   std::size_t bytes = queries.size() * sizeof(RowQuery);
   for (const LogitsQuery& query : queries) {
-    if (penalises(query)) bytes += static_cast<std::size_t>(words_of(cols)) * sizeof(std::uint32_t);
+    if (penalises(query)) bytes += static_cast<std::size_t>(query_words(cols)) * sizeof(std::uint32_t);
   }
   return bytes;
 }
@@ -34,9 +33,9 @@ void pack(std::span<const LogitsQuery> queries, std::int64_t cols, std::byte* to
     if (penalises(query)) {
       row.bits = words;
       std::uint32_t* own = bits + words;
-      std::memset(own, 0, static_cast<std::size_t>(words_of(cols)) * sizeof(std::uint32_t));
+      std::memset(own, 0, static_cast<std::size_t>(query_words(cols)) * sizeof(std::uint32_t));
       for (const std::int32_t token : query.penalised) own[token / 32] |= std::uint32_t{1} << (token % 32);
-      words += words_of(cols);
+      words += query_words(cols);
     }
     *rows++ = row;
   }

@@ -20,13 +20,13 @@ class PoolMap {
   // What `take` gave for `bytes`.
   void give_back(std::int64_t offset, std::int64_t bytes);
 
+  // What a part of `bytes` bytes takes.
+  static std::int64_t rounded(std::int64_t bytes);
   std::int64_t used() const { return used_; }
   std::int64_t peak() const { return peak_; }
   std::int64_t largest_free() const;
 
  private:
-  static std::int64_t rounded(std::int64_t bytes);
-
   std::map<std::int64_t, std::int64_t> free_;  // offset: bytes
   std::int64_t used_ = 0;
   std::int64_t peak_ = 0;

@@ -33,6 +33,18 @@ double activate(Activation activation, double x) {
   return x;
 }
 
+class ReferenceLayout final : public MemoryLayout {
+ public:
+  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
+    check_matrix_shape(in, out);
+    return ReferenceMatrix::bytes(in, out, dtype);
+  }
+  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
+    return std::int64_t{2} * kPagePositions * n_head * head_dim * size_of(dtype);
+  }
+  std::int64_t own_bytes(const OperationLimits&) const override { return 0; }
+};
+
 class ReferenceBackend final : public Backend {
  public:
   std::string name() const override { return "reference"; }
@@ -47,15 +59,8 @@ class ReferenceBackend final : public Backend {
   std::int64_t bytes_allocated() const override { return memory_.bytes_allocated(); }
   std::int64_t peak_bytes() const override { return memory_.peak_bytes(); }
 
-  std::int64_t matrix_bytes(std::int64_t in, std::int64_t out, DType dtype) const override {
-    check_matrix_shape(in, out);
-    return ReferenceMatrix::bytes(in, out, dtype);
-  }
-  std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const override {
-    return std::int64_t{2} * kPagePositions * n_head * head_dim * size_of(dtype);
-  }
-
-  std::int64_t scratch_bytes(std::int64_t, std::int64_t) const override { return 0; }
+  const MemoryLayout& layout() const override { return layout_; }
+  void reserve(const OperationLimits&) override {}
 
   void load_rows(Matrix& matrix, WeightLayout layout, std::int64_t first_row, Tensor host) override {
     check_load_rows(matrix, layout, first_row, host);
@@ -252,11 +257,16 @@ class ReferenceBackend final : public Backend {
     }
   }
 
+  ReferenceLayout layout_;
   HostMemory memory_;
   RowSet rows_;
 };
 
 }  // namespace
+
+std::unique_ptr<MemoryLayout> reference_layout() {
+  return std::make_unique<ReferenceLayout>();
+}
 
 std::unique_ptr<Backend> make_reference_backend() {
   return std::make_unique<ReferenceBackend>();

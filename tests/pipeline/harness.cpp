@@ -32,6 +32,7 @@ SchedulerLimits scheduler_limits(const Job& job, const Layout& layout, std::int3
   limits.pages = pool_pages(job, layout, n_positions);
   limits.slots = layout.slots;
   limits.chunk_tokens = layout.chunk_tokens;
+  limits.chunks = layout.chunks;
   limits.in_flight = layout.in_flight;
   return limits;
 }
@@ -82,8 +83,8 @@ std::vector<Sample> lead(const Job& job, const Layout& layout, const Model& mode
 std::string Layout::describe() const {
   std::vector<std::string> ranges;
   for (const BlockRange& r : stages) ranges.push_back(fmt::format("{}-{}", r.first, r.last));
-  return fmt::format("stages {} chunk {} in flight {} slots {} spare pages {} threads {} simd {} rendezvous {}", ranges,
-                     chunk_tokens, in_flight, slots, spare_pages, threads, static_cast<int>(simd),
+  return fmt::format("stages {} chunk {} {} in flight {} slots {} spare pages {} threads {} simd {} rendezvous {}",
+                     ranges, chunk_tokens, chunks, in_flight, slots, spare_pages, threads, static_cast<int>(simd),
                      mode == LoopbackMode::kRendezvous);
 }
 
@@ -225,6 +226,9 @@ Layout random_layout(Random& random, const Job& job, std::int32_t stages) {
   std::ranges::sort(cuts);
   for (std::size_t i = 0; i + 1 < cuts.size(); ++i) layout.stages.push_back({cuts[i], cuts[i + 1] - 1});
   layout.chunk_tokens = static_cast<std::int32_t>(draw(random, 0, 2) == 0 ? draw(random, 1, 4) : draw(random, 1, 300));
+  for (std::int64_t i = draw(random, 0, 1) * draw(random, 0, 4); i > 0; --i) {
+    layout.chunks.push_back(static_cast<std::int32_t>(draw(random, 1, layout.chunk_tokens)));
+  }
   layout.in_flight = static_cast<std::int32_t>(draw(random, 1, 6));
   layout.slots = static_cast<std::int32_t>(draw(random, 1, 12));
   layout.spare_pages = static_cast<std::int32_t>(draw(random, 0, 8));

@@ -20,6 +20,7 @@ namespace stagecoach::test {
 struct Layout {
   std::vector<BlockRange> stages;
   std::int32_t chunk_tokens = 256;
+  ChunkPlan chunks = {};  // SchedulerLimits'
   std::int32_t in_flight = 1;
   std::int32_t slots = 8;
   std::int32_t spare_pages = 0;  // beyond what the longest request needs

@@ -138,6 +138,60 @@ TEST_CASE("auto is the same as nothing") {
   CHECK_FALSE(o.in_flight);
 }
 
+TEST_CASE("chunks may be one length or a list") {
+  const Options o = options_of(generate({"--chunk-tokens=300,200,100"}));
+  CHECK(o.chunk_tokens == 300);
+  CHECK(o.chunks == stagecoach::ChunkPlan{300, 200, 100});
+  CHECK(error_of(generate({"--chunk-tokens=300,,100"})) == "--chunk-tokens:  is not a number from 1 to 1048576");
+  CHECK(error_of(generate({"--chunk-tokens=300,0"})) == "--chunk-tokens: 0 is not a number from 1 to 1048576");
+  CHECK(error_of(generate({"--chunk-tokens=,"})) == "--chunk-tokens:  is not a number from 1 to 1048576");
+}
+
+TEST_CASE("plans take the options of runs and some of their own") {
+  const Words plan = {"plan",
+                      "--model",
+                      "m",
+                      "--stages=auto",
+                      "--context=4096",
+                      "--batch=8",
+                      "--new-tokens=9",
+                      "--json",
+                      "--write",
+                      "r.yaml",
+                      "--svg=d.svg",
+                      "--machine=m.yaml",
+                      "--dtype=int8",
+                      "--kv-dtype=float16",
+                      "--memory-per-rank=8GiB"};
+  const Options o = options_of(plan);
+  CHECK(o.auto_stages);
+  CHECK_FALSE(o.stages);
+  CHECK(o.context == 4096);
+  CHECK(o.batch == 8);
+  CHECK(o.plan_new_tokens == 9);
+  CHECK(o.json);
+  CHECK(o.write_path == "r.yaml");
+  CHECK(o.svg_path == "d.svg");
+  CHECK(o.machine_path == "m.yaml");
+  CHECK(o.memory_per_rank == std::int64_t{8} << 30);
+  CHECK(options_of({"bench", "--model", "m", "--json", "f"}).json_path == "f");
+  CHECK(error_of({"plan", "--model", "m", "--context=5", "--new-tokens=6"}).starts_with("--new-tokens 6 is more than"));
+  CHECK(error_of({"plan", "--model", "m", "--context=0"}).starts_with("--context: 0 is not a number from 1"));
+  CHECK(error_of({"profile", "--model", "m"}).starts_with("--output: missing"));
+  CHECK(error_of({"profile", "--model", "m", "--output", "x.json"}) == "--output: x.json does not end in .yaml");
+}
+
+TEST_CASE("bench and plan have keys of one name in the run file") {
+  const std::string yaml = "model: m\nbench: {json: f, batch: 3}\nplan: {context: 7, svg: d.svg, new_tokens: 2}\n";
+  const Options plan = options_of({"plan", "--config", "r"}, yaml);
+  CHECK_FALSE(plan.json);
+  CHECK(plan.context == 7);
+  CHECK(plan.svg_path == "d.svg");
+  const Options bench = options_of({"bench", "--config", "r"}, yaml);
+  CHECK(bench.json_path == "f");
+  CHECK(bench.batch == 3);
+}
+
 TEST_CASE("prompts are taken literally") {
   for (const char* prompt :
        {"", " ", "-5", "--model", "-v", "[a,b]", "a=b", "%%", "{}", "a\nb", "\"q\"", "--", "\xff"}) {
@@ -176,8 +230,10 @@ TEST_CASE("mistakes name the option and what would work") {
   const Row rows[] = {
       {{}, "no command; see stagecoach --help"},
       {{"genrate"}, "genrate: unknown command; did you mean generate?"},
-      {{"dance"}, "dance: unknown command; this version has generate, score, tokenize, convert, bench"},
-      {{"plan"}, "plan: not part of this version yet; this version has generate, score, tokenize, convert, bench"},
+      {{"dance"}, "dance: unknown command; this version has generate, score, tokenize, convert, plan, bench, profile"},
+      {{"slurm"},
+       "slurm: not part of this version yet; this version has generate, score, tokenize, convert, plan, bench, "
+       "profile"},
       {{"--model", "m"}, "--model: the command comes first, as in stagecoach generate --model"},
       {{"generate", "--prompt", "p"}, "--model: missing; give a model directory, or synthetic:gpt2 for random weights"},
       {{"generate", "--model", "m"},
@@ -391,7 +447,7 @@ TEST_CASE("run-file keys and options are the same set") {
   const Words keys = stagecoach::run_file_keys();
   for (const std::string& key : keys) {
     CAPTURE(key);
-    CHECK(stagecoach::find_option(key) != nullptr);
+    CHECK(stagecoach::find_option(key, Command::kGenerate) != nullptr);
   }
   for (const stagecoach::OptionSpec& spec : stagecoach::option_table()) {
     const std::string name(spec.name);

@@ -49,6 +49,8 @@ TEST_CASE("a run file's settings are flattened, in order, with their places") {
   CHECK(setting(file, "max-new-tokens") == "128 @run.yaml:9:30");
   CHECK(setting(file, "ignore-eos") == "true @run.yaml:9:83");
   CHECK(file.settings.size() == 8);
+  const auto chunks = stagecoach::parse_run_file("pipeline: {chunk_tokens: [512, 448, 1]}\n", "r");
+  CHECK(setting(chunks, "chunk-tokens") == "512,448,1 @r:1:26");
   REQUIRE(file.stages);
   REQUIRE(file.stages->size() == 3);
   CHECK((*file.stages)[1].blocks == stagecoach::BlockRange{12, 25});

@@ -221,6 +221,10 @@ TEST_CASE("random workloads: every sample finishes once, nothing leaks or starve
     limits.eos = static_cast<std::int32_t>(below(random, 9)) - 1;
     limits.slots = 1 + static_cast<std::int32_t>(below(random, 6));
     limits.chunk_tokens = 1 + static_cast<std::int32_t>(below(random, 100));
+    for (unsigned i = below(random, 2) * below(random, 5); i > 0; --i) {
+      limits.chunks.push_back(1 +
+                              static_cast<std::int32_t>(below(random, static_cast<std::size_t>(limits.chunk_tokens))));
+    }
     limits.in_flight = 1 + static_cast<std::int32_t>(below(random, 5));
     limits.hold_decode = below(random, 4) == 0;
     const std::int64_t count = 1 + below(random, 20);
@@ -295,6 +299,22 @@ TEST_CASE("several chunks of one prompt go one behind the other") {
     CHECK(m->rows.back().flags == (rows == 5 ? kRowSample : 0U));
   }
   CHECK(!scheduler.next());
+}
+
+TEST_CASE("chunks may be planned by position, and leave room for the next prompt") {
+  SchedulerLimits limits{100, -1, 4, 2, 10, 4, false, {10, 7, 4}};
+  Scheduler scheduler(limits);
+  scheduler.add(request_of(0, 23, 1));
+  scheduler.add(request_of(1, 12, 1));
+  const std::vector<std::size_t> expected{10, 7, 4, 10};  // the last: 2 of the first prompt, 8 of the second
+  for (const std::size_t rows : expected) {
+    const auto m = scheduler.next();
+    REQUIRE(m);
+    CHECK(m->rows.size() == rows);
+    CHECK(m->rows.back().slot == (rows == 10 && m->id > 1 ? 1 : 0));
+  }
+  CHECK_THROWS_AS(Scheduler({100, -1, 4, 2, 10, 4, false, {11}}), std::invalid_argument);
+  CHECK_THROWS_AS(Scheduler({100, -1, 4, 2, 10, 4, false, {5, 0}}), std::invalid_argument);
 }
 
 TEST_CASE("decoding sequences are shared out over the microbatches in flight") {

@@ -1,0 +1,41 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "partition/plan_report.hpp"
+
+namespace stagecoach {
+namespace {
+
+// As YAML takes it, whatever it holds.
+std::string quoted(const std::string& text) {
+  std::string result = "'";
+  for (const char c : text) result += c == '\'' ? std::string("''") : std::string(1, c);
+  return result + "'";
+}
+
+}  // namespace
+
+std::string plan_run_file(const PlanReport& r) {
+  std::string text = fmt::format(
+      "# Written by stagecoach plan for {} sequence{} of {} positions: start {} rank{}, or one process without "
+      "mpirun.\n"
+      "model: {}\ndtype: {}\nkv_dtype: {}\n",
+      r.plan.slots, r.plan.slots == 1 ? "" : "s", r.positions(), r.plan.stages.size(),
+      r.plan.stages.size() == 1 ? "" : "s", quoted(r.model), r.dtype, r.kv_dtype);
+  if (!r.machine_path.empty()) text += fmt::format("machine: {}\n", quoted(r.machine_path));
+  text += "pipeline:\n  stages:\n";
+  for (const PlannedStage& stage : r.plan.stages) {
+    text += fmt::format("    - {{blocks: [{}, {}]", stage.blocks.first, stage.blocks.last);
+    if (stage.budget_bytes) text += fmt::format(", memory: {}", *stage.budget_bytes);
+    text += fmt::format("}}  # {}, {} needed\n", size_text(stage.bytes.weights), size_text(stage.needed_bytes()));
+  }
+  if (r.plan.chunks.size() == 1) {
+    text += fmt::format("  chunk_tokens: {}\n", r.plan.chunks.front());
+  } else {
+    text += fmt::format("  chunk_tokens: [{}]\n", fmt::join(r.plan.chunks, ", "));
+  }
+  text += fmt::format("  in_flight: {}\n", r.plan.in_flight);
+  return text;
+}
+
+}  // namespace stagecoach

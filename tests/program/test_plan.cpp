@@ -1,0 +1,121 @@
+// `stagecoach plan`: in about a second, from headers alone, what runs and what does not; and what it writes runs.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include "runtime/json.hpp"
+#include "tests/program/run_program.hpp"
+
+using namespace stagecoach::test;
+
+namespace {
+
+const std::string kTiny = "synthetic:gpt2,n_layer=6,n_embd=32,n_head=2,n_positions=300,vocab_size=90,seed=1";
+
+std::int64_t whole(const stagecoach::Json& object, const char* field) {
+  REQUIRE(object.find(field) != nullptr);
+  REQUIRE(object.find(field)->integer() != nullptr);
+  return *object.find(field)->integer();
+}
+
+}  // namespace
+
+TEST_CASE("a prompt that no device can hold is refused with the numbers, and planned over four") {
+  const std::string plan =
+      "plan --model synthetic:gpt2-xl,n_positions=16384,dtype=float16 --kv-dtype float16 --context 16064 "
+      "--memory-per-rank 4GiB ";
+  const Ended one = run_program(0, plan);
+  INFO(one.out << one.err);
+  CHECK(one.status == 3);
+  CHECK(one.out.empty());
+  CHECK(one.messages() == 1);
+  CHECK(one.says("stage 0 (blocks 0 to 47) needs "));
+  CHECK(one.says("available 4.0 GiB"));
+  CHECK(one.says("what would fit: --context "));
+  CHECK(one.says("stages of such devices"));
+  CHECK(one.seconds < 20.0);  // a second or two on a machine of its own
+  const Ended four = run_program(0, plan + "--stages 4");
+  INFO(four.out << four.err);
+  CHECK(four.status == 0);
+  CHECK(four.out.find("4 stages, 4 microbatches in flight") != std::string::npos);
+  CHECK(four.out.find("room: 1 sequence") != std::string::npos);
+}
+
+TEST_CASE("what would fit does fit, and a little more does not") {
+  const std::string plan = "plan --model synthetic:gpt2-xl,n_positions=16384,dtype=float16 --memory-per-rank 4GiB ";
+  const Ended refused = run_program(0, plan + "--context 16000");
+  REQUIRE(refused.status == 3);
+  const std::size_t at = refused.err.find("--context ");
+  REQUIRE(at != std::string::npos);
+  const std::int64_t context = std::stoll(refused.err.substr(at + 10));
+  CHECK(run_program(0, fmt::format("{}--context {} --new-tokens 8 --chunk-tokens 16", plan, context)).status == 0);
+  CHECK(run_program(0, fmt::format("{}--context {} --new-tokens 8", plan, context + 600)).status == 3);
+}
+
+TEST_CASE("what plan writes, generate runs: the same tokens as without") {
+  const ScratchFolder folder;
+  write_file(folder / "p.jsonl",
+             "{\"tokens\": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]}\n");
+  const Ended plan =
+      run_program(0, fmt::format("plan --model {} --stages 3 --context 250 --batch 2 --write {} --svg {} --json", kTiny,
+                                 folder / "r.yaml", folder / "d.svg"));
+  INFO(plan.err);
+  REQUIRE(plan.status == 0);
+  const stagecoach::Json json = stagecoach::parse_json(plan.out);
+  CHECK(whole(json, "sequences") == 2);
+  CHECK(whole(json, "positions") == 250);
+  CHECK(read_file(folder / "d.svg").starts_with("<svg "));
+  const auto tokens = [&](const std::string& options, int ranks) {
+    const Ended ended =
+        run_program(ranks, fmt::format("generate --prompts {} --max-new-tokens 9 --logprobs --output {} {}",
+                                       folder / "p.jsonl", folder / "o.jsonl", options));
+    INFO(ended.err);
+    CHECK(ended.status == 0);
+    return read_file(folder / "o.jsonl");
+  };
+  const std::string expected = tokens(fmt::format("--model {}", kTiny), 0);
+  CHECK(tokens(fmt::format("--config {}", folder / "r.yaml"), 0) == expected);
+  CHECK(tokens(fmt::format("--config {}", folder / "r.yaml"), 3) == expected);
+  CHECK(tokens(fmt::format("--model {} --stages 2 --chunk-tokens 7,5,2", kTiny), 0) == expected);
+}
+
+TEST_CASE("measured machines are what plans are made of") {
+  const ScratchFolder folder;
+  for (const int ranks : {0, 2}) {
+    const Ended profile =
+        run_program(ranks, fmt::format("profile --model {} --output {}", kTiny, folder / "m.yaml"), 120);
+    INFO(profile.err);
+    REQUIRE(profile.status == 0);
+    CHECK(read_file(folder / "m.yaml").find("product_ps: [[1, ") != std::string::npos);
+    const Ended plan = run_program(
+        0, fmt::format("plan --model {} --machine {} --stages auto --batch 4 --context 100", kTiny, folder / "m.yaml"));
+    INFO(plan.err);
+    CHECK(plan.status == 0);
+    CHECK(plan.out.find("speeds from the machine file") != std::string::npos);
+    CHECK(plan.out.find("other ways to use the devices") != std::string::npos);
+  }
+}
+
+TEST_CASE("plans of GPUs need none, and mistakes are found where they stand") {
+  const ScratchFolder folder;
+  const Ended gpus = run_program(
+      0,
+      "plan --model synthetic:gpt2-xl,dtype=float16 --device cuda --stages 8 --memory-per-rank 2GiB --batch 8 --json");
+  INFO(gpus.err);
+  REQUIRE(gpus.status == 0);
+  CHECK(gpus.out.find("\"kv_dtype\": \"float16\"") != std::string::npos);
+  const auto refused = [&](const std::string& arguments, const std::string& says) {
+    const Ended ended = run_program(0, "plan " + arguments);
+    INFO(ended.err);
+    CHECK(ended.status == 2);
+    CHECK(ended.messages() == 1);
+    CHECK(ended.says(says));
+  };
+  refused("--model synthetic:gpt2 --context 2000", "--context 2000 is more than the model's 1024 positions");
+  refused("--model synthetic:gpt2 --stages 13", "13 stages but the model has only 12 blocks");
+  refused("--model synthetic:gpt2 --stages auto", "--stages: auto chooses among the devices of a machine file");
+  refused("--model synthetic:gpt2 --device cuda --dtype int8", "--dtype: int8 weights are for CPUs");
+  write_file(folder / "m.yaml", "devices:\n  - {bandwidth_gb_s: 3, compute_gflop: 3}\n");
+  refused(fmt::format("--model synthetic:gpt2 --machine {}", folder / "m.yaml"),
+          "m.yaml:2:25: compute_gflop: unknown key");
+  refused(fmt::format("--model synthetic:gpt2 --machine {}", folder / "none.yaml"), "cannot open the machine file");
+}
