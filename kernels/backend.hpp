@@ -93,7 +93,7 @@ class Backend {
   virtual void download(void* host, const void* device, std::int64_t bytes) = 0;  // synchronises
   virtual std::int64_t bytes_allocated() const = 0;
   virtual std::int64_t peak_bytes() const = 0;
-  // Bytes that `allocate` can give out in all, for a device with memory of its own; nothing where it is the host's.
+  // Bytes that `allocate` can give out in all: a device's own memory, or a budget of the host's; nothing without either.
   virtual std::optional<std::int64_t> memory_limit() const { return std::nullopt; }
 
   // --- for transports of a device with memory of its own; on the host they are plain copies
@@ -211,6 +211,7 @@ enum class Simd : std::uint8_t { kBest, kAvx2, kAvx512, kNeon };
 struct CpuOptions {
   int threads = 1;
   Simd simd = Simd::kBest;
+  std::optional<std::int64_t> budget_bytes = {};  // for all buffers
 };
 // Throws DeviceError when the CPU lacks the instruction set (x86 needs AVX2 with FMA and F16C).
 std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);

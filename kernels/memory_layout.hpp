@@ -32,6 +32,12 @@ class MemoryLayout {
   virtual std::int64_t kv_page_bytes(std::int32_t n_head, std::int32_t head_dim, DType dtype) const = 0;
   // All that a backend allocates for itself, once `reserve` has been called with these limits.
   virtual std::int64_t own_bytes(const OperationLimits& limits) const = 0;
+  // What load_panels allocates and lets go while it makes a matrix of `dtype` from panels of `stored`, beside what
+  // own_bytes says.
+  virtual std::int64_t staging_bytes(std::int64_t, std::int64_t, [[maybe_unused]] DType stored,
+                                     [[maybe_unused]] DType dtype) const {
+    return 0;
+  }
   // Allocations count as multiples of this.
   virtual std::int64_t unit_bytes() const { return 1; }
   // Whether the host reads and writes buffers directly.

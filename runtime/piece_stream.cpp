@@ -5,8 +5,8 @@
 namespace stagecoach {
 
 PieceStream::PieceStream(const WeightSource& source, std::span<const TensorSpec> specs,
-                         std::function<DType(const TensorSpec&)> dtype_of)
-    : buffers_(kPiecesAhead) {
+                         std::function<DType(const TensorSpec&)> dtype_of, std::function<Buffer(std::int64_t)> allocate)
+    : allocate_(std::move(allocate)), buffers_(kPiecesAhead) {
   for (std::size_t b = 0; b < kPiecesAhead; ++b) free_.push_back(b);
   thread_ = std::thread([this, &source, specs, dtype_of = std::move(dtype_of)] { read(source, specs, dtype_of); });
 }
@@ -48,7 +48,7 @@ std::byte* PieceStream::free_buffer(std::size_t bytes) {
   Buffer& buffer = buffers_[filling_];
   if (buffer.bytes() < bytes) {
     buffer = Buffer();
-    buffer = memory_.allocate(static_cast<std::int64_t>(bytes));
+    buffer = allocate_(static_cast<std::int64_t>(bytes));
   }
   return static_cast<std::byte*>(buffer.data());
 }

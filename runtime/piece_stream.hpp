@@ -2,7 +2,7 @@
 // came before. Pieces come in order, as TensorReader gives them, and so do its errors.
 //
 // The source is used by that thread alone while the stream lives, and the list must outlive the stream. At most
-// kPiecesAhead pieces are in memory.
+// kPiecesAhead pieces are in memory, each in a buffer of its own as large as the largest that it has held.
 #pragma once
 
 #include <condition_variable>
@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/host_memory.hpp"
+#include "kernels/tensor.hpp"
 #include "runtime/tensor_pieces.hpp"
 
 namespace stagecoach {
@@ -31,9 +31,10 @@ class PieceStream {
     Tensor host;  // valid until the next call of next()
   };
 
-  // `dtype_of`: what the caller converts a tensor to, as for TensorReader::read_in_pieces.
+  // `dtype_of`: what the caller converts a tensor to, as for TensorReader::read_in_pieces. `allocate` gives the pieces'
+  // buffers; the reading thread calls it.
   PieceStream(const WeightSource& source, std::span<const TensorSpec> specs,
-              std::function<DType(const TensorSpec&)> dtype_of);
+              std::function<DType(const TensorSpec&)> dtype_of, std::function<Buffer(std::int64_t bytes)> allocate);
   ~PieceStream();
   PieceStream(const PieceStream&) = delete;
   PieceStream& operator=(const PieceStream&) = delete;
@@ -52,7 +53,7 @@ class PieceStream {
             const std::function<DType(const TensorSpec&)>& dtype_of);
   std::byte* free_buffer(std::size_t bytes);
 
-  HostMemory memory_;  // before the buffers
+  std::function<Buffer(std::int64_t)> allocate_;
   std::vector<Buffer> buffers_;
   std::size_t filling_ = 0;  // the reader's buffer
 

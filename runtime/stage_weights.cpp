@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "kernels/convert.hpp"
+#include "kernels/host_memory.hpp"
 #include "partition/stage_bytes.hpp"
 #include "runtime/device_layout.hpp"
 #include "runtime/packed_tensor.hpp"
@@ -20,8 +21,8 @@ DType table_dtype(DType dtype) {
 }
 
 // What pieces of a tensor are checked against and converted to.
-DType dtype_on_backend(const Backend& backend, const TensorSpec& spec, DType dtype) {
-  if (spec.role == TensorRole::kQkvBias || spec.role == TensorRole::kFcBias) return backend.activation_dtype(dtype);
+DType dtype_on_backend(const MemoryLayout& layout, const TensorSpec& spec, DType dtype) {
+  if (spec.role == TensorRole::kQkvBias || spec.role == TensorRole::kFcBias) return layout.activation_dtype(dtype);
   if (spec.is_vector) return DType::kFloat32;
   return spec.role == TensorRole::kPositionEmbedding ? table_dtype(dtype) : dtype;
 }
@@ -29,7 +30,8 @@ DType dtype_on_backend(const Backend& backend, const TensorSpec& spec, DType dty
 // Where one tensor goes: makes its place on the backend, then takes its pieces.
 class Loader {
  public:
-  Loader(Backend& backend, DType dtype) : backend_(backend), dtype_(dtype) {}
+  Loader(Backend& backend, DType dtype, std::function<Buffer(std::int64_t)> allocate_host)
+      : backend_(backend), dtype_(dtype), allocate_host_(std::move(allocate_host)) {}
 
   void matrix(const TensorSpec& spec, Matrix& matrix) {
     const auto [in, out, dtype] = packed_layout_of(spec, dtype_);
@@ -43,7 +45,7 @@ class Loader {
   void vector(const TensorSpec& spec, Vector& vector) { table(spec, vector.storage, vector.view); }
 
   void table(const TensorSpec& spec, Buffer& storage, Tensor& view) {
-    const DType dtype = dtype_on_backend(backend_, spec, dtype_);
+    const DType dtype = dtype_on_backend(backend_.layout(), spec, dtype_);
     storage = backend_.allocate(aligned(spec.elements() * size_of(dtype)));
     view = make_tensor(storage.data(), dtype, spec.rows, spec.cols);
     use_ = [this, &view](std::int64_t first, Tensor host) { upload(host, view.slice(first, host.rows)); };
@@ -73,16 +75,21 @@ class Loader {
       backend_.upload(device.data, host.data, host.bytes());
       return;
     }
-    converted_.resize(static_cast<std::size_t>(count * size_of(device.dtype)));
+    const std::int64_t bytes = count * size_of(device.dtype);
+    if (static_cast<std::int64_t>(converted_.bytes()) < bytes) {
+      converted_ = Buffer();
+      converted_ = allocate_host_(bytes);
+    }
     convert_elements(host.data, host.dtype, converted_.data(), device.dtype, count);
-    backend_.upload(device.data, converted_.data(), count * size_of(device.dtype));
+    backend_.upload(device.data, converted_.data(), bytes);
   }
 
   Backend& backend_;
   DType dtype_;
   Matrix* matrix_ = nullptr;  // the last one made
   std::function<void(std::int64_t first_row, Tensor host)> use_;
-  std::vector<std::byte> converted_;
+  std::function<Buffer(std::int64_t)> allocate_host_;
+  Buffer converted_;
 };
 
 void begin_tensor(Loader& loader, const TensorSpec& spec, BlockRange range, StageWeights& w) {
@@ -128,6 +135,27 @@ void begin_tensor(Loader& loader, const TensorSpec& spec, BlockRange range, Stag
 
 }  // namespace
 
+std::int64_t loading_bytes(const WeightSource& source, const ModelConfig& config, BlockRange blocks, DType dtype,
+                           const MemoryLayout& layout) {
+  std::int64_t piece = 0;
+  std::int64_t converted = 0;
+  std::int64_t panels = 0;
+  for (const TensorSpec& spec : stage_tensors(config, blocks)) {
+    const DType stored = source.dtype_of(spec);
+    if (source.is_packed(spec)) {
+      const PackedLayout packed = packed_layout_of(spec, dtype);
+      panels = std::max(panels, layout.staging_bytes(packed.in, packed.out, stored, dtype));
+      continue;
+    }
+    piece = std::max(piece, TensorReader::piece_bytes(spec, stored));
+    const DType target = dtype_on_backend(layout, spec, dtype);
+    if (!is_matrix(spec) && stored != target) {
+      converted = std::max(converted, TensorReader::piece_bytes(spec, stored) / size_of(stored) * size_of(target));
+    }
+  }
+  return std::max(static_cast<std::int64_t>(PieceStream::kPiecesAhead) * piece, panels) + converted;
+}
+
 StageWeights load_stage(Backend& backend, const WeightSource& source, const ModelConfig& config, BlockRange blocks,
                         DType dtype, const std::function<void(std::int64_t, std::int64_t)>& progress) {
   std::vector<TensorSpec> specs = stage_tensors(config, blocks);
@@ -136,11 +164,16 @@ StageWeights load_stage(Backend& backend, const WeightSource& source, const Mode
   for (const TensorSpec& spec : specs) total += stored_bytes(source, spec);
   StageWeights weights;
   weights.blocks.resize(static_cast<std::size_t>(blocks.count()));
-  Loader loader(backend, dtype);
+  HostMemory beside;  // a device with memory of its own; otherwise the backend counts what passes through
+  const auto allocate_host = [&](std::int64_t bytes) {
+    return backend.in_host_memory() ? backend.allocate(bytes) : beside.allocate(bytes);
+  };
+  Loader loader(backend, dtype, allocate_host);
   std::int64_t done = 0;
   {
-    PieceStream stream(source, {specs.begin(), packed.begin()},
-                       [&](const TensorSpec& spec) { return dtype_on_backend(backend, spec, dtype); });
+    PieceStream stream(
+        source, {specs.begin(), packed.begin()},
+        [&](const TensorSpec& spec) { return dtype_on_backend(backend.layout(), spec, dtype); }, allocate_host);
     while (const std::optional<PieceStream::Piece> piece = stream.next()) {
       if (piece->first_row == 0) begin_tensor(loader, *piece->spec, blocks, weights);
       loader.take(piece->first_row, piece->host);

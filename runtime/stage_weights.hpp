@@ -3,8 +3,8 @@
 // Matrices take the dtype asked for; gains and biases that add to the residual stream are float32, other biases of the
 // backend's activation dtype; the position embedding is float32 beside int8.
 // The token embedding is kept once, packed as the LM head needs it, also where a stage both embeds and has the head.
-// Needs a few MiB of host memory beside the weights: tensors are read ahead on a thread of their own. Packed matrices
-// are read straight to their place by the backend's threads, after everything else.
+// Needs a few MiB of host memory beside the weights (loading_bytes): tensors are read ahead on a thread of their own.
+// Packed matrices are read straight to their place by the backend's threads, after everything else.
 #pragma once
 
 #include <cstdint>
@@ -46,6 +46,11 @@ struct StageWeights {
 
   const Matrix& head() const { return separate_head.storage ? separate_head : token_embedding; }
 };
+
+// Host memory that load_stage takes beside the weights, at most: pieces that are read ahead or converted. On a backend
+// in host memory they are its own.
+std::int64_t loading_bytes(const WeightSource& source, const ModelConfig& config, BlockRange blocks, DType dtype,
+                           const MemoryLayout& layout);
 
 // Reads this stage's tensors and nothing else. `progress(done, total)` hears bytes of the source, between pieces, on
 // the calling thread. int8 tensors need `dtype` int8 (require_convertible). Throws WeightError (names the tensor; also

@@ -41,6 +41,11 @@ class TensorReader {
   TensorReader(const TensorReader&) = delete;
   TensorReader& operator=(const TensorReader&) = delete;
 
+  // Bytes of the largest piece of a tensor of `stored`.
+  static std::int64_t piece_bytes(const TensorSpec& spec, DType stored) {
+    return rows_of_piece(spec, stored) * spec.cols * size_of(stored);
+  }
+
   // Reads `spec` in runs of whole rows (whole groups of kInt8Group but for the last), in order, and hands each to
   // `use(first_row, host rows)`; then has the source verify the checksum, if it has one. Throws WeightError, also for a
   // value that is not finite or that `to` (the dtype that the caller converts to; as stored when there is none) cannot
@@ -50,14 +55,13 @@ class TensorReader {
     const DType stored = source_.dtype_of(spec);
     const bool verify = source_.has_checksum(spec);
     const std::int64_t row_bytes = spec.cols * size_of(stored);
-    const std::int64_t groups_each = std::max<std::int64_t>(1, kPieceBytes / row_bytes / kInt8Group);
-    const std::int64_t rows_each = std::min(groups_each * kInt8Group, spec.rows);
-    const auto piece_bytes = static_cast<std::size_t>(rows_each * row_bytes);
+    const std::int64_t rows_each = rows_of_piece(spec, stored);
     hash_.reset();
     std::string broken;  // told only once the checksum matches: otherwise damage is the better word for it
     for (std::int64_t first = 0; first < spec.rows; first += rows_each) {
       const std::int64_t rows = std::min(rows_each, spec.rows - first);
-      const std::span<std::byte> bytes = std::span(staging_(piece_bytes), static_cast<std::size_t>(rows * row_bytes));
+      const std::span<std::byte> bytes = std::span(staging_(static_cast<std::size_t>(rows_each * row_bytes)),
+                                                   static_cast<std::size_t>(rows * row_bytes));
       source_.read_rows(spec, first, rows, bytes);
       if (verify) hash_.update(bytes);
       const Tensor piece = make_tensor(bytes.data(), stored, rows, spec.cols);
@@ -70,6 +74,11 @@ class TensorReader {
   }
 
  private:
+  static std::int64_t rows_of_piece(const TensorSpec& spec, DType stored) {
+    const std::int64_t groups = kPieceBytes / (spec.cols * size_of(stored)) / kInt8Group;
+    return std::min(std::max<std::int64_t>(1, groups) * kInt8Group, spec.rows);
+  }
+
   // Never shrinks, since growing clears it.
   std::byte* own_buffer(std::size_t bytes) {
     if (buffer_.bytes() < bytes) {

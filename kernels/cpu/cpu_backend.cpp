@@ -32,7 +32,8 @@ constexpr std::int64_t kFewRows = 36;
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const CpuOptions& options)
-      : layout_(cpu_layout(options.threads)),
+      : memory_(options.budget_bytes.value_or(HostMemory::kUnlimited)),
+        layout_(cpu_layout(options.threads)),
         simd_(resolve_simd(options.simd)),
         kernels_(kernels_for(simd_)),
         pool_(options.threads) {
@@ -56,6 +57,10 @@ class CpuBackend final : public Backend {
   }
   std::int64_t bytes_allocated() const override { return memory_.bytes_allocated(); }
   std::int64_t peak_bytes() const override { return memory_.peak_bytes(); }
+  std::optional<std::int64_t> memory_limit() const override {
+    if (memory_.budget() == HostMemory::kUnlimited) return std::nullopt;
+    return memory_.budget();
+  }
 
   const MemoryLayout& layout() const override { return *layout_; }
   void reserve(const OperationLimits& limits) override {
@@ -72,7 +77,7 @@ class CpuBackend final : public Backend {
 
   void load_panels(Matrix& matrix, DType stored, const PanelReader& read) override {
     check_load_panels(matrix, stored);
-    cpu::load_panels(pool_, kernels_, packed(matrix), stored, read);
+    cpu::load_panels(pool_, kernels_, memory_, packed(matrix), stored, read);
   }
 
   void set_rows(const RowsView& rows) override {

@@ -1,5 +1,6 @@
 #include "kernels/checks.hpp"
 #include "kernels/cpu/layout.hpp"
+#include "kernels/cpu/pack.hpp"
 #include "kernels/cpu/scratch.hpp"
 #include "kernels/memory_layout.hpp"
 
@@ -21,6 +22,9 @@ class CpuLayout final : public MemoryLayout {
     const cpu::ProductScratch products = cpu::product_scratch(limits.rows, limits.columns, limits.weights);
     return threads_ * (cpu::kLinearScratchBytes + cpu::attention_scratch_bytes(limits.head_dim)) +
            4 * (products.packed + products.quantized);
+  }
+  std::int64_t staging_bytes(std::int64_t in, std::int64_t out, DType stored, DType dtype) const override {
+    return threads_ * cpu::staging_bytes(PackedLayout{in, out, stored}, dtype);
   }
 
  private:

@@ -127,22 +127,6 @@ void pack_int8_out_in(const Kernels& kernels, const PackedMatrix& matrix, std::i
   }
 }
 
-// Bytes that begin with a page: copies out of the page cache to some other places take four times as long.
-class Pages {
- public:
-  static constexpr std::align_val_t kPage{4096};
-
-  explicit Pages(std::int64_t bytes)
-      : data_(static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), kPage))) {}
-  std::byte* data() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(std::byte* data) const noexcept { ::operator delete(data, kPage); }
-  };
-  std::unique_ptr<std::byte, Free> data_;
-};
-
 }  // namespace
 
 void pack_rows(ThreadPool& pool, const Kernels& kernels, const PackedMatrix& matrix, WeightLayout layout,
@@ -185,24 +169,29 @@ void convert_panel(const Kernels& kernels, const PackedLayout& from, const std::
   }
 }
 
-void load_panels(ThreadPool& pool, const Kernels& kernels, const PackedMatrix& matrix, DType stored,
+void load_panels(ThreadPool& pool, const Kernels& kernels, HostMemory& memory, const PackedMatrix& matrix, DType stored,
                  const PanelReader& read) {
   const PackedLayout from{matrix.layout.in, matrix.layout.out, stored};
   const std::int64_t fair = (from.panels() + 2 * pool.threads() - 1) / (2 * pool.threads());
   const std::int64_t each = std::clamp<std::int64_t>(kReadBytes / from.panel_bytes(), 1, fair);
+  // Panels that are converted stand in memory of their thread, which begins with a page: copies out of the page cache
+  // to some other places take four times as long.
+  const std::int64_t staged_bytes = staging_bytes(from, matrix.layout.dtype);
+  std::vector<Buffer> staging(staged_bytes > 0 ? static_cast<std::size_t>(pool.threads()) : 0);
+  for (Buffer& buffer : staging) buffer = memory.allocate(staged_bytes);
   std::mutex mutex;
   std::exception_ptr failure;
   std::atomic<bool> failed = false;
-  pool.run((from.panels() + each - 1) / each, [&](std::int64_t task, int) {
+  pool.run((from.panels() + each - 1) / each, [&](std::int64_t task, int thread) {
     const std::int64_t first = task * each;
     const std::int64_t end = std::min(first + each, from.panels());
     try {
       if (failed) return;
       if (stored == matrix.layout.dtype) return read(first, end - first, matrix.panel(first));
-      const Pages staging(from.panel_bytes());
+      auto* staged = static_cast<std::byte*>(staging[static_cast<std::size_t>(thread)].data());
       for (std::int64_t p = first; p < end && !failed; ++p) {
-        read(p, 1, staging.data());
-        convert_panel(kernels, from, staging.data(), matrix.layout.dtype, matrix.panel(p));
+        read(p, 1, staged);
+        convert_panel(kernels, from, staged, matrix.layout.dtype, matrix.panel(p));
       }
     } catch (...) {
       const std::lock_guard lock(mutex);

@@ -2,6 +2,12 @@
 // bit.
 #include <doctest/doctest.h>
 
+#include <atomic>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "kernels/host_memory.hpp"
 #include "tests/unit/kernels_fixture.hpp"
 
 using namespace stagecoach;
@@ -318,4 +324,51 @@ TEST_CASE("memory is zeroed, aligned and counted, and running out is an error wi
   CHECK(backend->allocate(0).data() != nullptr);
   CHECK_THROWS_AS(backend->allocate(std::int64_t{1} << 60), DeviceError);
   CHECK_THROWS_AS(backend->allocate(-1), std::invalid_argument);
+}
+
+TEST_CASE("blocks from 64 KiB on are whole pages and take no more; smaller ones share them") {
+  HostMemory memory;
+  for (const std::int64_t bytes : {65535, 65536, 70001, (2 << 20) - 1, 2 << 20, (2 << 20) + 1, (6 << 20) + 12345}) {
+    const Buffer buffer = memory.allocate(bytes);
+    const auto address = reinterpret_cast<std::uintptr_t>(buffer.data());
+    CHECK(address % (bytes >= 2 << 20 ? 2 << 20 : bytes >= HostMemory::kPaged ? 4096 : 64) == 0);
+    std::memset(buffer.data(), 1, buffer.bytes());
+    CHECK(memory.bytes_allocated() == bytes);
+  }
+  CHECK(memory.bytes_allocated() == 0);
+}
+
+TEST_CASE("a budget holds to the byte, also against many threads, and what is let go can be had again") {
+  CpuOptions options;
+  options.budget_bytes = 10 << 20;
+  const auto backend = make_cpu_backend(options);
+  CHECK(backend->memory_limit() == 10 << 20);
+  const std::int64_t left = (10 << 20) - backend->bytes_allocated();
+  CHECK_THROWS_WITH_AS(backend->allocate(left + 1), doctest::Contains("budget"), DeviceError);
+  CHECK(backend->peak_bytes() < 10 << 20);
+  for (int round = 0; round < 3; ++round) {
+    const Buffer all = backend->allocate(left);
+    CHECK_THROWS_AS(backend->allocate(1), DeviceError);
+  }
+  CHECK_THROWS_AS(make_cpu_backend({1, Simd::kBest, 1000}), DeviceError);  // not even for its own scratch
+  CHECK_FALSE(make_cpu_backend({})->memory_limit());
+
+  HostMemory memory(1000000);
+  std::atomic<int> beyond = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 300; ++i) {
+        try {
+          const Buffer buffer = memory.allocate(400000);
+          if (memory.bytes_allocated() > 1000000) ++beyond;
+        } catch (const DeviceError&) {
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(beyond == 0);
+  CHECK(memory.peak_bytes() <= 800000);
+  CHECK(memory.bytes_allocated() == 0);
 }

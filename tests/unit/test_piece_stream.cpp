@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "kernels/host_memory.hpp"
 #include "partition/model.hpp"
 #include "runtime/piece_stream.hpp"
 
@@ -45,12 +46,22 @@ DType as_float(const TensorSpec&) {
   return DType::kFloat32;
 }
 
+// A stream with memory of its own.
+struct Stream {
+  Stream(const WeightSource& source, std::span<const TensorSpec> all, std::function<DType(const TensorSpec&)> dtype_of)
+      : stream(source, all, std::move(dtype_of), [this](std::int64_t bytes) { return memory.allocate(bytes); }) {}
+  std::optional<PieceStream::Piece> next() { return stream.next(); }
+
+  HostMemory memory;
+  PieceStream stream;
+};
+
 }  // namespace
 
 TEST_CASE("pieces come once, in order, in whole int8 groups but for the last") {
   const CountingSource source;
   const std::vector<TensorSpec> all = specs();
-  PieceStream stream(source, all, as_float);
+  Stream stream(source, all, as_float);
   std::size_t tensor = 0;
   std::int64_t next_row = 0;
   int pieces = 0;
@@ -79,7 +90,7 @@ TEST_CASE("an error of the source comes after the pieces before it") {
   CountingSource source;
   source.broken = "t2";
   const std::vector<TensorSpec> all = specs();
-  PieceStream stream(source, all, as_float);
+  Stream stream(source, all, as_float);
   int before = 0;
   std::string message;
   try {
@@ -95,7 +106,7 @@ TEST_CASE("a stream that is left early ends, whatever its thread does") {
   const CountingSource source;
   const std::vector<TensorSpec> all = specs();
   for (int taken = 0; taken < 12; ++taken) {
-    PieceStream stream(source, all, as_float);
+    Stream stream(source, all, as_float);
     for (int i = 0; i < taken; ++i) stream.next();
   }
 }
