@@ -34,13 +34,15 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
     job.reader = PromptReader::from_texts(options.prompt_texts, tokenizer, prompts);
   }
   job.size = {0, 1};
-  const auto measure = [&](const Request& request) {
-    job.size.sequences += request.num_samples;
+  const auto measure = [&](const Request& request, std::int64_t sequences) {
+    job.size.sequences += sequences;
     job.size.pages = std::max(job.size.pages, pages_needed(request, prompts.n_positions));
   };
   job.count = job.reader->check([&](const Request& request) {
-    if (!job.split) return measure(request);
-    for (const Request& part : job.split(request)) measure(part);
+    std::optional<std::int64_t> parts;
+    if (job.split.count) parts = job.split.count(request);
+    if (!parts) return measure(request, request.num_samples);
+    if (*parts > 0) measure(job.split.part(request, 0), *parts);
   });
   session.catch_interrupts();
 }
@@ -54,7 +56,9 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, const
       line.update(fmt::format("{} of {} {}, {} tokens, {:.1f} tokens/s", written.prompts, job.count, unit,
                               written.tokens, static_cast<double>(written.tokens) / seconds));
     };
-    FrontDesk desk(*job.reader, *job.sink, job.hooks, job.split);
+    FrontDeskBounds bounds;
+    bounds.n_positions = session.model().config.n_positions;
+    FrontDesk desk(*job.reader, *job.sink, job.hooks, job.split, bounds);
     LeaderHooks hooks;
     hooks.next_request = [&desk] { return desk.next_request(); };
     hooks.exhausted = [&desk] { return desk.exhausted(); };

@@ -8,6 +8,7 @@
 #include "launch/session.hpp"
 #include "runtime/output_file.hpp"
 #include "runtime/score_results.hpp"
+#include "runtime/scoring.hpp"
 
 namespace stagecoach {
 namespace {
@@ -33,7 +34,12 @@ int run_score(const Options& options, const World& world) {
   session.prepare([&]() -> WorkSize {
     const std::int32_t n_positions = session.model().config.n_positions;
     const std::int32_t stride = stride_of(options, n_positions);
-    job.split = [n_positions, stride](const Request& text) { return window_requests(text, n_positions, stride); };
+    job.split.count = [n_positions, stride](const Request& text) {
+      return score_window_count(static_cast<std::int64_t>(text.tokens.size()), n_positions, stride);
+    };
+    job.split.part = [n_positions, stride](const Request& text, std::int64_t index) {
+      return window_request(text, n_positions, stride, index);
+    };
     PromptOptions prompts = prompt_options(options, session.model());
     prompts.any_length = true;
     open_prompts(job, options, session, prompts);

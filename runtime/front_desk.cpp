@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -12,40 +13,60 @@
 namespace stagecoach {
 namespace {
 
-constexpr std::size_t kReadAhead = 64;  // prompts tokenized and waiting for the loop
+// Requests tokenized and waiting for the loop: so many, and of so many bytes unless it is one.
+constexpr std::size_t kReadyRequests = 64;
+constexpr std::int64_t kReadyBytes = 4 << 20;
+
+std::int64_t bytes_of(const Request& request) {
+  return static_cast<std::int64_t>(sizeof(Request) + request.tokens.capacity() * sizeof(std::int32_t));
+}
 
 // A prompt that was read and is not written yet. Its samples are delivered in any order and with the numbers that the
 // scheduler gave them; with a split the n-th request's only sample is the n-th.
 struct Pending {
   Request request;
   std::size_t expected = 0;
+  std::int64_t bytes = 0;
+  std::int64_t parts = 0, handed_out = 0;  // requests
   std::vector<Sample> samples;
 };
 
 }  // namespace
 
+std::int64_t desk_bytes(const Request& prompt, std::optional<std::int64_t> parts, std::int32_t n_positions) {
+  const auto tokens = static_cast<std::int64_t>(prompt.tokens.size());
+  const auto text = static_cast<std::int64_t>(prompt.prompt ? prompt.prompt->size() : 0);
+  const std::int64_t bytes = bytes_of(prompt) + static_cast<std::int64_t>(sizeof(Pending)) + text;
+  constexpr auto kSample = static_cast<std::int64_t>(sizeof(Sample));
+  if (parts) return bytes + *parts * kSample + tokens * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t most = std::min<std::int64_t>(prompt.max_new_tokens, std::int64_t{n_positions} - tokens + 1);
+  return bytes + prompt.num_samples * (kSample + most * (prompt.logprobs ? 8 : 4));
+}
+
 struct FrontDesk::State {
-  State(PromptReader& r, ResultSink& s, FrontDeskHooks h, Split split_prompt, std::int32_t w)
-      : reader(r), sink(s), hooks(std::move(h)), split(std::move(split_prompt)), window(static_cast<std::size_t>(w)) {}
+  State(PromptReader& r, ResultSink& s, FrontDeskHooks h, Split split_prompt, const FrontDeskBounds& b)
+      : reader(r), sink(s), hooks(std::move(h)), split(std::move(split_prompt)), bounds(b) {}
 
   PromptReader& reader;
   ResultSink& sink;
   const FrontDeskHooks hooks;
   const Split split;
-  const std::size_t window;
+  const FrontDeskBounds bounds;
 
   // Only the thread uses these.
   std::map<std::int64_t, Pending> pending;  // by index, which is input order
+  std::int64_t pending_bytes = 0;
+  bool read_all = false;
   Written written;
 
   std::mutex mutex;
   std::condition_variable changed;
   // Guarded by `mutex`.
   std::deque<Request> ready;
-  std::size_t unwritten = 0;  // size of `pending`
+  std::int64_t ready_bytes = 0;
   std::vector<Sample> finished;
   std::vector<std::int32_t> tokens;
-  bool read_all = false, closing = false, stopping = false;
+  bool handed_out_all = false, closing = false, stopping = false;
   std::exception_ptr failure;
   std::thread thread;
 
@@ -64,66 +85,92 @@ struct FrontDesk::State {
   bool step() {
     std::vector<Sample> to_write;
     std::vector<std::int32_t> to_show;
-    bool read = false;
+    bool room = false;
     {
       std::unique_lock lock(mutex);
-      const auto can_read = [&] { return !read_all && ready.size() < kReadAhead && unwritten < window; };
-      changed.wait(lock, [&] { return stopping || closing || can_read() || !finished.empty() || !tokens.empty(); });
+      const bool has_more = can_read() || unfinished() != nullptr;
+      const auto has_room = [&] {
+        return has_more && ready.size() < kReadyRequests && (ready.empty() || ready_bytes < kReadyBytes);
+      };
+      changed.wait(lock, [&] { return stopping || closing || has_room() || !finished.empty() || !tokens.empty(); });
       if (stopping) return false;
       to_write.swap(finished);
       to_show.swap(tokens);
-      read = can_read();
+      room = has_room();
       if (closing && to_write.empty() && to_show.empty()) return false;
     }
     for (const std::int32_t token : to_show) {
       if (hooks.on_token) hooks.on_token(token);
     }
     for (Sample& sample : to_write) pending.at(sample.index).samples.push_back(std::move(sample));
-    if (read) read_one();
+    if (room) {
+      if (unfinished() == nullptr) read_one();
+      hand_out_one();
+    }
     write_in_order();
     return true;
   }
 
+  bool can_read() const {
+    return !read_all && pending.size() < static_cast<std::size_t>(bounds.prompts) &&
+           (pending.empty() || pending_bytes < bounds.bytes);
+  }
+  // The prompt of which some requests have not been handed out: only the last one that was read.
+  Pending* unfinished() {
+    if (pending.empty()) return nullptr;
+    Pending& last = std::prev(pending.end())->second;
+    return last.handed_out < last.parts ? &last : nullptr;
+  }
+
   void read_one() {
     std::optional<Request> request = reader.next();
-    std::vector<Request> out;
-    if (request) {
-      if (hooks.on_read) hooks.on_read(*request);
-      Pending next;
-      if (split) {
-        out = split(*request);
-        next.expected = out.size();
-      } else {
-        out.push_back(*request);
-        next.expected = static_cast<std::size_t>(request->num_samples);
-      }
-      next.request = std::move(*request);
-      pending.emplace(next.request.index, std::move(next));
+    if (!request) {
+      read_all = true;
+      return;
+    }
+    if (hooks.on_read) hooks.on_read(*request);
+    Pending next;
+    std::optional<std::int64_t> parts;
+    if (split.count) parts = split.count(*request);
+    next.parts = parts.value_or(1);
+    next.expected = static_cast<std::size_t>(parts.value_or(request->num_samples));
+    next.bytes = desk_bytes(*request, parts, bounds.n_positions);
+    next.request = std::move(*request);
+    pending_bytes += next.bytes;
+    const std::int64_t index = next.request.index;
+    pending.emplace(index, std::move(next));
+  }
+
+  void hand_out_one() {
+    Pending* from = unfinished();
+    std::optional<Request> part;
+    if (from != nullptr) {
+      part = split.part ? split.part(from->request, from->handed_out) : from->request;
+      ++from->handed_out;
     }
     const std::scoped_lock lock(mutex);
-    unwritten = pending.size();
-    read_all = !request;
-    for (Request& part : out) ready.push_back(std::move(part));
+    handed_out_all = read_all && unfinished() == nullptr;
+    if (!part) return;
+    ready_bytes += bytes_of(*part);
+    ready.push_back(std::move(*part));
   }
 
   void write_in_order() {
     bool any = false;
     while (!pending.empty()) {
       Pending& first = pending.begin()->second;
-      if (first.samples.size() < first.expected) break;
+      if (first.handed_out < first.parts || first.samples.size() < first.expected) break;
       std::ranges::sort(first.samples, {}, &Sample::sample);
       sink.write(first.request, first.samples);
       ++written.prompts;
       for (const Sample& sample : first.samples) {
         written.tokens += static_cast<std::int64_t>(std::max(sample.tokens.size(), sample.logprobs.size()));
       }
+      pending_bytes -= first.bytes;
       pending.erase(pending.begin());
       any = true;
     }
-    if (!any) return;
-    if (hooks.on_progress) hooks.on_progress(written);
-    const std::scoped_lock lock(mutex);
-    unwritten = pending.size();
+    if (any && hooks.on_progress) hooks.on_progress(written);
   }
 
   void rethrow() const {
@@ -131,8 +178,9 @@ struct FrontDesk::State {
   }
 };
 
-FrontDesk::FrontDesk(PromptReader& reader, ResultSink& sink, FrontDeskHooks hooks, Split split, std::int32_t window)
-    : state_(std::make_unique<State>(reader, sink, std::move(hooks), std::move(split), window)) {
+FrontDesk::FrontDesk(PromptReader& reader, ResultSink& sink, FrontDeskHooks hooks, Split split,
+                     const FrontDeskBounds& bounds)
+    : state_(std::make_unique<State>(reader, sink, std::move(hooks), std::move(split), bounds)) {
   state_->thread = std::thread([this] { state_->run(); });
 }
 
@@ -151,6 +199,7 @@ std::optional<Request> FrontDesk::next_request() {
   if (state_->ready.empty()) return std::nullopt;
   Request request = std::move(state_->ready.front());
   state_->ready.pop_front();
+  state_->ready_bytes -= bytes_of(request);
   state_->changed.notify_all();
   return request;
 }
@@ -158,7 +207,7 @@ std::optional<Request> FrontDesk::next_request() {
 bool FrontDesk::exhausted() {
   const std::scoped_lock lock(state_->mutex);
   state_->rethrow();
-  return state_->read_all && state_->ready.empty();
+  return state_->handed_out_all && state_->ready.empty();
 }
 
 void FrontDesk::token(std::int32_t token) {

@@ -1,17 +1,17 @@
 // The second thread of stage 0's process: reads and tokenizes prompts ahead, and writes what became of them in input
 // order.
 //
-// The pipeline's loop talks to it without ever blocking. Bounded: it reads at most `window` prompts ahead of the oldest
-// one that is not written yet. It keeps each prompt until all its samples are there; with a `split`, each prompt is
-// handed out as several requests (windows of a long text), whose samples are told apart by their numbers. A failure of
-// the thread (a full disk, a prompts file that changed) is rethrown in the loop.
+// The pipeline's loop talks to it without ever blocking. Bounded: prompts that are read and not written yet, and what
+// will become of them, take at most `bounds` (or are one prompt). It keeps each prompt until all its samples are there;
+// with a `split`, each prompt is handed out as several requests (windows of a long text), whose samples are told apart
+// by their numbers. A failure of the thread (a full disk, a prompts file that changed) is rethrown in the loop.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "runtime/prompts.hpp"
 #include "runtime/request.hpp"
@@ -32,13 +32,26 @@ struct FrontDeskHooks {
   std::function<void(const Written&)> on_progress;   // after every change
 };
 
-// The requests that a prompt stands for; none is allowed. Empty: itself.
-using Split = std::function<std::vector<Request>(const Request&)>;
+// The requests that a prompt stands for, none is allowed; `part` makes them one at a time, in order. None is longer
+// than the first. Empty: itself.
+struct Split {
+  std::function<std::int64_t(const Request&)> count;
+  std::function<Request(const Request&, std::int64_t index)> part;
+};
+
+struct FrontDeskBounds {
+  std::int32_t prompts = 4096;
+  std::int64_t bytes = 32 << 20;
+  std::int32_t n_positions = std::numeric_limits<std::int32_t>::max();  // of the model: no sample grows beyond
+};
+
+// Bytes that a prompt takes until it is written: itself and its results. `parts`: requests of a split, if there is one.
+std::int64_t desk_bytes(const Request& prompt, std::optional<std::int64_t> parts, std::int32_t n_positions);
 
 class FrontDesk {
  public:
   // The referents must outlive the desk. Starts the thread.
-  FrontDesk(PromptReader& reader, ResultSink& sink, FrontDeskHooks hooks, Split split = {}, std::int32_t window = 4096);
+  FrontDesk(PromptReader& reader, ResultSink& sink, FrontDeskHooks hooks, Split split, const FrontDeskBounds& bounds);
   // Without finish: stops, what was not written is lost.
   ~FrontDesk();
   FrontDesk(const FrontDesk&) = delete;

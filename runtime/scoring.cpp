@@ -9,32 +9,28 @@
 
 namespace stagecoach {
 
-std::vector<ScoreWindow> score_windows(std::int64_t tokens, std::int32_t n_positions, std::int32_t stride) {
-  std::vector<ScoreWindow> windows;
-  if (n_positions < 2 || tokens < 2) return windows;
+std::int64_t score_window_count(std::int64_t tokens, std::int32_t n_positions, std::int32_t stride) {
+  if (n_positions < 2 || tokens < 2) return 0;
   if (stride < 1 || stride >= n_positions) {
     throw std::invalid_argument(fmt::format("stride {} with windows of {} tokens", stride, n_positions));
   }
-  std::int64_t scored = 1;  // tokens before this one need no window any more; the first of all has no context
-  for (std::int64_t begin = 0; scored < tokens; begin += stride) {
-    const std::int64_t end = std::min(tokens, begin + n_positions);
-    windows.push_back({begin, end, static_cast<std::int32_t>(scored - begin)});
-    scored = end;
-  }
-  return windows;
+  return 1 + (std::max<std::int64_t>(tokens - n_positions, 0) + stride - 1) / stride;
 }
 
-std::vector<Request> window_requests(const Request& text, std::int32_t n_positions, std::int32_t stride) {
-  std::vector<Request> requests;
-  for (const ScoreWindow& window : score_windows(static_cast<std::int64_t>(text.tokens.size()), n_positions, stride)) {
-    Request request;
-    request.index = text.index;
-    request.tokens.assign(text.tokens.begin() + window.begin, text.tokens.begin() + window.end);
-    request.score_from = window.score_from;
-    request.first_sample = static_cast<std::int32_t>(requests.size());
-    requests.push_back(std::move(request));
-  }
-  return requests;
+// The first token of all has no context; later windows leave out what the one before them held.
+ScoreWindow score_window(std::int64_t tokens, std::int32_t n_positions, std::int32_t stride, std::int64_t index) {
+  const std::int64_t begin = index * stride;
+  return {begin, std::min(tokens, begin + n_positions), index == 0 ? 1 : n_positions - stride};
+}
+
+Request window_request(const Request& text, std::int32_t n_positions, std::int32_t stride, std::int64_t index) {
+  const ScoreWindow window = score_window(static_cast<std::int64_t>(text.tokens.size()), n_positions, stride, index);
+  Request request;
+  request.index = text.index;
+  request.tokens.assign(text.tokens.begin() + window.begin, text.tokens.begin() + window.end);
+  request.score_from = window.score_from;
+  request.first_sample = static_cast<std::int32_t>(index);
+  return request;
 }
 
 void Score::add(std::span<const float> logprobs) {

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "runtime/request.hpp"
 
@@ -20,10 +19,13 @@ struct ScoreWindow {
 // least n_positions - stride tokens before it once there are so many. One token has no windows. 1 <= stride <
 // n_positions, unless n_positions is 1: then nothing can be scored and there are none. (The sliding window of Hugging
 // Face's "Perplexity of fixed-length models".)
-std::vector<ScoreWindow> score_windows(std::int64_t tokens, std::int32_t n_positions, std::int32_t stride);
+std::int64_t score_window_count(std::int64_t tokens, std::int32_t n_positions, std::int32_t stride);
+// The `index`-th of them. None is longer than the first.
+ScoreWindow score_window(std::int64_t tokens, std::int32_t n_positions, std::int32_t stride, std::int64_t index);
 
-// The requests that score `text`, one per window; their sample numbers count the windows.
-std::vector<Request> window_requests(const Request& text, std::int32_t n_positions, std::int32_t stride);
+// The request that scores one window of `text`; its sample number is `index`. One at a time, because all windows of a
+// long text hold its tokens many times over.
+Request window_request(const Request& text, std::int32_t n_positions, std::int32_t stride, std::int64_t index);
 
 struct Score {
   std::int64_t scored = 0;   // tokens that have a log-probability

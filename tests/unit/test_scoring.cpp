@@ -3,10 +3,23 @@
 #include <cmath>
 #include <random>
 #include <stdexcept>
+#include <vector>
 
 #include "runtime/scoring.hpp"
 
 using namespace stagecoach;
+
+namespace {
+
+std::vector<ScoreWindow> windows_of(std::int64_t tokens, std::int32_t n_positions, std::int32_t stride) {
+  std::vector<ScoreWindow> windows;
+  for (std::int64_t i = 0; i < score_window_count(tokens, n_positions, stride); ++i) {
+    windows.push_back(score_window(tokens, n_positions, stride, i));
+  }
+  return windows;
+}
+
+}  // namespace
 
 TEST_CASE("windows: every token but the first is scored once, with enough before it") {
   std::mt19937 random(std::random_device{}());
@@ -16,7 +29,7 @@ TEST_CASE("windows: every token but the first is scored once, with enough before
     const std::int64_t tokens = static_cast<std::int64_t>(random() % 200);
     INFO(tokens << " tokens, " << n_positions << " positions, stride " << stride);
     std::int64_t scored = 1;
-    for (const ScoreWindow& w : score_windows(tokens, n_positions, stride)) {
+    for (const ScoreWindow& w : windows_of(tokens, n_positions, stride)) {
       CHECK(w.begin % stride == 0);
       CHECK(w.end - w.begin <= n_positions);
       CHECK((w.end - w.begin == n_positions || w.end == tokens));
@@ -31,26 +44,26 @@ TEST_CASE("windows: every token but the first is scored once, with enough before
 }
 
 TEST_CASE("windows of the simple cases") {
-  CHECK(score_windows(1, 10, 5).empty());
-  CHECK(score_windows(0, 10, 5).empty());
-  CHECK(score_windows(100, 1, 1).empty());
-  CHECK(score_windows(10, 10, 3) == std::vector<ScoreWindow>{{0, 10, 1}});
-  CHECK(score_windows(12, 10, 9) == std::vector<ScoreWindow>{{0, 10, 1}, {9, 12, 1}});
-  CHECK(score_windows(17, 10, 3) == std::vector<ScoreWindow>{{0, 10, 1}, {3, 13, 7}, {6, 16, 7}, {9, 17, 7}});
-  CHECK_THROWS_AS(score_windows(20, 10, 10), std::invalid_argument);
-  CHECK_THROWS_AS(score_windows(20, 10, 0), std::invalid_argument);
+  CHECK(windows_of(1, 10, 5).empty());
+  CHECK(windows_of(0, 10, 5).empty());
+  CHECK(windows_of(100, 1, 1).empty());
+  CHECK(windows_of(10, 10, 3) == std::vector<ScoreWindow>{{0, 10, 1}});
+  CHECK(windows_of(12, 10, 9) == std::vector<ScoreWindow>{{0, 10, 1}, {9, 12, 1}});
+  CHECK(windows_of(17, 10, 3) == std::vector<ScoreWindow>{{0, 10, 1}, {3, 13, 7}, {6, 16, 7}, {9, 17, 7}});
+  CHECK_THROWS_AS(score_window_count(20, 10, 10), std::invalid_argument);
+  CHECK_THROWS_AS(score_window_count(20, 10, 0), std::invalid_argument);
 }
 
 TEST_CASE("window requests carry the text's tokens and count the windows") {
   Request text;
   text.index = 4;
   for (std::int32_t t = 0; t < 17; ++t) text.tokens.push_back(t * t);
-  const std::vector<Request> windows = window_requests(text, 10, 3);
-  REQUIRE(windows.size() == 4);
-  CHECK(windows[2].index == 4);
-  CHECK(windows[2].first_sample == 2);
-  CHECK(windows[2].score_from == 7);
-  CHECK(windows[2].tokens == std::vector<std::int32_t>{36, 49, 64, 81, 100, 121, 144, 169, 196, 225});
+  REQUIRE(score_window_count(17, 10, 3) == 4);
+  const Request window = window_request(text, 10, 3, 2);
+  CHECK(window.index == 4);
+  CHECK(window.first_sample == 2);
+  CHECK(window.score_from == 7);
+  CHECK(window.tokens == std::vector<std::int32_t>{36, 49, 64, 81, 100, 121, 144, 169, 196, 225});
 }
 
 TEST_CASE("perplexity is the exponential of the mean, and undefined without any") {
