@@ -174,7 +174,9 @@ int run_bench(const Options& options, const World& world) {
       throw UsageError(fmt::format("--prompt-tokens {} and --new-tokens {} need {} positions, the model has {}",
                                    options.prompt_tokens, options.new_tokens, positions, config.n_positions));
     }
-    return {options.batch, pages_for(positions)};
+    // Prompts of one repeat, at the most with one token's results each.
+    const std::int64_t tokens = std::int64_t{options.prompt_tokens} + 2LL * options.new_tokens;
+    return {options.batch, pages_for(positions), options.batch * tokens * 4, false};
   });
   SchedulerLimits limits = session.scheduler_limits();
   limits.hold_decode = true;

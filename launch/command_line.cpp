@@ -276,8 +276,8 @@ void settle_stages(const Values& values, Options& options) {
       throw NotYet(fmt::format("{}: {}: not part of this version yet; leave it out", file.stage_places.at(s), what));
     };
     if (values.contains("device")) (*file.stages)[s].device = {};
+    if (values.contains("memory-per-rank")) (*file.stages)[s].memory_bytes.reset();
     if (options.command == Command::kPlan) continue;
-    if (stage.memory_bytes) refuse("memory");
     if (!stage.host.empty()) refuse("host");
   }
 }
@@ -289,6 +289,12 @@ void require_consistent(const Options& options) {
   if (options.quiet && options.verbose) throw UsageError("--quiet and --verbose exclude each other; give one");
   if (options.command == Command::kBench && options.profile && options.check) {
     throw UsageError("--profile and --check exclude each other; checked operations take another time");
+  }
+  const auto& stages = options.run_file.stages;
+  if (options.check && (options.memory_per_rank || (stages && std::ranges::any_of(*stages, [](const StageSpec& stage) {
+                                                      return stage.memory_bytes.has_value();
+                                                    })))) {
+    throw UsageError("--check: the reference takes memory beside any budget; leave out --memory-per-rank and memory");
   }
   if (options.command == Command::kScore) {
     if (!options.text_paths.empty() && !options.prompts_path.empty()) {

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/cuda_backend.hpp"
 #include "launch/command_line.hpp"
+#include "launch/fit.hpp"
 
 namespace stagecoach {
 namespace {
@@ -37,6 +38,7 @@ std::vector<CudaDevice> visible_devices() {
 struct Claim {
   char gpu[120] = {};
   bool named = false;
+  std::optional<std::int64_t> budget;
 };
 
 Claim claim_of(const World& world, const CudaDevice& device, bool named) {
@@ -69,9 +71,22 @@ void refuse_unwanted_sharing(const World& world, const std::vector<Claim>& mine,
   }
 }
 
+// Part of the `index`-th claim in what is free on its GPU.
+std::int64_t part_of(const std::vector<Claim>& all, std::size_t index, std::int64_t free_bytes) {
+  std::vector<std::optional<std::int64_t>> budgets;
+  std::size_t mine = 0;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (std::strcmp(all[i].gpu, all[index].gpu) != 0) continue;
+    if (i == index) mine = budgets.size();
+    budgets.push_back(all[i].budget);
+  }
+  return divide(static_cast<std::int64_t>(static_cast<double>(free_bytes) * kMemoryShare), 1.0, budgets)[mine];
+}
+
 }  // namespace
 
-std::vector<StageDevice> choose_devices(const World& world, std::span<const DeviceWish> wishes) {
+std::vector<StageDevice> choose_devices(const World& world, std::span<const DeviceWish> wishes,
+                                        std::span<const std::optional<std::int64_t>> budgets) {
   const bool any_auto = std::ranges::any_of(wishes, [](const DeviceWish& w) { return w.kind == DeviceKind::kAuto; });
   // "auto" means the same for all ranks: a job that computes on GPUs here and on CPUs there is nobody's intention.
   const std::int64_t found = !any_auto || has_cuda() ? 1 : 0;
@@ -98,6 +113,7 @@ std::vector<StageDevice> choose_devices(const World& world, std::span<const Devi
       }
       chosen[i].pci = devices[static_cast<std::size_t>(chosen[i].index)].pci;
       mine[i] = claim_of(world, devices[static_cast<std::size_t>(chosen[i].index)], wish.index.has_value());
+      mine[i].budget = budgets[i];
     }
   });
   const std::vector<Claim> all = all_claims(world, mine);
@@ -110,12 +126,12 @@ std::vector<StageDevice> choose_devices(const World& world, std::span<const Devi
   };
   world.agree(measure);
   world.agree(measure);
+  const auto first = static_cast<std::size_t>(world.rank());  // of several ranks each has one stage
   for (std::size_t i = 0; i < chosen.size(); ++i) {
-    const auto sharers =
-        std::ranges::count_if(all, [&](const Claim& c) { return std::strcmp(c.gpu, mine[i].gpu) == 0; });
-    chosen[i].shared = chosen[i].cuda && sharers > 1;
-    chosen[i].pool_bytes =
-        static_cast<std::int64_t>(static_cast<double>(chosen[i].pool_bytes) * kMemoryShare) / sharers;
+    if (!chosen[i].cuda) continue;
+    chosen[i].shared =
+        std::ranges::count_if(all, [&](const Claim& c) { return std::strcmp(c.gpu, mine[i].gpu) == 0; }) > 1;
+    chosen[i].pool_bytes = part_of(all, first + i, chosen[i].pool_bytes);
   }
   return chosen;
 }

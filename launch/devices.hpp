@@ -1,4 +1,4 @@
-// Which device each stage of this process computes on, and how much of its memory it may take.
+// Which device each stage of this process computes on, and how much of a GPU's memory it may take.
 //
 // Ranks find their GPUs by their number on their host; CUDA_VISIBLE_DEVICES and launchers that show each rank a GPU of
 // its own are respected, because what counts is which GPU it is. Two stages on one GPU are refused unless the GPU was
@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -24,7 +25,9 @@ struct StageDevice {
 };
 
 // One for each of `wishes`, the stages of this process in order. Collective: ranks look at the same time, so that those
-// who share a GPU divide what is free. Ends all ranks through World::agree with UsageError or DeviceError.
-std::vector<StageDevice> choose_devices(const World& world, std::span<const DeviceWish> wishes);
+// who share a GPU divide what is free, by their `budgets` where they have some. Ends all ranks through World::agree
+// with UsageError or DeviceError.
+std::vector<StageDevice> choose_devices(const World& world, std::span<const DeviceWish> wishes,
+                                        std::span<const std::optional<std::int64_t>> budgets);
 
 }  // namespace stagecoach

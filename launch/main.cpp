@@ -11,6 +11,7 @@
 #include "launch/command_line.hpp"
 #include "launch/commands.hpp"
 #include "launch/log.hpp"
+#include "launch/machine.hpp"
 #include "launch/world.hpp"
 #include "runtime/nccl_transport.hpp"
 #include "runtime/output_file.hpp"
@@ -48,6 +49,7 @@ int run_command(const Options& options, const World& world) {
 
 int run(int argc, char** argv) {
   const World world(&argc, &argv);
+  use_small_thread_stacks();
   try {
     std::variant<Options, HelpText> parsed;
     world.agree([&] { parsed = parse_command_line({argv + 1, argv + argc}, features()); });

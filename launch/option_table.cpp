@@ -181,7 +181,6 @@ void set_memory(Options& o, const std::string& v) {
   } catch (const PlanError& error) {
     throw UsageError(error.what());
   }
-  if (o.command != Command::kPlan) not_yet(v);
 }
 
 constexpr std::size_t kMostChunks = 100000;
@@ -332,6 +331,10 @@ const OptionSpec kTable[] = {
      false, set_chunks},
     {"in-flight", "N|auto", kForRuns, kPipeline, "microbatches in the pipeline at once [auto: at least one per stage]",
      false, [](Options& o, const std::string& v) { o.in_flight = count_or_auto(v, 1, 4096); }},
+    {"memory-per-rank", "SIZE", kForRuns, kPipeline,
+     "most memory that a rank may take, with everything: bytes, or a whole number with KiB, MiB or GiB; on a GPU, of "
+     "the GPU's [its share of what is free on its host or GPU]",
+     false, set_memory},
     {"device", "auto|cpu|cuda|cuda:N", kForRuns, kPipeline,
      "where to compute: a GPU of its own for each rank, or GPU N for all [auto: GPUs where there are any]", false,
      set_device},
@@ -346,10 +349,6 @@ const OptionSpec kTable[] = {
      [](Options& o, const std::string& v) { o.deterministic = flag(v); }},
     {"replicas", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
     {"context-shards", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
-    {"memory-per-rank", "SIZE", kForRuns, kPipeline,
-     "most memory that a rank may take, with everything: bytes, or a whole number with KiB, MiB or GiB; on a GPU, of "
-     "the GPU's [its share of what is free on its host or GPU]",
-     false, set_memory},
     {"machine", "FILE", kForPlan, kPipeline, "machine file of profile: how fast the devices are [assumed]", false,
      [](Options& o, const std::string& v) { o.machine_path = path(v); }},
     {"metrics", "FILE", kForRuns, kLater, "", false, refuse},

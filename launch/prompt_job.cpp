@@ -33,7 +33,8 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
   } else {
     job.reader = PromptReader::from_texts(options.prompt_texts, tokenizer, prompts);
   }
-  job.size = {0, 1};
+  job.size = {0, 1, 0, false};
+  std::int64_t largest = 0;
   const auto measure = [&](const Request& request, std::int64_t sequences) {
     job.size.sequences += sequences;
     job.size.pages = std::max(job.size.pages, pages_needed(request, prompts.n_positions));
@@ -41,9 +42,15 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
   job.count = job.reader->check([&](const Request& request) {
     std::optional<std::int64_t> parts;
     if (job.split.count) parts = job.split.count(request);
+    const std::int64_t bytes = desk_bytes(request, parts, prompts.n_positions);
+    job.size.prompt_bytes += bytes;
+    largest = std::max(largest, bytes);
+    job.size.remembers_tokens |= request.sampling.repetition_penalty != 1.0;
     if (!parts) return measure(request, request.num_samples);
     if (*parts > 0) measure(job.split.part(request, 0), *parts);
   });
+  // At the desk, and those that run once more.
+  job.size.prompt_bytes = 2 * std::min(job.size.prompt_bytes, FrontDeskBounds{}.bytes + largest);
   session.catch_interrupts();
 }
 

@@ -14,7 +14,7 @@
 #include "launch/links.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
-#include "runtime/device_layout.hpp"
+#include "launch/room.hpp"
 #include "runtime/staged_transport.hpp"
 
 namespace stagecoach {
@@ -23,11 +23,7 @@ namespace {
 constexpr std::int32_t kDefaultChunkTokens = 256;
 constexpr std::int32_t kDefaultCudaChunkTokens = 2048;  // GPUs need more rows at once to be busy
 constexpr std::int32_t kSequencesPerMicrobatch = 32;    // aimed at while memory allows
-// Share of the free memory that a rank's plan may use: the rest is for code, MPI, libraries and the page cache.
-constexpr double kMemoryShare = 0.9;
-constexpr std::int64_t kReserveBytes = 64 << 20;
-constexpr std::int32_t kBlocksInQueue = 64;  // of about a dozen operations each
-constexpr std::int64_t kMostPages = std::numeric_limits<std::int32_t>::max();
+constexpr std::int32_t kBlocksInQueue = 64;             // of about a dozen operations each
 
 Simd simd_of(SimdChoice choice) {
   switch (choice) {
@@ -70,7 +66,7 @@ Session::Session(const Options& options, const World& world) : options_(options)
     const DeviceWish& own = plan_.stages[static_cast<std::size_t>(stage)].device;
     wishes.push_back(own == DeviceWish{} ? options_.device : own);
   }
-  devices_ = choose_devices(world_, wishes);
+  devices_ = choose_devices(world_, wishes, local_budgets());
   const bool any_cuda = world_.minimum(std::ranges::any_of(devices_, &StageDevice::cuda) ? 0 : 1) == 0;
   kv_dtype_ = options_.kv_dtype.value_or(any_cuda ? DType::kFloat16 : DType::kFloat32);
   if (any_cuda && !options_.chunk_tokens) plan_.chunk_tokens = kDefaultCudaChunkTokens;
@@ -135,64 +131,49 @@ SchedulerLimits Session::scheduler_limits() const {
   return limits;
 }
 
-StageBytes Session::bytes_of(const Stage& stage, std::int64_t pages) const {
-  const SchedulerLimits limits = scheduler_limits();
-  const StageWork work{limits.max_rows(), static_cast<std::int32_t>(pages), limits.tables(), plan_.in_flight,
-                       plan_.stage_count()};
-  const DeviceLayout layout = device_layout(stage.backend->layout(), plan_.model, dtype_, kv_dtype_);
-  return stage_bytes(plan_.model, plan_.stages[static_cast<std::size_t>(stage.index)].blocks, layout, work);
-}
-
-// The KV pages that `available` bytes have room for, at most those that `work` can use. `bytes(pages)` is what all else
-// takes as well.
-std::int64_t Session::pages_within(std::int64_t available, const std::function<StageBytes(std::int64_t)>& bytes,
-                                   std::int32_t stage, const WorkSize& work) const {
-  const std::int64_t most = std::min<std::int64_t>(std::int64_t{work.pages} * slots_, kMostPages);
-  const std::int64_t pages =
-      largest_that_fits(work.pages, most, [&](std::int64_t p) { return bytes(p).total() <= available; });
-  if (pages >= work.pages) return pages;
-  const StageBytes needed = bytes(work.pages);
-  throw FitError(
-      fmt::format("{}does not fit in memory: weights and workspace {}, KV cache of one prompt ({} positions) {}, "
-                  "available {}; use "
-                  "fewer tokens, --kv-dtype float16, a 16-bit --dtype, or more ranks on more hosts",
-                  threads_are_stages() ? "" : prefix(stage), readable_bytes(needed.total() - needed.kv),
-                  std::int64_t{work.pages} * kPagePositions, readable_bytes(needed.kv), readable_bytes(available)));
-}
-
-// The KV pages that this process's stages have room for: each on its device, or together in the host's memory.
-std::int64_t Session::pages_that_fit(const WorkSize& work) const {
-  std::int64_t pages = kMostPages;
-  std::vector<const Stage*> on_host;
-  for (const auto& stage : stages_) {
-    const std::optional<std::int64_t> limit = stage->backend->memory_limit();
-    if (!limit) {
-      on_host.push_back(stage.get());
-      continue;
-    }
-    const auto bytes = [&](std::int64_t p) {
-      StageBytes result = bytes_of(*stage, p);
-      result.host = 0;
-      return result;
-    };
-    pages = std::min(pages, pages_within(*limit, bytes, stage->index, work));
+// What the user lets this process's stages take: each stage's own, or what holds for all.
+std::vector<std::optional<std::int64_t>> Session::local_budgets() const {
+  std::vector<std::optional<std::int64_t>> budgets;
+  for (const std::int32_t stage : local_stages()) {
+    const std::optional<std::int64_t>& own = plan_.stages[static_cast<std::size_t>(stage)].memory_bytes;
+    budgets.push_back(own ? own : options_.memory_per_rank);
   }
-  if (on_host.empty()) return pages;
-  const std::int64_t sharers = threads_are_stages() ? 1 : world_.local_size();
-  const auto available =
-      static_cast<std::int64_t>(static_cast<double>(available_memory_bytes()) * kMemoryShare) / sharers;
-  const auto bytes = [&](std::int64_t p) {
-    StageBytes sum;
-    for (const Stage* stage : on_host) sum += bytes_of(*stage, p);
-    sum.host += kReserveBytes * static_cast<std::int64_t>(on_host.size());
-    return sum;
-  };
-  return std::min(pages, pages_within(available, bytes, on_host.front()->index, work));
+  return budgets;
 }
 
-std::unique_ptr<Backend> Session::make_backend(const StageDevice& device) const {
+// Chooses the numbers of sequences and KV pages.
+void Session::find_fit(const WorkSize& work) {
+  const std::vector<std::optional<std::int64_t>> budgets = local_budgets();
+  rooms_ = find_rooms(world_, {devices_, budgets, threads_, leads() ? work.prompt_bytes : 0});
+  world_.agree([&] {
+    FitRequest request;
+    request.plan = plan_;
+    request.dtype = dtype_;
+    request.kv_dtype = kv_dtype_;
+    request.work = work;
+    const std::int64_t most = std::int64_t{kSequencesPerMicrobatch} * plan_.in_flight;
+    request.most_slots = static_cast<std::int32_t>(std::clamp<std::int64_t>(work.sequences, 1, most));
+    request.chunks_may_shrink = !options_.chunk_tokens;
+    request.rooms = rooms_;
+    request.loading_bytes = [this](BlockRange blocks, DType dtype, const MemoryLayout& layout) {
+      return loading_bytes(*model_->weights, plan_.model, blocks, dtype, layout);
+    };
+    Fit found = fit(request);
+    slots_ = found.slots;
+    pages_ = found.pages;
+    plan_.chunk_tokens = found.chunk_tokens;
+    needs_ = std::move(found.needs);
+  });
+}
+
+std::unique_ptr<Backend> Session::make_backend(const StageDevice& device, std::int32_t stage) const {
   if (device.cuda) return make_cuda_backend({device.index, device.pool_bytes, options_.deterministic});
-  return make_cpu_backend({threads_, simd_of(options_.simd)});
+  CpuOptions cpu{threads_, simd_of(options_.simd)};
+  const StageRoom& room = rooms_[static_cast<std::size_t>(stage)];
+  if (room.budget_bytes > 0) {
+    cpu.budget_bytes = room.available_bytes - needs_[static_cast<std::size_t>(stage)].process;
+  }
+  return make_cpu_backend(cpu);
 }
 
 void Session::make_stages() {
@@ -200,7 +181,7 @@ void Session::make_stages() {
   for (std::size_t i = 0; i < indices.size(); ++i) {
     auto stage = std::make_unique<Stage>();
     stage->index = indices[i];
-    stage->backend = make_backend(devices_[i]);
+    stage->backend = make_backend(devices_[i], stage->index);
     if (use_nccl_) stage->queue = &device_queue(*stage->backend);
     if (options_.check) stage->backend = make_checking_backend(std::move(stage->backend));
     if (profile_after_rows_) {
@@ -221,14 +202,8 @@ void Session::prepare(const std::function<WorkSize()>& size) {
   const std::vector<std::byte> first = world_.from_first(std::as_bytes(std::span(&work, 1)));
   std::memcpy(&work, first.data(), sizeof work);
 
-  std::int64_t pages = 0;
-  world_.agree([&] {
-    const std::int64_t most = std::int64_t{kSequencesPerMicrobatch} * plan_.in_flight;
-    slots_ = static_cast<std::int32_t>(std::clamp<std::int64_t>(work.sequences, 1, most));
-    make_stages();
-    pages = pages_that_fit(work);
-  });
-  pages_ = static_cast<std::int32_t>(world_.minimum(pages));
+  find_fit(work);
+  world_.agree([this] { make_stages(); });
   if (!threads_are_stages()) connect();
   world_.agree([this] { load_all(); });
 }
@@ -272,7 +247,7 @@ void Session::load(Stage& stage) {
 
 // Stages of one process load side by side: packing is bound by one core, reading by the disk.
 void Session::load_all() {
-  if (threads_are_stages()) hub_ = std::make_unique<LoopbackHub>(plan_.stage_count(), LoopbackMode::kBuffered);
+  if (threads_are_stages()) hub_ = std::make_unique<LoopbackHub>(plan_.stage_count(), LoopbackMode::kRendezvous);
   std::vector<std::exception_ptr> failures(stages_.size());
   {
     std::vector<std::jthread> threads;
@@ -295,6 +270,9 @@ void Session::load_all() {
                             prefix(stage->index), blocks.first, blocks.last,
                             readable_bytes(stage->executor->weight_bytes()), name_of(dtype_), pages_,
                             readable_bytes(stage->executor->kv_bytes()), threads_, stage->backend->name()));
+    const auto s = static_cast<std::size_t>(stage->index);
+    log_verbose(fmt::format("{}planned memory: {}, of {}", prefix(stage->index), describe(needs_[s]),
+                            readable_bytes(rooms_[s].available_bytes)));
   }
 }
 
@@ -354,7 +332,21 @@ std::vector<StageReport> Session::run(const std::function<void(Leader&)>& lead) 
   }
   failed_ = failure.has_value();
   if (failure) throw *failure;
+  log_peak();
   return reports;
+}
+
+// What was planned counts host memory only where the stages compute there.
+void Session::log_peak() const {
+  const std::int64_t peak = process_memory().peak_resident_bytes;
+  std::string text = fmt::format("{}peak resident memory {} ({} bytes)", world_.size() > 1 ? prefix(world_.rank()) : "",
+                                 readable_bytes(peak), peak);
+  if (std::ranges::none_of(devices_, &StageDevice::cuda)) {
+    std::int64_t planned = 0;
+    for (const std::int32_t stage : local_stages()) planned += needs_[static_cast<std::size_t>(stage)].total();
+    text += fmt::format(", planned {} ({} bytes)", readable_bytes(planned), planned);
+  }
+  log_verbose(text);
 }
 
 std::vector<Session::StageProfile> Session::profiles() const {

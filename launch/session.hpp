@@ -13,20 +13,14 @@
 #include "kernels/profiling.hpp"
 #include "launch/command_line.hpp"
 #include "launch/devices.hpp"
+#include "launch/fit.hpp"
 #include "launch/world.hpp"
 #include "partition/plan.hpp"
-#include "partition/stage_bytes.hpp"
 #include "runtime/loopback.hpp"
 #include "runtime/pipeline.hpp"
 #include "runtime/weight_source.hpp"
 
 namespace stagecoach {
-
-// How much must fit at once; only rank 0's answer counts.
-struct WorkSize {
-  std::int64_t sequences = 1;  // that could run together
-  std::int32_t pages = 1;      // KV pages that the largest request needs
-};
 
 class Session {
  public:
@@ -70,11 +64,10 @@ class Session {
   std::vector<std::int32_t> local_stages() const;
   void make_plan();
   void make_stages();
-  StageBytes bytes_of(const Stage& stage, std::int64_t pages) const;
-  std::int64_t pages_that_fit(const WorkSize& work) const;
-  std::int64_t pages_within(std::int64_t available, const std::function<StageBytes(std::int64_t)>& bytes,
-                            std::int32_t stage, const WorkSize& work) const;
-  std::unique_ptr<Backend> make_backend(const StageDevice& device) const;
+  std::vector<std::optional<std::int64_t>> local_budgets() const;
+  void find_fit(const WorkSize& work);
+  void log_peak() const;
+  std::unique_ptr<Backend> make_backend(const StageDevice& device, std::int32_t stage) const;
   void connect();
   void load(Stage& stage);
   void load_all();
@@ -91,6 +84,8 @@ class Session {
   std::int32_t slots_ = 1;
   std::int32_t pages_ = 1;
   std::vector<StageDevice> devices_;  // of this process's stages
+  std::vector<StageRoom> rooms_;      // by stage
+  std::vector<StageNeed> needs_;      // by stage
   bool use_nccl_ = false;
   bool failed_ = false;  // `run` did
   std::optional<std::int64_t> profile_after_rows_;

@@ -74,32 +74,29 @@ void validate(const ModelConfig& c) {
 }
 
 std::vector<TensorSpec> tensor_table(const ModelConfig& c) {
+  return stage_tensors(c, {0, c.n_layer - 1});
+}
+
+std::vector<TensorSpec> stage_tensors(const ModelConfig& c, BlockRange blocks) {
+  const bool first = blocks.first == 0;
+  const bool last = blocks.last == c.n_layer - 1;
   std::vector<TensorSpec> table;
-  table.push_back(
-      matrix_of("wte.weight", TensorRole::kTokenEmbedding, TensorPlace::kEmbedding, c.vocab_size, c.n_embd));
-  table.push_back(
-      matrix_of("wpe.weight", TensorRole::kPositionEmbedding, TensorPlace::kEmbedding, c.n_positions, c.n_embd));
-  for (std::int32_t block = 0; block < c.n_layer; ++block) append_block(c, block, table);
+  if (first || (last && c.tie_word_embeddings)) {
+    table.push_back(
+        matrix_of("wte.weight", TensorRole::kTokenEmbedding, TensorPlace::kEmbedding, c.vocab_size, c.n_embd));
+  }
+  if (first) {
+    table.push_back(
+        matrix_of("wpe.weight", TensorRole::kPositionEmbedding, TensorPlace::kEmbedding, c.n_positions, c.n_embd));
+  }
+  for (std::int32_t block = blocks.first; block <= blocks.last; ++block) append_block(c, block, table);
+  if (!last) return table;
   table.push_back(vector_of("ln_f.weight", TensorRole::kFinalGain, TensorPlace::kFinal, c.n_embd));
   table.push_back(vector_of("ln_f.bias", TensorRole::kFinalBias, TensorPlace::kFinal, c.n_embd));
   if (!c.tie_word_embeddings) {
     table.push_back(matrix_of("lm_head.weight", TensorRole::kHeadWeight, TensorPlace::kFinal, c.vocab_size, c.n_embd));
   }
   return table;
-}
-
-std::vector<TensorSpec> stage_tensors(const ModelConfig& c, BlockRange blocks) {
-  const bool first = blocks.first == 0;
-  const bool last = blocks.last == c.n_layer - 1;
-  std::vector<TensorSpec> mine;
-  for (TensorSpec& spec : tensor_table(c)) {
-    const bool head_of_tied = last && c.tie_word_embeddings && spec.role == TensorRole::kTokenEmbedding;
-    const bool wanted = (spec.place == TensorPlace::kEmbedding && first) || head_of_tied ||
-                        (spec.place == TensorPlace::kFinal && last) ||
-                        (spec.place == TensorPlace::kBlock && spec.block >= blocks.first && spec.block <= blocks.last);
-    if (wanted) mine.push_back(std::move(spec));
-  }
-  return mine;
 }
 
 std::int64_t parameter_count(const ModelConfig& c) {

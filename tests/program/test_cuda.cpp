@@ -168,3 +168,34 @@ TEST_CASE("no driver, no GPU, a GPU too small, a GPU that breaks: one line and t
     }
   }
 }
+
+TEST_CASE("a budget is the size of a GPU's pool, for each stage its own") {
+  const ScratchFolder folder;
+  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3]}\n{\"tokens\": [7, 7, 60, 4, 11, 80, 2]}\n");
+  const std::string output = folder / "out.jsonl";
+  const std::string common = "generate -v" + kModel + ",dtype=float32 --max-new-tokens 12 --prompts " +
+                             (folder / "p.jsonl") + " --output " + output + " ";
+  const std::string expected = completions(run_emulated(0, common), output);
+  const Ended small = run_emulated(0, common + "--memory-per-rank 16MiB");
+  CHECK(small.says("of 16.0 MiB"));
+  CHECK(completions(small, output) == expected);
+  const auto stages = [&](const std::string& second) {
+    write_file(folder / "run.yaml",
+               "pipeline: {stages: [{blocks: [0, 1], device: \"cuda:0\", memory: 64MiB}, "
+               "{blocks: [2, 3], device: \"cuda:0\", memory: " +
+                   second + "}]}\n");
+    return common + "--config " + (folder / "run.yaml");
+  };
+  for (const int ranks : {0, 2}) {
+    const Ended refused = run_emulated(ranks, stages("300KiB"));
+    INFO(refused.err);
+    CHECK(refused.status == 3);
+    CHECK(refused.messages() == 1);
+    CHECK(refused.says("stage 1 (blocks 2 to 3) needs "));
+    CHECK(refused.says("available 300.0 KiB"));
+    const Ended fits = run_emulated(ranks, stages("40MiB"));
+    CHECK(fits.says("of 64.0 MiB"));
+    CHECK(fits.says("of 40.0 MiB"));
+    CHECK(completions(fits, output) == expected);
+  }
+}

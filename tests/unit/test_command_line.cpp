@@ -1,4 +1,5 @@
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <string>
@@ -287,12 +288,35 @@ TEST_CASE("options of later versions pass when neutral and are refused otherwise
     CHECK(error_of(generate({word})) == "no error");
   }
   const Words refused = {"--replicas=2",    "--context-shards=2",     "--metrics=f",
-                         "--trace=f",       "--memory-per-rank=8GiB", "--stages=auto"};
+                         "--trace=f",       "--stages=auto"};
   for (const std::string& word : refused) {
     CAPTURE(word);
     CHECK(error_of(generate({word})).find("not part of this version yet") != std::string::npos);
   }
-  CHECK(error_of(generate({"--memory-per-rank=8GB"})).find("8GB is not a size") != std::string::npos);
+}
+
+TEST_CASE("memory budgets: of all ranks, of each stage, the command line wins") {
+  CHECK_FALSE(options_of(generate({})).memory_per_rank);
+  CHECK(options_of(generate({"--memory-per-rank=8GiB"})).memory_per_rank == std::int64_t{8} << 30);
+  CHECK(options_of(generate({"--memory-per-rank", "1000000"})).memory_per_rank == 1000000);
+  for (const char* wrong : {"8GB", "0", "-1", "", "1.5GiB", "9999999999GiB", "GiB", "8 GiB", "lots"}) {
+    CAPTURE(wrong);
+    const std::string error = error_of(generate({fmt::format("--memory-per-rank={}", wrong)}));
+    CHECK(error == fmt::format("--memory-per-rank: {} is not a size; write bytes or a whole number with KiB, MiB or GiB, "
+                               "as in 8GiB",
+                               wrong));
+  }
+  const Words words = generate({"--config=r"});
+  const std::string yaml = "memory_per_rank: 2GiB\npipeline: {stages: [{blocks: [0, 1], memory: 1GiB}, {blocks: [2, 3]}]}";
+  const Options listed = options_of(words, yaml);
+  CHECK(listed.memory_per_rank == std::int64_t{2} << 30);
+  CHECK(listed.run_file.stages->at(0).memory_bytes == std::int64_t{1} << 30);
+  CHECK_FALSE(listed.run_file.stages->at(1).memory_bytes);
+  const Options given = options_of(generate({"--config=r", "--memory-per-rank=3GiB"}), yaml);
+  CHECK(given.memory_per_rank == std::int64_t{3} << 30);
+  CHECK_FALSE(given.run_file.stages->at(0).memory_bytes);
+  CHECK(error_of(generate({"--check", "--memory-per-rank=1GiB"})).find("--check: ") == 0);
+  CHECK(error_of(generate({"--check", "--config=r"}), yaml).find("--check: ") == 0);
 }
 
 TEST_CASE("sampling options and their ranges") {
@@ -393,8 +417,6 @@ TEST_CASE("explicit stages are followed unless --stages says otherwise") {
   CHECK(options_of(words, "pipeline: {stages: 5}").stages == 5);
   const Options on_gpu = options_of(words, "pipeline: {stages: [{blocks: [0, 1], device: \"cuda:1\"}]}");
   CHECK(on_gpu.run_file.stages->at(0).device == stagecoach::DeviceWish{stagecoach::DeviceKind::kCuda, 1});
-  CHECK(error_of(words, "pipeline: {stages: [{blocks: [0, 1], memory: 1GiB}]}") ==
-        "r:1:21: memory: not part of this version yet; leave it out");
   CHECK(error_of(words, "pipeline: {stages: [{blocks: [0, 1], host: n1}]}") ==
         "r:1:21: host: not part of this version yet; leave it out");
 }
