@@ -352,3 +352,51 @@ TEST_CASE("tokens that nobody asked for are refused") {
   REQUIRE(m);
   CHECK_THROWS_AS(scheduler.complete({m->id, {}}), WireError);
 }
+
+TEST_CASE("very long prompts and very many pages: headers stay small, tables complete, nothing overflows") {
+  SchedulerLimits limits;
+  limits.n_positions = 300000;
+  limits.pages = 3000000;
+  limits.slots = 8;
+  limits.chunk_tokens = 256;
+  limits.in_flight = 4;
+  Scheduler scheduler(limits);
+  const std::int32_t lengths[] = {131072, 300000, 262144};
+  for (const std::int32_t length : lengths) {
+    Request request = request_of(length, length, 70);
+    request.num_samples = length == 262144 ? 2 : 1;
+    scheduler.add(std::move(request));
+  }
+  const auto backend = make_reference_backend();
+  KvCache tables(*backend, {.blocks = 0, .pages = limits.pages, .slots = limits.tables()});  // no pages behind them
+  std::deque<Microbatch> in_flight;
+  std::map<std::int64_t, std::size_t> generated;
+  std::size_t largest = 0;
+  std::int32_t farthest = 0;
+  while (true) {
+    while (std::optional<Microbatch> next = scheduler.next()) {
+      const std::vector<std::byte> bytes = encode(*next);
+      largest = std::max(largest, bytes.size());
+      in_flight.push_back(decode_microbatch(bytes));
+      REQUIRE(in_flight.back() == *next);
+    }
+    if (in_flight.empty()) break;
+    const Microbatch m = std::move(in_flight.front());
+    in_flight.pop_front();
+    tables.apply(m.commands);
+    TokenBatch tokens{m.id, {}};
+    for (const Row& row : m.rows) {
+      REQUIRE(static_cast<std::size_t>(row.position / kPagePositions) < tables.table(row.slot).size());
+      farthest = std::max(farthest, row.position);
+      if (wants_logits(row)) tokens.tokens.push_back({row.slot, 5, 0.0F});
+    }
+    for (const Sample& sample : scheduler.complete(tokens).finished) {
+      generated[sample.index] += sample.tokens.size();
+    }
+  }
+  CHECK(scheduler.idle());
+  CHECK(farthest == limits.n_positions - 1);
+  CHECK(generated == std::map<std::int64_t, std::size_t>{{131072, 70}, {300000, 1}, {262144, 140}});
+  CHECK(largest < 8000);  // 256 rows of 16 bytes, and the pages of one chunk
+  CHECK(scheduler.free_pages() == limits.pages);
+}
