@@ -9,6 +9,8 @@
 #include "kernels/backend.hpp"
 #include "kernels/convert.hpp"
 #include "partition/plan.hpp"
+#include "partition/stage_bytes.hpp"
+#include "runtime/device_layout.hpp"
 #include "runtime/native_model.hpp"
 #include "runtime/packed_tensor.hpp"
 #include "runtime/stage_weights.hpp"
@@ -180,6 +182,37 @@ TEST_CASE("packed files give the backend the bytes that rows give it, in every d
     for (const int threads : {1, 3}) {
       CHECK(bytes(formats.name() + "/panels.h5", dtype, threads) == expected);
       if (dtype == DType::kInt8) CHECK(bytes(formats.name() + "/int8.h5", dtype, threads) == expected);
+    }
+  }
+}
+
+TEST_CASE("loading takes what loading_bytes says beside the weights, and no budget is passed on the way") {
+  const ModelConfig config = small_config();
+  Formats formats(tensors_of(config, ""));
+  formats.add_native();
+  std::vector<std::string> names = formats.names;
+  names.push_back("synthetic:gpt2,n_layer=4,n_embd=384,n_head=6,vocab_size=9000,n_positions=3000,dtype=bfloat16");
+  for (const std::string& name : names) {
+    const Model model = open_model(name);
+    for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8}) {
+      if (model.dtype == DType::kInt8 && dtype != DType::kInt8) continue;
+      for (const BlockRange blocks : {BlockRange{0, model.config.n_layer - 1}, BlockRange{1, 2}}) {
+        CAPTURE(name);
+        CAPTURE(name_of(dtype));
+        CpuOptions options{2, Simd::kBest};
+        const std::int64_t own = make_cpu_backend(options)->bytes_allocated();
+        const auto layout = cpu_layout(options.threads);
+        const std::int64_t weights =
+            stage_weight_bytes(model.config, blocks, device_layout(*layout, model.config, dtype, DType::kFloat32));
+        const std::int64_t beside = loading_bytes(*model.weights, model.config, blocks, dtype, *layout);
+        options.budget_bytes = own + weights + beside;
+        const auto backend = make_cpu_backend(options);
+        const StageWeights loaded = load_stage(*backend, *model.weights, model.config, blocks, dtype, {});
+        CHECK(backend->bytes_allocated() == own + weights);
+        options.budget_bytes = own + weights - 1;  // an error, not a wait
+        const auto small = make_cpu_backend(options);
+        CHECK_THROWS_AS(load_stage(*small, *model.weights, model.config, blocks, dtype, {}), DeviceError);
+      }
     }
   }
 }
