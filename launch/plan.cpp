@@ -232,7 +232,8 @@ void write_file(const std::string& path, const std::string& text) {
 int run_plan(const Options& options, const World& world) {
   world.agree([&] {
     if (world.rank() != 0) return;
-    const PlanReport report = Planner(options).report();
+    Planner planner(options);  // its layouts are the report's
+    const PlanReport report = planner.report();
     if (!options.write_path.empty()) write_file(options.write_path, plan_run_file(report));
     if (!options.svg_path.empty()) write_file(options.svg_path, plan_svg(report));
     write_all(STDOUT_FILENO, options.json ? plan_json(report) : plan_text(report), "standard output");

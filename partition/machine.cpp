@@ -49,7 +49,7 @@ Curve curve_of(const YamlNode& node, std::string_view key) {
   std::vector<Curve::Point> points;
   for (const YamlNode& item : node.items) {
     if (item.kind != YamlNode::Kind::kList || item.items.size() != 2) fail(item, key, "must be a point [rows, time]");
-    const Curve::Point point{positive(item.items[0], key), positive(item.items[1], key) * kPico};
+    const Curve::Point point{positive(item.items[0], key), time_of(item.items[1], key) * kPico};
     if (!points.empty() && point.x <= points.back().x) {
       fail(item, key, fmt::format("has {} rows after {}; points go by ascending rows", point.x, points.back().x));
     }
