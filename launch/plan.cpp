@@ -10,6 +10,7 @@
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
 #include "launch/plan_advice.hpp"
+#include "launch/room.hpp"
 #include "partition/machine.hpp"
 #include "partition/plan_report.hpp"
 #include "runtime/device_layout.hpp"
@@ -25,6 +26,8 @@ constexpr std::int64_t kDefaultNewTokens = 64;
 constexpr std::int64_t kUnlimitedPool = std::int64_t{1} << 50;
 constexpr std::size_t kTimelineEntries = 20000;
 constexpr std::int32_t kMostDevices = 4096;
+// What MPI takes once it is started, which it is not here: 20 to 35 MiB with Open MPI 4.1 on one host.
+constexpr std::int64_t kMpiBytes = 32 << 20;
 
 // Where nothing is known: a core of some server, and a GPU of some kind. Only ratios between stages matter then.
 constexpr DeviceRates kSomeCore{15e9, 100e9, 4.0, 4.0};
@@ -150,6 +153,7 @@ class Planner {
       throw UsageError(fmt::format("--device: {}", error.what()));
     }
     device.budget_bytes = room;
+    if (!cuda) device.process_bytes = process_bytes(1, o_.threads.value_or(1)) + (devices_ > 1 ? kMpiBytes : 0);
     DeviceRates rates = cuda ? kSomeGpu : kSomeCore;
     if (machine_) {
       device.link = machine_->link;

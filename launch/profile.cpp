@@ -41,7 +41,9 @@ class Profiler {
       require_convertible(*model_, dtype_);
       threads_ = o_.threads.value_or(default_threads(world_.size() > 1 ? world_.local_size() : stages));
     });
-    devices_ = choose_devices(world_, std::vector<DeviceWish>(static_cast<std::size_t>(stages), o_.device));
+    const auto count = static_cast<std::size_t>(stages);
+    devices_ = choose_devices(world_, std::vector<DeviceWish>(count, o_.device),
+                              std::vector<std::optional<std::int64_t>>(count, o_.memory_per_rank));
     kv_dtype_ = o_.kv_dtype.value_or(devices_.front().cuda ? DType::kFloat16 : DType::kFloat32);
   }
 

@@ -66,8 +66,7 @@ struct Household {
 Household household_of(const World& world, const RoomRequest& request) {
   const ProcessMemory now = process_memory();
   const auto stages = static_cast<std::int64_t>(request.devices.size());
-  const std::int64_t process = now.bytes() + stages * (request.threads + kOtherThreads) * kThreadStackBytes +
-                               kProcessSlackBytes + request.prompt_bytes;
+  const std::int64_t process = process_bytes(stages, request.threads) + request.prompt_bytes;
   const std::optional<std::int64_t> data_room = data_limit_room_bytes();
   HostClaim claim;
   std::strncpy(claim.host, world.host().c_str(), sizeof claim.host - 1);
@@ -104,6 +103,10 @@ Household household_of(const World& world, const RoomRequest& request) {
 }
 
 }  // namespace
+
+std::int64_t process_bytes(std::int64_t stages, std::int32_t threads) {
+  return process_memory().bytes() + stages * (threads + kOtherThreads) * kThreadStackBytes + kProcessSlackBytes;
+}
 
 std::vector<StageRoom> find_rooms(const World& world, const RoomRequest& mine) {
   const Household household = household_of(world, mine);

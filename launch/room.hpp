@@ -24,6 +24,10 @@ struct RoomRequest {
   std::int64_t prompt_bytes = 0;  // that this process is going to take beside its stages
 };
 
+// What this process takes, or soon will, beside the buffers of its stages and prompts: code, libraries, threads, as
+// measured now.
+std::int64_t process_bytes(std::int64_t stages, std::int32_t threads);
+
 // Of all stages of the job. Collective; call it when libraries are set up and before weights are read.
 std::vector<StageRoom> find_rooms(const World& world, const RoomRequest& mine);
 

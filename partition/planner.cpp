@@ -66,7 +66,7 @@ class Search {
   }
   bool fits(std::int32_t d, BlockRange blocks) const {
     return !device(d).budget_bytes ||
-           bytes(d, blocks).device() + process_bytes(device(d).layout) <= *device(d).budget_bytes;
+           bytes(d, blocks).device() + device(d).process_bytes <= *device(d).budget_bytes;
   }
 
   MicrobatchWork middle_chunk() const {
@@ -128,7 +128,7 @@ class Search {
       stage.device = d;
       stage.bytes = bytes(d, stage.blocks);
       stage.budget_bytes = device(d).budget_bytes;
-      stage.process_bytes = process_bytes(device(d).layout);
+      stage.process_bytes = device(d).process_bytes;
       plan.stages.push_back(stage);
       plan.pipeline.stages.push_back({stage.blocks, device(d).speed, device(d).link});
     }

@@ -15,19 +15,14 @@
 
 namespace stagecoach {
 
-// What code, MPI and libraries take of a rank's memory beside what we allocate; on a device with memory of its own the
-// budget is of that memory, where they take nothing.
-inline constexpr std::int64_t kProcessBytes = 64 << 20;
-inline std::int64_t process_bytes(const DeviceLayout& layout) {
-  return layout.in_host_memory ? kProcessBytes : 0;
-}
-
 // Of one rank.
 struct PlannerDevice {
   DeviceLayout layout;
   DeviceSpeed speed;
   LinkSpeed link;                            // to the next rank
   std::optional<std::int64_t> budget_bytes;  // nothing: no limit
+  // What code, MPI and libraries take of it beside what we allocate; nothing of a device with memory of its own.
+  std::int64_t process_bytes = 0;
 };
 
 struct PlanRequest {

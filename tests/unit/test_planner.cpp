@@ -109,6 +109,7 @@ TEST_CASE("budgets bind: what does not fit on one device fits on four, to the by
   PlanRequest request = request_for(gpt2(48), 1);
   request.job = {4000, 2, 1};
   request.devices[0].budget_bytes = std::int64_t{2} << 30;
+  request.devices[0].process_bytes = 64 << 20;
   PipelinePlan plan = make_plan(request);
   CHECK(!plan.fits());
   CHECK(!can_fit(request));
@@ -126,7 +127,7 @@ TEST_CASE("budgets bind: what does not fit on one device fits on four, to the by
   const auto needed = [&](std::int64_t n) {
     std::int64_t largest = 0;
     for (const StageBytes& b : plan_bytes(request, plan, n * ((4001 + 63) / 64), n)) {
-      largest = std::max(largest, b.total() + kProcessBytes);
+      largest = std::max(largest, b.total() + request.devices[0].process_bytes);
     }
     return largest;
   };
