@@ -125,7 +125,7 @@ std::string timeline(const PlanReport& r, double& y) {
 std::string plan_svg(const PlanReport& r) {
   double y = kTitle;
   std::string body = label(10, y - 8,
-                           fmt::format("{} ({}, {} stages): {} sequences of {} positions", r.model, r.dtype,
+                           fmt::format("{} ({}, {} stages): {} x {} positions", r.model, r.dtype,
                                        r.plan.stages.size(), r.plan.slots, r.positions()),
                            " class=\"t\"");
   y += kTitle / 2 + 6;
