@@ -162,7 +162,7 @@ class Scenarios {
     layout_.chunk_tokens = 12;
     layout_.in_flight = 3;
     layout_.slots = 2;
-    layout_.backend = deterministic_cuda_backend;
+    layout_.backend = ungraphed_cuda_backend;  // a call that fails while a graph is recorded is nobody's failure
     if (process.rank() == 0) expected_ = run_loopback(job_, layout_of(1));
   }
 
