@@ -68,10 +68,15 @@ int run(const MpiProcess& process) {
   Random random(shared(process, std::random_device{}()));
   const std::vector<Continuations> all = all_continuations();
   std::uint64_t different = 0;
-  for (const Continuations& golden : all) different += static_cast<std::uint64_t>(differences(process, random, golden));
+  int tried = 0;
+  for (const Continuations& golden : all) {
+    if (draw(random, 1, 5) > rounds(5)) continue;  // under sanitizers one of five, the same on all ranks
+    ++tried;
+    different += static_cast<std::uint64_t>(differences(process, random, golden));
+  }
   different = shared(process, different);
   if (process.rank() == 0)
-    fmt::print("{} models over {} ranks, {} differences\n", all.size(), process.size(), different);
+    fmt::print("{} of {} models over {} ranks, {} differences\n", tried, all.size(), process.size(), different);
   return different == 0 && all.size() >= 20 ? 0 : 1;
 }
 
