@@ -85,6 +85,20 @@ std::int64_t part_of(const std::vector<Claim>& all, std::size_t index, std::int6
 
 }  // namespace
 
+Simd simd_of(SimdChoice choice) {
+  switch (choice) {
+    case SimdChoice::kBest:
+      return Simd::kBest;
+    case SimdChoice::kAvx2:
+      return Simd::kAvx2;
+    case SimdChoice::kAvx512:
+      return Simd::kAvx512;
+    case SimdChoice::kNeon:
+      return Simd::kNeon;
+  }
+  return Simd::kBest;
+}
+
 std::vector<StageDevice> choose_devices(const World& world, std::span<const DeviceWish> wishes,
                                         std::span<const std::optional<std::int64_t>> budgets) {
   const bool any_auto = std::ranges::any_of(wishes, [](const DeviceWish& w) { return w.kind == DeviceKind::kAuto; });

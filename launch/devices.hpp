@@ -11,10 +11,19 @@
 #include <string>
 #include <vector>
 
+#include "kernels/backend.hpp"
+#include "launch/command_line.hpp"
 #include "launch/world.hpp"
 #include "partition/plan.hpp"
 
 namespace stagecoach {
+
+// Most prompt tokens of a microbatch, unless said otherwise.
+inline constexpr std::int32_t kDefaultChunkTokens = 256;
+inline constexpr std::int32_t kDefaultCudaChunkTokens = 2048;  // GPUs need more rows at once to be busy
+
+// The CPU backend's name of it.
+Simd simd_of(SimdChoice choice);
 
 struct StageDevice {
   bool cuda = false;

@@ -7,6 +7,7 @@
 
 #include "kernels/memory_layout.hpp"
 #include "launch/commands.hpp"
+#include "launch/devices.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
 #include "launch/plan_advice.hpp"
@@ -20,8 +21,6 @@
 namespace stagecoach {
 namespace {
 
-constexpr std::int32_t kDefaultChunkTokens = 256;
-constexpr std::int32_t kDefaultCudaChunkTokens = 2048;
 constexpr std::int64_t kDefaultNewTokens = 64;
 constexpr std::int64_t kUnlimitedPool = std::int64_t{1} << 50;
 constexpr std::size_t kTimelineEntries = 20000;

@@ -105,20 +105,6 @@ class Profiler {
     return found;
   }
 
-  static Simd simd_of(SimdChoice choice) {
-    switch (choice) {
-      case SimdChoice::kBest:
-        return Simd::kBest;
-      case SimdChoice::kAvx2:
-        return Simd::kAvx2;
-      case SimdChoice::kAvx512:
-        return Simd::kAvx512;
-      case SimdChoice::kNeon:
-        return Simd::kNeon;
-    }
-    return Simd::kBest;
-  }
-
   // Each rank tells its part as a machine file, which is the form that is defined.
   std::string gather(const std::vector<Found>& found) const {
     Machine mine;

@@ -20,24 +20,8 @@
 namespace stagecoach {
 namespace {
 
-constexpr std::int32_t kDefaultChunkTokens = 256;
-constexpr std::int32_t kDefaultCudaChunkTokens = 2048;  // GPUs need more rows at once to be busy
-constexpr std::int32_t kSequencesPerMicrobatch = 32;    // aimed at while memory allows
-constexpr std::int32_t kBlocksInQueue = 64;             // of about a dozen operations each
-
-Simd simd_of(SimdChoice choice) {
-  switch (choice) {
-    case SimdChoice::kBest:
-      return Simd::kBest;
-    case SimdChoice::kAvx2:
-      return Simd::kAvx2;
-    case SimdChoice::kAvx512:
-      return Simd::kAvx512;
-    case SimdChoice::kNeon:
-      return Simd::kNeon;
-  }
-  return Simd::kBest;
-}
+constexpr std::int32_t kSequencesPerMicrobatch = 32;  // aimed at while memory allows
+constexpr std::int32_t kBlocksInQueue = 64;           // of about a dozen operations each
 
 }  // namespace
 
