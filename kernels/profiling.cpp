@@ -1,6 +1,7 @@
 #include "kernels/profiling.hpp"
 
 #include <algorithm>
+#include <limits>
 
 namespace stagecoach {
 namespace {
@@ -43,6 +44,12 @@ void ProfilingBackend::add(const OperationKind& kind, const Cost& cost, Clock::t
   totals->rows += cost.rows;
   totals->bytes_read += cost.bytes_read;
   totals->flops += cost.flops;
+}
+
+void ProfilingBackend::set_counting(bool counting) {
+  counting_ = false;
+  last_end_.reset();
+  rows_to_skip_ = counting ? 0 : std::numeric_limits<std::int64_t>::max();
 }
 
 template <typename Body>

@@ -73,6 +73,8 @@ class ProfilingBackend final : public ForwardingBackend {
   // Microbatches are not counted until `skip_rows` rows have been set: for a run that warms up.
   explicit ProfilingBackend(std::unique_ptr<Backend> inner, std::int64_t skip_rows = 0);
 
+  // Without counting, operations pass through without a wait.
+  void set_counting(bool counting);
   // Not while another thread calls operations.
   const Profile& profile() const { return profile_; }
 

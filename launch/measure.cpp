@@ -31,7 +31,7 @@ double median(std::vector<double>& values) {
 
 class Bench {
  public:
-  Bench(Backend& backend, const Model& model, const MeasureOptions& options)
+  Bench(ProfilingBackend& backend, const Model& model, const MeasureOptions& options)
       : backend_(backend), o_(options), config_(model.config), blocks_(blocks_to_load(backend, model, options)) {
     context_ = std::clamp(config_.n_positions - o_.most_rows, 0, kMostContext);
     rows_ = std::min(o_.most_rows, config_.n_positions);
@@ -57,36 +57,34 @@ class Bench {
     run(1, 0, 0);  // first touch of everything
     run(rows_, 0, 0);
     DeviceSpeed speed;
-    speed.name = backend_.name();
     const double width = static_cast<double>(blocks_.count()) * config_.n_embd;
-    std::vector<Curve::Point> attention;
-    for (const std::int32_t r : row_counts({1, 16, 64, 256})) {
-      if (context_ == 0) break;
-      const double near_s = time(r, 0, 0);
-      const double far_s = time(r, context_, 0);
-      attention.push_back(
-          {static_cast<double>(r), std::max(0.0, far_s - near_s) / (static_cast<double>(r) * context_ * width)});
-    }
-    if (attention.empty()) attention.push_back({1.0, 0.0});
-    speed.attention = Curve(std::move(attention));
-
-    const double elements = static_cast<double>(blocks_.count()) * static_cast<double>(block_matrix_elements(config_));
+    std::vector<Curve::Point> attention{{1.0, 0.0}};
+    std::vector<Curve::Point> head{{1.0, 0.0}};
     std::vector<Curve::Point> product;
-    for (const std::int32_t r :
-         row_counts({1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048})) {
-      const double keys_s = speed.attention.at(r) * prompt_chunk(0, r).prompt_keys() * width;
-      product.push_back({static_cast<double>(r), std::max(time(r, 0, 0) - keys_s, 0.0) / elements});
-    }
-    speed.product = Curve(std::move(product));
 
-    std::vector<Curve::Point> head;
+    backend_.set_counting(true);
+    for (const std::int32_t r : row_counts({1, 16, 64, 256})) {
+      const double channels = prompt_chunk(context_, r).prompt_keys() * width;
+      add_point(attention, r, time(r, context_, 0, &Parts::attention_s) / channels);
+    }
     for (const std::int32_t r : row_counts({1, 2, 4, 8, 16, 32, kHeadRows})) {
       if (r > kHeadRows || r + 1 > config_.n_positions) break;
-      head.push_back({static_cast<double>(r),
-                      std::max(0.0, time(r, 0, r) - time(r, 0, 0)) / static_cast<double>(head_elements(config_))});
+      add_point(head, r, time(r, 0, r, &Parts::head_s) / static_cast<double>(head_elements(config_)));
     }
-    if (head.empty()) head.push_back({1.0, 0.0});
+    speed.attention = Curve(std::move(attention));
     speed.head = Curve(std::move(head));
+
+    // Norms, activations and what lies between operations count as products. A device that works through a queue is
+    // not to be stopped after each of them.
+    backend_.set_counting(backend_.in_host_memory());
+    const double elements = static_cast<double>(blocks_.count()) * static_cast<double>(block_matrix_elements(config_));
+    for (const std::int32_t r :
+         row_counts({1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048})) {
+      double rest_s = time(r, 0, 0, &Parts::rest_s);
+      if (!backend_.in_host_memory()) rest_s -= speed.attention.at(r) * prompt_chunk(0, r).prompt_keys() * width;
+      product.push_back({static_cast<double>(r), std::max(rest_s, 0.0) / elements});
+    }
+    speed.product = Curve(std::move(product));
     return speed;
   }
 
@@ -111,8 +109,33 @@ class Bench {
     return make_tensor(residual_.data(), DType::kFloat32, rows, config_.n_embd);
   }
 
-  // Seconds of `rows` rows from position `first`, logits of the last `scored` of them.
-  double run(std::int32_t rows, std::int32_t first, std::int32_t scored) {
+  // The first point of a curve is there already, in case that none can be measured.
+  static void add_point(std::vector<Curve::Point>& points, std::int32_t rows, double value) {
+    if (rows == 1) points.clear();
+    points.push_back({static_cast<double>(rows), value});
+  }
+
+  // Of one run; what was not counted is part of the rest.
+  struct Parts {
+    double attention_s = 0.0;
+    double head_s = 0.0;
+    double rest_s = 0.0;
+  };
+  // Of all runs so far.
+  Parts counted() const {
+    Parts sum;
+    for (const PhaseProfile& phase : backend_.profile().phases) {
+      for (const OperationTotals& o : phase.operations) {
+        const bool logits = o.kind.operation == Operation::kLinear && o.kind.out == config_.vocab_size;
+        if (o.kind.operation == Operation::kAttention) sum.attention_s += o.seconds;
+        if (logits || o.kind.operation == Operation::kSummarizeLogits) sum.head_s += o.seconds;
+      }
+    }
+    return sum;
+  }
+
+  // `rows` rows from position `first`, logits of the last `scored` of them.
+  Parts run(std::int32_t rows, std::int32_t first, std::int32_t scored) {
     Microbatch microbatch;
     microbatch.id = 1;
     for (std::int32_t r = 0; r < rows; ++r) {
@@ -125,23 +148,30 @@ class Bench {
     }
     backend_.upload(residual_.data(), values_.data(), residual(rows).bytes());
     backend_.synchronize();
+    const Parts before = counted();
     const Clock::time_point start = Clock::now();
     executor_->run(microbatch, residual(rows), [] {});
-    return seconds_since(start);
+    backend_.synchronize();
+    const double all_s = seconds_since(start);
+    Parts parts = counted();
+    parts.attention_s -= before.attention_s;
+    parts.head_s -= before.head_s;
+    parts.rest_s = all_s - parts.attention_s - parts.head_s;
+    return parts;
   }
 
-  double time(std::int32_t rows, std::int32_t first, std::int32_t scored) {
+  double time(std::int32_t rows, std::int32_t first, std::int32_t scored, double Parts::*part) {
     if (o_.in_step) o_.in_step();
     std::vector<double> times;
     const Clock::time_point start = Clock::now();
     while (static_cast<int>(times.size()) < kLeastRuns ||
            (seconds_since(start) < kPointSeconds && static_cast<int>(times.size()) < kMostRuns)) {
-      times.push_back(run(rows, first, scored));
+      times.push_back(run(rows, first, scored).*part);
     }
     return median(times);
   }
 
-  Backend& backend_;
+  ProfilingBackend& backend_;
   const MeasureOptions& o_;
   ModelConfig config_;
   BlockRange blocks_;
@@ -165,7 +195,7 @@ void take(Mailbox& mailbox, int peer, const std::function<void()>& wait) {
 
 }  // namespace
 
-DeviceSpeed measure_device(Backend& backend, const Model& model, const MeasureOptions& options) {
+DeviceSpeed measure_device(ProfilingBackend& backend, const Model& model, const MeasureOptions& options) {
   return Bench(backend, model, options).measure();
 }
 

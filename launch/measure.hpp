@@ -4,7 +4,7 @@
 
 #include <functional>
 
-#include "kernels/backend.hpp"
+#include "kernels/profiling.hpp"
 #include "partition/device_speed.hpp"
 #include "runtime/transport.hpp"
 #include "runtime/weight_source.hpp"
@@ -18,8 +18,8 @@ struct MeasureOptions {
   // Called before every point: ranks that will run together are measured together, since they share what they share.
   std::function<void()> in_step;
 };
-// Loads the last blocks of the model with its head.
-DeviceSpeed measure_device(Backend& backend, const Model& model, const MeasureOptions& options);
+// Loads the last blocks of the model with its head. The backend takes the time of its operations.
+DeviceSpeed measure_device(ProfilingBackend& backend, const Model& model, const MeasureOptions& options);
 
 // Between stages 0 and 1, called on both; the answer is stage 0's. `wait` is called while waiting.
 LinkSpeed measure_link(std::int32_t stage, Mailbox& mailbox, Transport& transport, Backend& backend,

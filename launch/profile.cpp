@@ -78,9 +78,11 @@ class Profiler {
  private:
   Found measure(std::int32_t s, std::int32_t stages, LoopbackHub& hub, std::barrier<>& together) {
     const StageDevice& device = devices_[static_cast<std::size_t>(s)];
-    const std::unique_ptr<Backend> backend =
-        device.cuda ? make_cuda_backend({device.index, device.pool_bytes, o_.deterministic})
-                    : make_cpu_backend({threads_, simd_of(o_.simd)});
+    std::unique_ptr<Backend> bare = device.cuda
+                                        ? make_cuda_backend({device.index, device.pool_bytes, o_.deterministic})
+                                        : make_cpu_backend({threads_, simd_of(o_.simd)});
+    const std::string name = bare->name();
+    ProfilingBackend backend(std::move(bare));
     MeasureOptions options;
     options.dtype = dtype_;
     options.kv_dtype = kv_dtype_;
@@ -88,8 +90,9 @@ class Profiler {
     options.in_step = [&] { together.arrive_and_wait(); };
     if (stages == 1 && world_.size() > 1) options.in_step = [this] { world_.minimum(0); };
     Found found;
-    found.device.speed = measure_device(*backend, *model_, options);
-    found.device.name = found.device.speed.name;
+    found.device.speed = measure_device(backend, *model_, options);
+    found.device.speed.name = name;
+    found.device.name = name;
     found.device.cuda = device.cuda;
     found.device.dtype = name_of(dtype_);
     found.device.kv_dtype = name_of(kv_dtype_);
@@ -98,9 +101,9 @@ class Profiler {
     if ((stages > 1 || world_.size() > 1) && stage < 2) {
       const std::unique_ptr<Mailbox> mailbox = stages > 1 ? hub.mailbox(s) : world_.mpi()->mailbox(0);
       const std::unique_ptr<Transport> transport =
-          make_staged_transport(stages > 1 ? hub.transport(s) : world_.mpi()->transport(stage, 0), *backend);
+          make_staged_transport(stages > 1 ? hub.transport(s) : world_.mpi()->transport(stage, 0), backend);
       found.link =
-          measure_link(stage, *mailbox, *transport, *backend, model_->config.n_embd, [] { std::this_thread::yield(); });
+          measure_link(stage, *mailbox, *transport, backend, model_->config.n_embd, [] { std::this_thread::yield(); });
     }
     return found;
   }
