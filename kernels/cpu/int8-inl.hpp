@@ -85,6 +85,17 @@ struct Int8Operands {
 // How far ahead one row fetches, in bytes.
 inline constexpr std::int64_t kInt8StreamAhead = 1024;
 
+// One pair of k: `x` holds it for all rows.
+template <int kRows, int kVecs, class W>
+HWY_INLINE void add_pair(const std::int32_t* HWY_RESTRICT x, const W* HWY_RESTRICT w, IntVec (&sum)[kRows][kVecs]) {
+  PairVec b[kVecs];
+  for (int v = 0; v < kVecs; ++v) b[v] = load_pairs(w + v * 2 * kLanes);
+  for (int r = 0; r < kRows; ++r) {
+    const PairVec a = hn::BitCast(PairTag(), hn::Set(IntTag(), x[r]));
+    for (int v = 0; v < kVecs; ++v) add_products(sum[r][v], a, b[v]);
+  }
+}
+
 // W is int8, or int16 once widened.
 template <int kRows, int kUnits, class W>
 HWY_NOINLINE void tile(const Int8Operands& operands, const W* HWY_RESTRICT w, std::int64_t w_stride) {
@@ -100,25 +111,25 @@ HWY_NOINLINE void tile(const Int8Operands& operands, const W* HWY_RESTRICT w, st
   const std::int64_t pairs = op.k_count;
   const char* prefetch = op.prefetch;
   const std::int64_t prefetch_step = op.prefetch_step;
-  for (std::int64_t p = 0; p < pairs; ++p) {
-    PairVec b[kVecs];
-    for (int v = 0; v < kVecs; ++v) b[v] = load_pairs(w + v * 2 * kLanes);
-    if constexpr (kRows == 1 && sizeof(W) == 1) {  // one row: the weights just ahead, all lines of them
+  std::int64_t p = 0;
+  if constexpr (kRows == 1 && sizeof(W) == 1) {  // one row: the weights just ahead, all lines of them
+    for (; p < pairs; ++p) {
       for (int line = 0; line < kUnits * kUnit * 2 / 64; ++line) {
         hwy::Prefetch(reinterpret_cast<const char*>(w) + kInt8StreamAhead + line * 64);
       }
-    } else {
-      hwy::Prefetch(prefetch);
+      add_pair(x + p, w, sum);
+      w += w_stride;
     }
-    for (int r = 0; r < kRows; ++r) {
-      const PairVec a = hn::BitCast(PairTag(), hn::Set(di, x[p * kRows + r]));
-      for (int v = 0; v < kVecs; ++v) {
-        add_products(sum[r][v], a, b[v]);
-      }
-    }
-    w += w_stride;
-    prefetch += prefetch_step;
   }
+  // Two at once: less counting. With four, two rows fall behind.
+  for (; p + 2 <= pairs; p += 2) {
+    prefetch_ahead<2>(prefetch, prefetch_step);
+    add_pair(x + p * kRows, w, sum);
+    add_pair(x + (p + 1) * kRows, w + w_stride, sum);
+    w += 2 * w_stride;
+    prefetch += 2 * prefetch_step;
+  }
+  if (p < pairs) add_pair(x + p * kRows, w, sum);
   for (int r = 0; r < kRows; ++r) {
     const FloatVec x_scale = hn::Set(d, op.x_scales[r * op.x_scale_stride]);
     for (int v = 0; v < kVecs; ++v) {

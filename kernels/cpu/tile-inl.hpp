@@ -84,10 +84,11 @@ using PackedOperands = FloatOperands<true>;
 // Steps of k that the inner loop takes at once, so that little of it is counting.
 inline constexpr int kUnroll = 4;
 
-// Fetches what kUnroll steps fetch.
+// Fetches what kSteps steps fetch.
+template <int kSteps>
 HWY_INLINE void prefetch_ahead(const char* begin, std::int64_t step) {
   hwy::Prefetch(begin);
-  for (std::int64_t at = 64; at < kUnroll * step; at += 64) hwy::Prefetch(begin + at);
+  for (std::int64_t at = 64; at < kSteps * step; at += 64) hwy::Prefetch(begin + at);
 }
 
 // sum += a * b, fused. Written out for x86: left to themselves, compilers mix the steps of an unrolled loop, run out of
@@ -135,7 +136,7 @@ HWY_NOINLINE void tile_groups(const FloatOperands<kPacked>& op, const W* HWY_RES
     }
   }
   do {
-    prefetch_ahead(prefetch, prefetch_step);
+    prefetch_ahead<kUnroll>(prefetch, prefetch_step);
     for (int u = 0; u < kUnroll; ++u) add_products(x + u * kStep, row_step, w + u * w_stride, acc);
     prefetch += kUnroll * prefetch_step;
     x += kUnroll * kStep;
