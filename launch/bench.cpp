@@ -176,7 +176,13 @@ int run_bench(const Options& options, const World& world) {
     }
     // Prompts of one repeat, at the most with one token's results each.
     const std::int64_t tokens = std::int64_t{options.prompt_tokens} + 2LL * options.new_tokens;
-    return {options.batch, pages_for(positions), options.batch * tokens * 4, false};
+    WorkSize work;
+    work.sequences = options.batch;
+    work.pages = pages_for(positions);
+    work.prompt_bytes = options.batch * tokens * 4;
+    work.prompt_tokens = std::int64_t{options.batch} * options.prompt_tokens;
+    work.new_tokens = std::int64_t{options.batch} * options.new_tokens;
+    return work;
   });
   SchedulerLimits limits = session.scheduler_limits();
   limits.hold_decode = true;

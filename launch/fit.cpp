@@ -20,10 +20,6 @@ constexpr std::size_t kStagesShown = 4;      // of those that are too small
 constexpr std::int32_t kMostStages = 64;     // that are tried as a way out
 constexpr std::int64_t kMostPages = std::numeric_limits<std::int32_t>::max();
 
-std::unique_ptr<MemoryLayout> layout_of(const StageRoom& room) {
-  return room.cuda ? cuda_layout(room.pool_bytes) : cpu_layout(room.threads);
-}
-
 // What a stage keeps on the host for each row and each page number, outside of its backend: microbatches on their way
 // in and out, page tables, rows as operations take them; on the last stage also which tokens each sequence has had.
 std::int64_t bookkeeping_bytes(const ModelConfig& model, const StageWork& work, const StageOperations& operations,
@@ -224,6 +220,10 @@ std::string stages_too_small(const FitRequest& request, const Attempt& attempt) 
 }
 
 }  // namespace
+
+std::unique_ptr<MemoryLayout> layout_of(const StageRoom& room) {
+  return room.cuda ? cuda_layout(room.pool_bytes) : cpu_layout(room.threads);
+}
 
 Fit fit(const FitRequest& request) {
   const Attempt attempt(request);

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -25,6 +26,10 @@ struct WorkSize {
   std::int32_t pages = 1;         // KV pages that the largest request needs
   std::int64_t prompt_bytes = 0;  // of rank 0's memory, for prompts and results
   bool remembers_tokens = false;  // some request has a repetition penalty
+  // For the partitioner, over all sequences:
+  std::int64_t prompt_tokens = 0;
+  std::int64_t new_tokens = 0;  // at most
+  bool scored = false;          // prompts are scored
 };
 
 // What one stage has; ranks tell each other theirs.
@@ -66,6 +71,8 @@ struct Fit {
   std::int32_t chunk_tokens = 0;
   std::vector<StageNeed> needs;  // by stage
 };
+
+std::unique_ptr<MemoryLayout> layout_of(const StageRoom& room);
 
 // As many sequences and pages as there is room for, at least one of the largest request. Throws FitError, which tells
 // what every stage that is too small needs and has, and which changes would make the run fit.

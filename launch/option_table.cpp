@@ -120,9 +120,6 @@ void set_simd(Options& o, const std::string& v) {
 void set_stages(Options& o, const std::string& v) {
   o.stages = count_or_auto(v, 1, 100000);
   o.auto_stages = !o.stages;
-  if (o.auto_stages && o.command != Command::kPlan) {
-    not_yet(v, "stagecoach plan --stages auto --write run.yaml chooses, and --config run.yaml runs that");
-  }
 }
 
 void set_shard(Options& o, const std::string& v) {
@@ -321,13 +318,13 @@ const OptionSpec kTable[] = {
 
     {"stages", "N|auto", kForRuns, kPipeline,
      "pipeline stages: under mpirun as many as there are ranks; otherwise N stages in "
-     "this process [number of ranks]; auto, of plan: as many as are best",
+     "this process [number of ranks]; auto: of plan as many as are best, of runs the default",
      false, set_stages},
     {"threads", "N|auto", kForRuns, kPipeline, "threads of each rank [auto: its share of the cores]", false,
      [](Options& o, const std::string& v) { o.threads = count_or_auto(v, 1, 4096); }},
     {"chunk-tokens", "N|N,N,...|auto", kForRuns, kPipeline,
      "most prompt tokens that travel together, or the lengths of a prompt's chunks in order, the last one repeated "
-     "[auto: 256, on GPUs 2048; plan plans them]",
+     "[auto: planned, at most 256; on GPUs 2048, or planned with --machine]",
      false, set_chunks},
     {"in-flight", "N|auto", kForRuns, kPipeline, "microbatches in the pipeline at once [auto: at least one per stage]",
      false, [](Options& o, const std::string& v) { o.in_flight = count_or_auto(v, 1, 4096); }},
@@ -349,7 +346,8 @@ const OptionSpec kTable[] = {
      [](Options& o, const std::string& v) { o.deterministic = flag(v); }},
     {"replicas", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
     {"context-shards", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
-    {"machine", "FILE", kForPlan, kPipeline, "machine file of profile: how fast the devices are [assumed]", false,
+    {"machine", "FILE", kForPlan | kForPrompts | kForBench, kPipeline,
+     "machine file of profile: how fast the devices are, to balance stages by [assumed]", false,
      [](Options& o, const std::string& v) { o.machine_path = path(v); }},
     {"metrics", "FILE", kForRuns, kLater, "", false, refuse},
     {"trace", "FILE", kForRuns, kLater, "", false, refuse},

@@ -7,12 +7,12 @@
 
 #include "kernels/memory_layout.hpp"
 #include "launch/commands.hpp"
+#include "launch/device_speeds.hpp"
 #include "launch/devices.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
 #include "launch/plan_advice.hpp"
 #include "launch/room.hpp"
-#include "partition/machine.hpp"
 #include "partition/plan_report.hpp"
 #include "runtime/device_layout.hpp"
 #include "runtime/output_file.hpp"
@@ -27,10 +27,6 @@ constexpr std::size_t kTimelineEntries = 20000;
 constexpr std::int32_t kMostDevices = 4096;
 // What MPI takes once it is started, which it is not here: 20 to 35 MiB with Open MPI 4.1 on one host.
 constexpr std::int64_t kMpiBytes = 32 << 20;
-
-// Where nothing is known: a core of some server, and a GPU of some kind. Only ratios between stages matter then.
-constexpr DeviceRates kSomeCore{15e9, 100e9, 4.0, 4.0};
-constexpr DeviceRates kSomeGpu{3e12, 300e12, 4.0, 4.0};
 
 // What dtypes and devices are planned with.
 struct Kinds {
@@ -153,16 +149,8 @@ class Planner {
     }
     device.budget_bytes = room;
     if (!cuda) device.process_bytes = process_bytes(1, o_.threads.value_or(1)) + (devices_ > 1 ? kMpiBytes : 0);
-    DeviceRates rates = cuda ? kSomeGpu : kSomeCore;
-    if (machine_) {
-      device.link = machine_->link;
-      device.speed = machine_->device(d).speed;
-      if (!machine_->device(d).rates) return device;
-      rates = *machine_->device(d).rates;
-    }
-    rates.weight_bytes = static_cast<double>(size_of(kinds.dtype));
-    rates.kv_bytes = static_cast<double>(size_of(kinds.kv_dtype));
-    device.speed = speed_from_rates(rates);
+    device.link = link_speed(machine_);
+    device.speed = device_speed(machine_, d, cuda, kinds.dtype, kinds.kv_dtype);
     return device;
   }
 

@@ -33,11 +33,15 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
   } else {
     job.reader = PromptReader::from_texts(options.prompt_texts, tokenizer, prompts);
   }
-  job.size = {0, 1, 0, false};
+  job.size.sequences = 0;
   std::int64_t largest = 0;
   const auto measure = [&](const Request& request, std::int64_t sequences) {
     job.size.sequences += sequences;
     job.size.pages = std::max(job.size.pages, pages_needed(request, prompts.n_positions));
+    const auto length = static_cast<std::int64_t>(request.tokens.size());
+    job.size.prompt_tokens += sequences * length;
+    job.size.new_tokens += sequences * std::min<std::int64_t>(request.max_new_tokens, prompts.n_positions - length + 1);
+    job.size.scored |= request.score_from > 0;
   };
   job.count = job.reader->check([&](const Request& request) {
     std::optional<std::int64_t> parts;

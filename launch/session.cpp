@@ -10,11 +10,13 @@
 #include <thread>
 
 #include "kernels/cuda/cuda_backend.hpp"
+#include "launch/auto_plan.hpp"
 #include "launch/interrupt.hpp"
 #include "launch/links.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
 #include "launch/room.hpp"
+#include "partition/plan_report.hpp"
 #include "runtime/staged_transport.hpp"
 
 namespace stagecoach {
@@ -54,6 +56,8 @@ Session::Session(const Options& options, const World& world) : options_(options)
   const bool any_cuda = world_.minimum(std::ranges::any_of(devices_, &StageDevice::cuda) ? 0 : 1) == 0;
   kv_dtype_ = options_.kv_dtype.value_or(any_cuda ? DType::kFloat16 : DType::kFloat32);
   if (any_cuda && !options_.chunk_tokens) plan_.chunk_tokens = kDefaultCudaChunkTokens;
+  // How many rows a GPU needs at once to be busy only a measurement tells.
+  chunks_are_open_ = !options_.chunk_tokens && (!any_cuda || !options_.machine_path.empty());
   use_nccl_ = choose_nccl(world_, options_.transport, plan_.stage_count(), devices_);
   world_.agree([&] {
     if (any_cuda && dtype_ == DType::kInt8) {
@@ -129,25 +133,45 @@ std::vector<std::optional<std::int64_t>> Session::local_budgets() const {
 void Session::find_fit(const WorkSize& work) {
   const std::vector<std::optional<std::int64_t>> budgets = local_budgets();
   rooms_ = find_rooms(world_, {devices_, budgets, threads_, leads() ? work.prompt_bytes : 0});
+  FitRequest request;
+  request.plan = plan_;
+  request.dtype = dtype_;
+  request.kv_dtype = kv_dtype_;
+  request.work = work;
+  const std::int64_t most = std::int64_t{kSequencesPerMicrobatch} * plan_.in_flight;
+  request.most_slots = static_cast<std::int32_t>(std::clamp<std::int64_t>(work.sequences, 1, most));
+  request.chunks_may_shrink = !options_.chunk_tokens;
+  request.rooms = rooms_;
+  request.loading_bytes = [this](BlockRange blocks, DType dtype, const MemoryLayout& layout) {
+    return loading_bytes(*model_->weights, plan_.model, blocks, dtype, layout);
+  };
+  request.plan = plan_ = settle_open(request);
   world_.agree([&] {
-    FitRequest request;
-    request.plan = plan_;
-    request.dtype = dtype_;
-    request.kv_dtype = kv_dtype_;
-    request.work = work;
-    const std::int64_t most = std::int64_t{kSequencesPerMicrobatch} * plan_.in_flight;
-    request.most_slots = static_cast<std::int32_t>(std::clamp<std::int64_t>(work.sequences, 1, most));
-    request.chunks_may_shrink = !options_.chunk_tokens;
-    request.rooms = rooms_;
-    request.loading_bytes = [this](BlockRange blocks, DType dtype, const MemoryLayout& layout) {
-      return loading_bytes(*model_->weights, plan_.model, blocks, dtype, layout);
-    };
     Fit found = fit(request);
     slots_ = found.slots;
     pages_ = found.pages;
+    if (found.chunk_tokens < plan_.chunk_tokens) plan_.chunks.clear();
     plan_.chunk_tokens = found.chunk_tokens;
     needs_ = std::move(found.needs);
   });
+}
+
+// The partitioner's choices, of rank 0.
+Plan Session::settle_open(const FitRequest& request) const {
+  Plan plan = request.plan;
+  if (plan.stage_count() == 1) return plan;
+  world_.agree([&] {
+    if (!leads()) return;
+    OpenChoices open{!options_.run_file.stages, chunks_are_open_, std::nullopt};
+    if (!options_.machine_path.empty()) open.machine = read_machine(options_.machine_path);
+    plan = choose(request, open);
+  });
+  const std::vector<std::int32_t> mine = choices_of(plan);
+  const std::vector<std::byte> bytes = world_.from_first(std::as_bytes(std::span(mine)));
+  std::vector<std::int32_t> choices(bytes.size() / sizeof(std::int32_t));
+  std::memcpy(choices.data(), bytes.data(), bytes.size());
+  apply_choices(choices, plan);
+  return plan;
 }
 
 std::unique_ptr<Backend> Session::make_backend(const StageDevice& device, std::int32_t stage) const {
@@ -247,6 +271,10 @@ void Session::load_all() {
   }
   for (const std::exception_ptr& failure : failures) {
     if (failure) std::rethrow_exception(failure);
+  }
+  if (leads() && plan_.stage_count() > 1) {
+    log_verbose(fmt::format("prompts travel in chunks of {}",
+                            chunks_text(plan_.chunks.empty() ? ChunkPlan{plan_.chunk_tokens} : plan_.chunks)));
   }
   for (const auto& stage : stages_) {
     const BlockRange blocks = plan_.stages[static_cast<std::size_t>(stage->index)].blocks;

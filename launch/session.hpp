@@ -66,6 +66,7 @@ class Session {
   void make_stages();
   std::vector<std::optional<std::int64_t>> local_budgets() const;
   void find_fit(const WorkSize& work);
+  Plan settle_open(const FitRequest& request) const;
   void log_peak() const;
   std::unique_ptr<Backend> make_backend(const StageDevice& device, std::int32_t stage) const;
   void connect();
@@ -86,6 +87,7 @@ class Session {
   std::vector<StageDevice> devices_;  // of this process's stages
   std::vector<StageRoom> rooms_;      // by stage
   std::vector<StageNeed> needs_;      // by stage
+  bool chunks_are_open_ = false;  // for the partitioner to choose
   bool use_nccl_ = false;
   bool failed_ = false;  // `run` did
   std::optional<std::int64_t> profile_after_rows_;

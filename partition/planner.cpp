@@ -70,7 +70,10 @@ class Search {
   }
 
   MicrobatchWork middle_chunk() const {
-    return prompt_chunk(r_.job.prompt_tokens / 2, std::min<std::int64_t>(chunk_, r_.job.prompt_tokens));
+    MicrobatchWork work =
+        prompt_chunk(r_.job.prompt_tokens / 2, std::min<std::int64_t>(chunk_, r_.job.prompt_tokens));
+    if (r_.job.scored) work.logits_rows = work.rows();
+    return work;
   }
   MicrobatchWork middle_step() const {
     return decode_step((slots_ + in_flight_ - 1) / in_flight_, r_.job.prompt_tokens + r_.job.new_tokens / 2);

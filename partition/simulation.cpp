@@ -59,7 +59,7 @@ class Simulation {
     const bool has_prompt = !prompts_.empty();
     add_prompts(work, answered);
     if (work.rows() == 0) return false;
-    work.logits_rows = static_cast<std::int64_t>(answered.size());
+    work.logits_rows = job_.scored ? work.rows() : static_cast<std::int64_t>(answered.size());
     send(work, std::move(answered), has_prompt);
     return true;
   }

@@ -19,6 +19,7 @@ struct JobShape {
   std::int64_t prompt_tokens = 512;
   std::int64_t new_tokens = 64;
   std::int64_t sequences = 1;
+  bool scored = false;  // logits of every prompt token are wanted, and no new tokens but one
 };
 
 struct SimulatedStage {

@@ -78,6 +78,38 @@ TEST_CASE("what plan writes, generate runs: the same tokens as without") {
   CHECK(tokens(fmt::format("--model {} --stages 2 --chunk-tokens 7,5,2", kTiny), 0) == expected);
 }
 
+TEST_CASE("runs balance their stages by themselves, by measured speeds where they are told") {
+  const ScratchFolder folder;
+  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]}\n");
+  write_file(folder / "m.yaml",
+             "devices:\n  - {bandwidth_gb_s: 10, compute_gflop_s: 100}\n"
+             "  - {bandwidth_gb_s: 90, compute_gflop_s: 900}\n");
+  const auto run = [&](const std::string& options, int ranks) {
+    const Ended ended = run_program(
+        ranks, fmt::format("generate --model {} --prompts {} --max-new-tokens 9 --logprobs --output {} -v {}", kTiny,
+                           folder / "p.jsonl", folder / "o.jsonl", options));
+    INFO(ended.err);
+    CHECK(ended.status == 0);
+    return ended;
+  };
+  run("--stages auto", 0);
+  const std::string expected = read_file(folder / "o.jsonl");
+  CHECK(run("--stages auto", 2).says("prompts travel in chunks of "));
+  CHECK(read_file(folder / "o.jsonl") == expected);
+  const Ended measured = run(fmt::format("--machine {}", folder / "m.yaml"), 2);
+  CHECK(measured.says("blocks 0 to 0,"));
+  CHECK(measured.says("blocks 1 to 5,"));
+  CHECK(read_file(folder / "o.jsonl") == expected);
+
+  write_file(folder / "m.yaml", "devices:\n  - {bandwidth_gb_s: 3, compute_gflop: 3}\n");
+  const Ended refused = run_program(
+      2, fmt::format("generate --model {} --prompts {} --machine {}", kTiny, folder / "p.jsonl", folder / "m.yaml"));
+  INFO(refused.err);
+  CHECK(refused.status == 2);
+  CHECK(refused.messages() == 1);
+  CHECK(refused.says("m.yaml:2:25: compute_gflop: unknown key"));
+}
+
 TEST_CASE("measured machines are what plans are made of") {
   const ScratchFolder folder;
   for (const int ranks : {0, 2}) {
