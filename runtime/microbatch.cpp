@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <bit>
-#include <type_traits>
 
 namespace stagecoach {
 namespace {
@@ -13,66 +11,18 @@ constexpr std::uint32_t kMicrobatchMagic = 0x424d4353U;  // "SCMB"
 constexpr std::uint32_t kTokensMagic = 0x4b544353U;      // "SCTK"
 constexpr std::uint32_t kVersion = 2;
 
-class Writer {
- public:
-  template <typename T>
-  requires std::is_unsigned_v<T>
-  void put(T value) {
-    for (std::size_t i = 0; i < sizeof(T); ++i) bytes_.push_back(static_cast<std::byte>(value >> (8 * i)));
+void expect(wire::Reader& in, std::uint32_t magic) {
+  if (const std::uint32_t found = in.u32(); found != magic) {
+    throw WireError(fmt::format("message begins with {:#x}, expected {:#x}", found, magic));
   }
-  void put(std::int32_t value) { put(static_cast<std::uint32_t>(value)); }
-  void put(double value) { put(std::bit_cast<std::uint64_t>(value)); }
-  void put_count(std::size_t count) { put(static_cast<std::uint32_t>(count)); }
-  std::vector<std::byte> take() { return std::move(bytes_); }
-
- private:
-  std::vector<std::byte> bytes_;
-};
-
-class Reader {
- public:
-  explicit Reader(std::span<const std::byte> bytes) : rest_(bytes) {}
-  std::uint8_t u8() { return number<std::uint8_t>(); }
-  std::uint32_t u32() { return number<std::uint32_t>(); }
-  std::uint64_t u64() { return number<std::uint64_t>(); }
-  std::int32_t i32() { return static_cast<std::int32_t>(u32()); }
-  double f64() { return std::bit_cast<double>(u64()); }
-  // A count of items that take at least `item_bytes` each: bounded by what is left, so that it is safe to reserve.
-  std::size_t count(std::size_t item_bytes) {
-    const std::size_t n = u32();
-    if (n > rest_.size() / item_bytes) {
-      throw WireError(
-          fmt::format("message announces {} items of {} bytes, {} bytes are left", n, item_bytes, rest_.size()));
-    }
-    return n;
+  if (const std::uint32_t version = in.u32(); version != kVersion) {
+    throw WireError(fmt::format("message has version {}, this program speaks {}: do all ranks run the same program?",
+                                version, kVersion));
   }
-  void expect(std::uint32_t magic) {
-    if (const std::uint32_t found = u32(); found != magic) {
-      throw WireError(fmt::format("message begins with {:#x}, expected {:#x}", found, magic));
-    }
-    if (const std::uint32_t version = u32(); version != kVersion) {
-      throw WireError(fmt::format("message has version {}, this program speaks {}: do all ranks run the same program?",
-                                  version, kVersion));
-    }
-  }
-  void end() const {
-    if (!rest_.empty()) throw WireError(fmt::format("message has {} bytes too many", rest_.size()));
-  }
-
- private:
-  template <typename T>
-  T number() {
-    if (rest_.size() < sizeof(T)) throw WireError("message is cut off");
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < sizeof(T); ++i) value |= static_cast<std::uint64_t>(rest_[i]) << (8 * i);
-    rest_ = rest_.subspan(sizeof(T));
-    return static_cast<T>(value);
-  }
-  std::span<const std::byte> rest_;
-};
+}
 
 // Each kind has the fields that it uses and no others.
-void write_command(Writer& out, const SlotCommand& command) {
+void write_command(wire::Writer& out, const SlotCommand& command) {
   out.put(static_cast<std::uint8_t>(command.kind));
   out.put(command.slot);
   switch (command.kind) {
@@ -100,7 +50,7 @@ void write_command(Writer& out, const SlotCommand& command) {
   }
 }
 
-SlotCommand read_command(Reader& in) {
+SlotCommand read_command(wire::Reader& in) {
   SlotCommand command;
   const std::uint8_t kind = in.u8();
   command.kind = static_cast<SlotCommand::Kind>(kind);
@@ -137,7 +87,7 @@ SlotCommand read_command(Reader& in) {
 }  // namespace
 
 std::vector<std::byte> encode(const Microbatch& microbatch) {
-  Writer out;
+  wire::Writer out;
   out.put(kMicrobatchMagic);
   out.put(kVersion);
   out.put(microbatch.id);
@@ -156,7 +106,7 @@ std::vector<std::byte> encode(const Microbatch& microbatch) {
 }
 
 std::vector<std::byte> encode(const TokenBatch& tokens) {
-  Writer out;
+  wire::Writer out;
   out.put(kTokensMagic);
   out.put(kVersion);
   out.put(tokens.id);
@@ -170,8 +120,8 @@ std::vector<std::byte> encode(const TokenBatch& tokens) {
 }
 
 Microbatch decode_microbatch(std::span<const std::byte> bytes) {
-  Reader in(bytes);
-  in.expect(kMicrobatchMagic);
+  wire::Reader in(bytes);
+  expect(in, kMicrobatchMagic);
   Microbatch result;
   result.id = in.u64();
   const std::uint8_t stop = in.u8();
@@ -195,8 +145,8 @@ Microbatch decode_microbatch(std::span<const std::byte> bytes) {
 }
 
 TokenBatch decode_token_batch(std::span<const std::byte> bytes) {
-  Reader in(bytes);
-  in.expect(kTokensMagic);
+  wire::Reader in(bytes);
+  expect(in, kTokensMagic);
   TokenBatch result;
   result.id = in.u64();
   const std::size_t count = in.count(12);

@@ -8,17 +8,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <stdexcept>
 #include <vector>
 
 #include "runtime/request.hpp"
+#include "runtime/wire.hpp"
 
 namespace stagecoach {
-
-class WireError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
 
 enum RowFlags : std::uint32_t {
   kRowSample = 1,   // the last stage picks the next token from this row's logits
