@@ -1,6 +1,7 @@
 #include "runtime/front_desk.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -16,10 +17,18 @@ namespace {
 // Requests tokenized and waiting for the loop: so many, and of so many bytes unless it is one.
 constexpr std::size_t kReadyRequests = 64;
 constexpr std::int64_t kReadyBytes = 4 << 20;
+// What was delivered is durable so much later at most, the time that the disk takes aside.
+constexpr std::chrono::milliseconds kSyncEvery{200};
 
 std::int64_t bytes_of(const Request& request) {
   return static_cast<std::int64_t>(sizeof(Request) + request.tokens.capacity() * sizeof(std::int32_t));
 }
+
+// Numbers of samples: `first` and so many.
+struct SampleRange {
+  std::int32_t first = 0;
+  std::int32_t count = 0;
+};
 
 // A prompt that was read and is not written yet. Its samples are delivered in any order and with the numbers that the
 // scheduler gave them; with a split the n-th request's only sample is the n-th.
@@ -27,9 +36,27 @@ struct Pending {
   Request request;
   std::size_t expected = 0;
   std::int64_t bytes = 0;
-  std::int64_t parts = 0, handed_out = 0;  // requests
+  std::vector<SampleRange> wanted;  // requests
+  std::size_t handed_out = 0;
   std::vector<Sample> samples;
+
+  bool all_handed_out() const { return handed_out == wanted.size(); }
 };
+
+// Of 0 to count - 1, the numbers that `samples`, in order, lack; none longer than `most`.
+std::vector<SampleRange> missing(const std::vector<Sample>& samples, std::int32_t count, std::int32_t most) {
+  std::vector<SampleRange> ranges;
+  std::int32_t next = 0;
+  const auto add_up_to = [&](std::int32_t end) {
+    for (; next < end; next += ranges.back().count) ranges.push_back({next, std::min(most, end - next)});
+  };
+  for (const Sample& sample : samples) {
+    add_up_to(sample.sample);
+    next = sample.sample + 1;
+  }
+  add_up_to(count);
+  return ranges;
+}
 
 }  // namespace
 
@@ -44,14 +71,15 @@ std::int64_t desk_bytes(const Request& prompt, std::optional<std::int64_t> parts
 }
 
 struct FrontDesk::State {
-  State(PromptReader& r, ResultSink& s, FrontDeskHooks h, Split split_prompt, const FrontDeskBounds& b)
-      : reader(r), sink(s), hooks(std::move(h)), split(std::move(split_prompt)), bounds(b) {}
+  State(PromptReader& r, ResultSink& s, FrontDeskHooks h, Split split_prompt, const FrontDeskBounds& b, Journal* j)
+      : reader(r), sink(s), hooks(std::move(h)), split(std::move(split_prompt)), bounds(b), journal(j) {}
 
   PromptReader& reader;
   ResultSink& sink;
   const FrontDeskHooks hooks;
   const Split split;
   const FrontDeskBounds bounds;
+  Journal* const journal;  // may be null
 
   // Only the thread uses these.
   std::map<std::int64_t, Pending> pending;  // by index, which is input order
@@ -74,6 +102,7 @@ struct FrontDesk::State {
     try {
       while (step()) {
       }
+      record_rest();
     } catch (...) {
       const std::scoped_lock lock(mutex);
       failure = std::current_exception();
@@ -92,7 +121,14 @@ struct FrontDesk::State {
       const auto has_room = [&] {
         return has_more && ready.size() < kReadyRequests && (ready.empty() || ready_bytes < kReadyBytes);
       };
-      changed.wait(lock, [&] { return stopping || closing || has_room() || !finished.empty() || !tokens.empty(); });
+      const auto something = [&] {
+        return stopping || closing || has_room() || !finished.empty() || !tokens.empty();
+      };
+      if (journal != nullptr && journal->unsynced()) {
+        changed.wait_until(lock, journal->last_sync() + kSyncEvery, something);
+      } else {
+        changed.wait(lock, something);
+      }
       if (stopping) return false;
       to_write.swap(finished);
       to_show.swap(tokens);
@@ -102,7 +138,11 @@ struct FrontDesk::State {
     for (const std::int32_t token : to_show) {
       if (hooks.on_token) hooks.on_token(token);
     }
-    for (Sample& sample : to_write) pending.at(sample.index).samples.push_back(std::move(sample));
+    for (Sample& sample : to_write) {
+      if (journal != nullptr) journal->append(sample);
+      pending.at(sample.index).samples.push_back(std::move(sample));
+    }
+    if (journal != nullptr && std::chrono::steady_clock::now() >= journal->last_sync() + kSyncEvery) journal->sync();
     if (room) {
       if (unfinished() == nullptr) read_one();
       hand_out_one();
@@ -119,7 +159,7 @@ struct FrontDesk::State {
   Pending* unfinished() {
     if (pending.empty()) return nullptr;
     Pending& last = std::prev(pending.end())->second;
-    return last.handed_out < last.parts ? &last : nullptr;
+    return last.all_handed_out() ? nullptr : &last;
   }
 
   void read_one() {
@@ -132,8 +172,10 @@ struct FrontDesk::State {
     Pending next;
     std::optional<std::int64_t> parts;
     if (split.count) parts = split.count(*request);
-    next.parts = parts.value_or(1);
-    next.expected = static_cast<std::size_t>(parts.value_or(request->num_samples));
+    const auto samples = static_cast<std::int32_t>(parts.value_or(request->num_samples));
+    if (journal != nullptr) next.samples = journal->recorded(request->index);
+    next.wanted = missing(next.samples, samples, parts ? 1 : samples);
+    next.expected = static_cast<std::size_t>(samples);
     next.bytes = desk_bytes(*request, parts, bounds.n_positions);
     next.request = std::move(*request);
     pending_bytes += next.bytes;
@@ -145,8 +187,12 @@ struct FrontDesk::State {
     Pending* from = unfinished();
     std::optional<Request> part;
     if (from != nullptr) {
-      part = split.part ? split.part(from->request, from->handed_out) : from->request;
-      ++from->handed_out;
+      const SampleRange range = from->wanted[from->handed_out++];
+      part = split.part ? split.part(from->request, range.first) : from->request;
+      if (!split.part) {
+        part->first_sample = range.first;
+        part->num_samples = range.count;
+      }
     }
     const std::scoped_lock lock(mutex);
     handed_out_all = read_all && unfinished() == nullptr;
@@ -159,7 +205,7 @@ struct FrontDesk::State {
     bool any = false;
     while (!pending.empty()) {
       Pending& first = pending.begin()->second;
-      if (first.handed_out < first.parts || first.samples.size() < first.expected) break;
+      if (!first.all_handed_out() || first.samples.size() < first.expected) break;
       std::ranges::sort(first.samples, {}, &Sample::sample);
       sink.write(first.request, first.samples);
       ++written.prompts;
@@ -173,14 +219,26 @@ struct FrontDesk::State {
     if (any && hooks.on_progress) hooks.on_progress(written);
   }
 
+  // What was delivered when it was time to end.
+  void record_rest() {
+    if (journal == nullptr) return;
+    std::vector<Sample> rest;
+    {
+      const std::scoped_lock lock(mutex);
+      rest.swap(finished);
+    }
+    for (const Sample& sample : rest) journal->append(sample);
+    journal->sync();
+  }
+
   void rethrow() const {
     if (failure) std::rethrow_exception(failure);
   }
 };
 
 FrontDesk::FrontDesk(PromptReader& reader, ResultSink& sink, FrontDeskHooks hooks, Split split,
-                     const FrontDeskBounds& bounds)
-    : state_(std::make_unique<State>(reader, sink, std::move(hooks), std::move(split), bounds)) {
+                     const FrontDeskBounds& bounds, Journal* journal)
+    : state_(std::make_unique<State>(reader, sink, std::move(hooks), std::move(split), bounds, journal)) {
   state_->thread = std::thread([this] { state_->run(); });
 }
 
@@ -230,6 +288,7 @@ void FrontDesk::finish() {
   state_->changed.notify_all();
   state_->thread.join();
   state_->rethrow();
+  if (state_->journal != nullptr) state_->journal->require_mine();
   state_->sink.finish();
 }
 

@@ -2,7 +2,8 @@
 // order.
 //
 // The pipeline's loop talks to it without ever blocking. Bounded: prompts that are read and not written yet, and what
-// will become of them, take at most `bounds` (or are one prompt). It keeps each prompt until all its samples are there;
+// will become of them, take at most `bounds` (or are one prompt). With a journal, what it has of a prompt is not asked
+// for again, and what is delivered becomes durable there soon, many samples at a time. It keeps each prompt until all its samples are there;
 // with a `split`, each prompt is handed out as several requests (windows of a long text), whose samples are told apart
 // by their numbers. A failure of the thread (a full disk, a prompts file that changed) is rethrown in the loop.
 #pragma once
@@ -13,6 +14,7 @@
 #include <memory>
 #include <optional>
 
+#include "runtime/journal.hpp"
 #include "runtime/prompts.hpp"
 #include "runtime/request.hpp"
 #include "runtime/results.hpp"
@@ -51,8 +53,9 @@ std::int64_t desk_bytes(const Request& prompt, std::optional<std::int64_t> parts
 class FrontDesk {
  public:
   // The referents must outlive the desk. Starts the thread.
-  FrontDesk(PromptReader& reader, ResultSink& sink, FrontDeskHooks hooks, Split split, const FrontDeskBounds& bounds);
-  // Without finish: stops, what was not written is lost.
+  FrontDesk(PromptReader& reader, ResultSink& sink, FrontDeskHooks hooks, Split split, const FrontDeskBounds& bounds,
+            Journal* journal = nullptr);
+  // Without finish: stops; what was delivered is in the journal, if there is one, and otherwise lost.
   ~FrontDesk();
   FrontDesk(const FrontDesk&) = delete;
   FrontDesk& operator=(const FrontDesk&) = delete;

@@ -20,7 +20,8 @@ namespace {
   throw OutputError(fmt::format("{}: {}: {}", shown(name), what, std::strerror(errno)));
 }
 
-// The name alone is durable only once its folder is.
+}  // namespace
+
 void sync_folder_of(const std::string& path) {
   const std::size_t slash = path.rfind('/');
   const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
@@ -32,8 +33,6 @@ void sync_folder_of(const std::string& path) {
   errno = error;
   if (result != 0 && error != EINVAL && error != ENOTSUP) fail(folder, "cannot make the results durable");
 }
-
-}  // namespace
 
 void write_all(int fd, std::string_view bytes, const std::string& name) {
   while (!bytes.empty()) {
@@ -96,6 +95,11 @@ OutputFile::~OutputFile() {
 
 void OutputFile::commit() {
   if (::fsync(fd_) != 0) fail(partial_, "cannot make the results durable");
+  struct stat mine = {};
+  struct stat named = {};
+  if (::fstat(fd_, &mine) != 0 || ::stat(partial_.c_str(), &named) != 0 || mine.st_ino != named.st_ino) {
+    throw OutputError(fmt::format("{}: another run has taken its place", shown(partial_)));
+  }
   if (::rename(partial_.c_str(), path_.c_str()) != 0) fail(path_, "cannot put the results in place");
   ::close(fd_);
   fd_ = -1;

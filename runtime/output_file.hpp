@@ -10,6 +10,9 @@ namespace stagecoach {
 // with `name`.
 void write_all(int fd, std::string_view bytes, const std::string& name);
 
+// Makes names in the folder of `path` durable: a name alone is durable only once its folder is. Throws OutputError.
+void sync_folder_of(const std::string& path);
+
 // Throws OutputError when `path` is there and no plain file.
 void require_replaceable(const std::string& path);
 

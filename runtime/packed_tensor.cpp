@@ -54,7 +54,7 @@ void PackedReader::read(std::int64_t first, std::int64_t count, std::byte* panel
 }
 
 void PackedReader::finish() const {
-  if (source_.has_checksum(spec_)) source_.verify(spec_, checksum_of_panels(checksums_));
+  if (source_.checksum_of(spec_)) source_.verify(spec_, checksum_of_panels(checksums_));
   if (!broken_) return;
   const std::int64_t n = broken_->panel * kPanel + broken_->place.column;
   const bool in_out = row_layout_of(spec_) == WeightLayout::kInOut;

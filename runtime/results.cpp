@@ -93,19 +93,19 @@ class JsonlSink : public ResultSink {
 
 class H5Sink final : public ResultSink {
  public:
-  H5Sink(std::string path, std::string journal, std::unique_ptr<ResultSink> lines)
-      : path_(std::move(path)), journal_(std::move(journal)), lines_(std::move(lines)) {}
+  H5Sink(std::string path, std::string lines_path, std::unique_ptr<ResultSink> lines)
+      : path_(std::move(path)), lines_path_(std::move(lines_path)), lines_(std::move(lines)) {}
 
   void write(const Request& request, std::span<const Sample> samples) override { lines_->write(request, samples); }
   void finish() override {
     lines_->finish();
-    write_results_h5(journal_, path_);
+    write_results_h5(lines_path_, path_);
     std::error_code ignored;  // what remains is only untidy
-    std::filesystem::remove(journal_, ignored);
+    std::filesystem::remove(lines_path_, ignored);
   }
 
  private:
-  std::string path_, journal_;
+  std::string path_, lines_path_;
   std::unique_ptr<ResultSink> lines_;
 };
 
@@ -145,8 +145,8 @@ std::unique_ptr<ResultSink> make_file_sink(
     const std::string& path, const std::function<std::unique_ptr<ResultSink>(const std::string& path)>& make_jsonl) {
   if (!path.ends_with(".h5")) return make_jsonl(path);
   require_replaceable(path);
-  const std::string journal = path + ".journal";
-  return std::make_unique<H5Sink>(path, journal, make_jsonl(journal));
+  const std::string lines = path + ".lines";
+  return std::make_unique<H5Sink>(path, lines, make_jsonl(lines));
 }
 
 std::unique_ptr<ResultSink> make_text_sink(int fd, const Tokenizer* tokenizer, std::int32_t eos) {

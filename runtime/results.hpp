@@ -37,7 +37,7 @@ class ResultSink {
 std::unique_ptr<ResultSink> make_jsonl_sink(const std::string& path, const Tokenizer* tokenizer, std::int32_t eos);
 
 // A sink for a file of results by its name: `make_jsonl` makes the JSON Lines; for a name that ends in .h5 they go into
-// a journal beside it, which `finish` turns into the HDF5 file (runtime/results_h5.hpp) and removes.
+// NAME.h5.lines beside it, which `finish` turns into the HDF5 file (runtime/results_h5.hpp) and removes.
 std::unique_ptr<ResultSink> make_file_sink(
     const std::string& path, const std::function<std::unique_ptr<ResultSink>(const std::string& path)>& make_jsonl);
 

@@ -54,7 +54,7 @@ class StoredSource final : public WeightSource {
 
   std::string place_of(const TensorSpec& tensor) const override { return place_of(stored_of(tensor)); }
 
-  bool has_checksum(const TensorSpec& tensor) const override { return stored_of(tensor).xxh3.has_value(); }
+  std::optional<std::uint64_t> checksum_of(const TensorSpec& tensor) const override { return stored_of(tensor).xxh3; }
 
   void verify(const TensorSpec& tensor, std::uint64_t xxh3) const override {
     const StoredTensor& stored = stored_of(tensor);

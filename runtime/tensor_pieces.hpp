@@ -53,7 +53,7 @@ class TensorReader {
   template <typename Use>
   void read_in_pieces(const TensorSpec& spec, std::optional<DType> to, const Use& use) {
     const DType stored = source_.dtype_of(spec);
-    const bool verify = source_.has_checksum(spec);
+    const bool verify = source_.checksum_of(spec).has_value();
     const std::int64_t row_bytes = spec.cols * size_of(stored);
     const std::int64_t rows_each = rows_of_piece(spec, stored);
     hash_.reset();

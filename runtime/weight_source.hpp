@@ -44,10 +44,10 @@ class WeightSource {
   virtual std::int64_t bytes_read() const = 0;
   // How messages call `tensor`: "FILE: tensor NAME", with the name that the file has.
   virtual std::string place_of(const TensorSpec& tensor) const { return "tensor " + tensor.name; }
-  // Whether the checksum of `tensor` is known. Then whoever reads all of it passes the XXH3-64 of what came (of panels
+  // The checksum of `tensor`, if it is known. Then whoever reads all of it passes the XXH3-64 of what came (of panels
   // checksum_of_panels) to `verify`, which throws WeightError when that is not what was stored. TensorReader and
   // PackedReader do so.
-  virtual bool has_checksum(const TensorSpec&) const { return false; }
+  virtual std::optional<std::uint64_t> checksum_of(const TensorSpec&) const { return std::nullopt; }
   virtual void verify(const TensorSpec&, std::uint64_t) const {}
 };
 
