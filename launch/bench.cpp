@@ -168,7 +168,7 @@ int run_bench(const Options& options, const World& world) {
   Session session(options, world);
   const ModelConfig& config = session.model().config;
   if (options.profile) session.profile_after(rows_of_repeat(options));
-  session.prepare([&]() -> WorkSize {
+  session.prepare([&]() -> std::optional<WorkSize> {
     const std::int64_t positions = std::int64_t{options.prompt_tokens} + options.new_tokens - 1;
     if (positions > config.n_positions) {
       throw UsageError(fmt::format("--prompt-tokens {} and --new-tokens {} need {} positions, the model has {}",

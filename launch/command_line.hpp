@@ -72,7 +72,7 @@ struct Options {
   bool ignore_eos = false;
   bool logprobs = false;
   bool truncate_long = false;
-  bool fresh = false;      // there is nothing to resume yet: starting over is what happens anyway
+  bool fresh = false;      // what an earlier run of the job has finished does not count
   std::int32_t shard = 0;  // --shard I/N
   std::int32_t shards = 1;
 

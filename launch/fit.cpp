@@ -94,7 +94,8 @@ class Attempt {
   std::optional<Fit> find() const {
     for (std::int32_t chunk = r_.plan.chunk_tokens;; chunk /= 2) {
       for (std::int32_t slots = r_.most_slots; slots >= 1; slots /= 2) {
-        const std::int64_t most = std::min<std::int64_t>(std::int64_t{r_.work.pages} * slots, kMostPages);
+        std::int64_t most = std::min<std::int64_t>(std::int64_t{r_.work.pages} * slots, kMostPages);
+        if (r_.work.all_pages > 0) most = std::min(most, r_.work.all_pages);
         const std::int64_t pages = pages_with(slots, chunk, most);
         if (pages > 0) return Fit{slots, static_cast<std::int32_t>(pages), chunk, needs(slots, chunk, pages)};
       }

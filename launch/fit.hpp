@@ -24,6 +24,7 @@ namespace stagecoach {
 struct WorkSize {
   std::int64_t sequences = 1;     // that could run together
   std::int32_t pages = 1;         // KV pages that the largest request needs
+  std::int64_t all_pages = 0;     // that all sequences together need at most; 0: as many as there are
   std::int64_t prompt_bytes = 0;  // of rank 0's memory, for prompts and results
   bool remembers_tokens = false;  // some request has a repetition penalty
   // For the partitioner, over all sequences:

@@ -2,6 +2,7 @@
 
 #include "launch/commands.hpp"
 #include "launch/prompt_job.hpp"
+#include "launch/resume.hpp"
 #include "launch/session.hpp"
 
 namespace stagecoach {
@@ -53,11 +54,14 @@ void open_sink(PromptJob& job, const Options& options, const Model& model) {
 int run_generate(const Options& options, const World& world) {
   Session session(options, world);
   PromptJob job;
-  session.prepare([&]() -> WorkSize {
+  const bool to_do = session.prepare([&]() -> std::optional<WorkSize> {
     open_prompts(job, options, session, generate_options(options, session.model()));
+    if (!options.output_path.empty()) job.journal = open_journal(job, options, session);
+    if (job.journal && job.journal->complete()) return std::nullopt;
     open_sink(job, options, session.model());
     return job.size;
   });
+  if (!to_do) return 0;
   run_prompts(job, options, session, "prompts");
   return 0;
 }

@@ -251,7 +251,7 @@ const OptionSpec kTable[] = {
      }},
     {"shard", "I/N", kForPrompts, kInOut, "take every N-th prompt, from the I-th, counted from 0 (job arrays) [0/1]",
      false, set_shard},
-    {"fresh", "", kForGenerate, kInOut, "start over; this version always does", false,
+    {"fresh", "", kForPrompts, kInOut, "start over: what an earlier run of the same command has finished does not count", false,
      [](Options& o, const std::string& v) { o.fresh = flag(v); }},
 
     {"max-new-tokens", "N", kForGenerate, kGeneration, "most tokens to generate for a prompt [128]", false,

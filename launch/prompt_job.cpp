@@ -7,6 +7,8 @@
 #include <cstdlib>
 
 #include "launch/log.hpp"
+#include "runtime/checksum.hpp"
+#include "runtime/wire.hpp"
 
 namespace stagecoach {
 
@@ -24,6 +26,29 @@ PromptOptions prompt_options(const Options& options, const Model& model) {
   return prompts;
 }
 
+namespace {
+
+// A hash of the ones before and this one.
+std::uint64_t add_to_hash(std::uint64_t hash, const Request& r) {
+  wire::Writer out;
+  out.put(hash);
+  out.put(r.index);
+  out.put(std::string_view(r.id.value_or("")));
+  out.put(std::string_view(r.prompt.value_or("")));
+  out.put_count(r.tokens.size());
+  for (const std::int32_t token : r.tokens) out.put(token);
+  for (const std::int32_t n : {r.max_new_tokens, r.num_samples, r.sampling.top_k}) out.put(n);
+  for (const double x : {r.sampling.temperature, r.sampling.top_p, r.sampling.repetition_penalty}) out.put(x);
+  out.put(r.seed);
+  for (const bool flag : {r.id.has_value(), r.prompt.has_value(), r.ignore_eos, r.logprobs}) {
+    out.put(static_cast<std::uint8_t>(flag));
+  }
+  for (const std::string& stop : r.stop) out.put(std::string_view(stop));
+  return xxh3_of(out.bytes());
+}
+
+}  // namespace
+
 void open_prompts(PromptJob& job, const Options& options, const Session& session, const PromptOptions& prompts) {
   const Tokenizer* tokenizer = tokenizer_of(session.model());
   if (!options.prompts_path.empty()) {
@@ -37,13 +62,16 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
   std::int64_t largest = 0;
   const auto measure = [&](const Request& request, std::int64_t sequences) {
     job.size.sequences += sequences;
-    job.size.pages = std::max(job.size.pages, pages_needed(request, prompts.n_positions));
+    const std::int32_t pages = pages_needed(request, prompts.n_positions);
+    job.size.pages = std::max(job.size.pages, pages);
+    job.size.all_pages += sequences * pages;
     const auto length = static_cast<std::int64_t>(request.tokens.size());
     job.size.prompt_tokens += sequences * length;
     job.size.new_tokens += sequences * std::min<std::int64_t>(request.max_new_tokens, prompts.n_positions - length + 1);
     job.size.scored |= request.score_from > 0;
   };
   job.count = job.reader->check([&](const Request& request) {
+    if (!options.output_path.empty()) job.prompts_hash = add_to_hash(job.prompts_hash, request);
     std::optional<std::int64_t> parts;
     if (job.split.count) parts = job.split.count(request);
     const std::int64_t bytes = desk_bytes(request, parts, prompts.n_positions);
@@ -58,7 +86,8 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
   session.catch_interrupts();
 }
 
-void run_prompts(PromptJob& job, const Options& options, Session& session, const char* unit) {
+void run_prompts(PromptJob& job, const Options& options, Session& session, const char* unit,
+                 const std::function<std::string()>& last_words) {
   session.run([&](Leader& leader) {
     StatusLine line(!options.output_path.empty() && !options.quiet);
     const auto start = std::chrono::steady_clock::now();
@@ -69,7 +98,7 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, const
     };
     FrontDeskBounds bounds;
     bounds.n_positions = session.model().config.n_positions;
-    FrontDesk desk(*job.reader, *job.sink, job.hooks, job.split, bounds);
+    FrontDesk desk(*job.reader, *job.sink, job.hooks, job.split, bounds, job.journal.get());
     LeaderHooks hooks;
     hooks.next_request = [&desk] { return desk.next_request(); };
     hooks.exhausted = [&desk] { return desk.exhausted(); };
@@ -82,6 +111,7 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, const
     Scheduler scheduler(session.scheduler_limits(), std::move(token_bytes));
     leader.run(scheduler, hooks);
     desk.finish();
+    if (job.journal) job.journal->finish(last_words ? last_words() : "");
   });
 }
 

@@ -5,6 +5,7 @@
 
 #include "launch/commands.hpp"
 #include "launch/prompt_job.hpp"
+#include "launch/resume.hpp"
 #include "launch/session.hpp"
 #include "runtime/output_file.hpp"
 #include "runtime/score_results.hpp"
@@ -31,7 +32,7 @@ int run_score(const Options& options, const World& world) {
   Session session(options, world);
   PromptJob job;
   Score total;
-  session.prepare([&]() -> WorkSize {
+  const bool to_do = session.prepare([&]() -> std::optional<WorkSize> {
     const std::int32_t n_positions = session.model().config.n_positions;
     const std::int32_t stride = stride_of(options, n_positions);
     job.split.count = [n_positions, stride](const Request& text) {
@@ -43,6 +44,8 @@ int run_score(const Options& options, const World& world) {
     PromptOptions prompts = prompt_options(options, session.model());
     prompts.any_length = true;
     open_prompts(job, options, session, prompts);
+    if (!options.output_path.empty()) job.journal = open_journal(job, options, session);
+    if (job.journal && job.journal->complete()) return std::nullopt;
     if (options.output_path.empty()) {
       job.sink = make_score_text_sink(STDOUT_FILENO, total);
     } else {
@@ -51,8 +54,12 @@ int run_score(const Options& options, const World& world) {
     }
     return job.size;
   });
-  run_prompts(job, options, session, "texts");
-  if (session.leads()) write_all(STDOUT_FILENO, score_summary(job.count, total) + "\n", "standard output");
+  const auto summary = [&] {
+    if (job.journal && job.journal->complete()) return *job.journal->complete();
+    return score_summary(job.count, total);
+  };
+  if (to_do) run_prompts(job, options, session, "texts", summary);
+  if (session.leads()) write_all(STDOUT_FILENO, summary() + "\n", "standard output");
   return 0;
 }
 

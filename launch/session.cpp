@@ -201,11 +201,14 @@ void Session::make_stages() {
   }
 }
 
-void Session::prepare(const std::function<WorkSize()>& size) {
+bool Session::prepare(const std::function<std::optional<WorkSize>()>& size) {
   WorkSize work;
+  std::optional<WorkSize> asked;
   world_.agree([&] {
-    if (leads()) work = size();
+    if (leads()) asked = size();
   });
+  if (world_.minimum(leads() && !asked ? 0 : 1) == 0) return false;
+  if (asked) work = *asked;
   catch_interrupts();
   const std::vector<std::byte> first = world_.from_first(std::as_bytes(std::span(&work, 1)));
   std::memcpy(&work, first.data(), sizeof work);
@@ -214,6 +217,7 @@ void Session::prepare(const std::function<WorkSize()>& size) {
   world_.agree([this] { make_stages(); });
   if (!threads_are_stages()) connect();
   world_.agree([this] { load_all(); });
+  return true;
 }
 
 // Links between this process's stage and its neighbours in other processes.

@@ -38,11 +38,13 @@ class Session {
 
   // To be called before `prepare`: takes the time of each operation, once `skip_rows` rows went through a stage.
   void profile_after(std::int64_t skip_rows) { profile_after_rows_ = skip_rows; }
-  // Sizes and loads this process's stages. `size` runs on rank 0 only and may throw what the user did wrong.
-  void prepare(const std::function<WorkSize()>& size);
+  // Sizes and loads this process's stages. `size` runs on rank 0 only and may throw what the user did wrong. False, on
+  // every rank, when it says that there is nothing to do.
+  bool prepare(const std::function<std::optional<WorkSize>()>& size);
   // For the leader's scheduler.
   SchedulerLimits scheduler_limits() const;
   DType dtype() const { return dtype_; }
+  DType kv_dtype() const { return kv_dtype_; }
   // "cpu" or "cuda", of rank 0's first stage.
   std::string_view device() const { return devices_.front().cuda ? "cuda" : "cpu"; }
   std::int32_t threads() const { return threads_; }

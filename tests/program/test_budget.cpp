@@ -122,7 +122,7 @@ TEST_CASE("ranks take what was planned, whatever the weights are and come from")
   REQUIRE(converted.status == 0);
   const auto run = [&](const std::string& more, int ranks = 2) {
     CAPTURE(more);
-    check_within_plan(run_program(ranks, "generate -v --threads 2 --output " + (folder / "o.jsonl") + " --prompts " +
+    check_within_plan(run_program(ranks, "generate --fresh -v --threads 2 --output " + (folder / "o.jsonl") + " --prompts " +
                                              (folder / "p.jsonl") + " --model " + more),
                       std::max(ranks, 1));
   };
@@ -133,7 +133,7 @@ TEST_CASE("ranks take what was planned, whatever the weights are and come from")
   run(model + " --stages 3 --memory-per-rank 700MiB", 0);
   // Hugging Face's files.
   check_within_plan(
-      run_program(2, "generate -v --threads 2 --prompt 'One day' --memory-per-rank 400MiB --dtype float32 --output " +
+      run_program(2, "generate --fresh -v --threads 2 --prompt 'One day' --memory-per-rank 400MiB --dtype float32 --output " +
                          (folder / "o.jsonl") + " --model " + kDemo),
       2);
 }
@@ -141,7 +141,7 @@ TEST_CASE("ranks take what was planned, whatever the weights are and come from")
 TEST_CASE("ranks run to the end under a limit of the system a few percent above their plan") {
   const ScratchFolder folder;
   write_file(folder / "p.jsonl", prompt_line(150, 50257, 3));
-  const std::string arguments = "generate -v --threads 2 --prompts " + (folder / "p.jsonl") + " --output " +
+  const std::string arguments = "generate --fresh -v --threads 2 --prompts " + (folder / "p.jsonl") + " --output " +
                                 (folder / "o.jsonl") + " --model synthetic:gpt2,n_layer=4 --dtype ";
   for (const char* dtype : {"float32", "int8"}) {
     const Ended free = run_program(2, arguments + dtype);
@@ -167,7 +167,7 @@ void compare_long_prompt(int tokens, int limit_s) {
   const ScratchFolder folder;
   write_file(folder / "p.jsonl", prompt_line(tokens, 503, 8) + prompt_line(tokens / 3, 503, 8));
   const std::string output = folder / "o.jsonl";
-  const std::string arguments = "generate -v --threads 1 --logprobs --output " + output + " --prompts " +
+  const std::string arguments = "generate --fresh -v --threads 1 --logprobs --output " + output + " --prompts " +
                                 (folder / "p.jsonl") +
                                 " --model synthetic:gpt2,n_layer=4,n_head=2,n_embd=64,n_positions=131072,"
                                 "vocab_size=503,seed=2 ";

@@ -66,7 +66,7 @@ TEST_CASE("what plan writes, generate runs: the same tokens as without") {
   CHECK(read_file(folder / "d.svg").starts_with("<svg "));
   const auto tokens = [&](const std::string& options, int ranks) {
     const Ended ended =
-        run_program(ranks, fmt::format("generate --prompts {} --max-new-tokens 9 --logprobs --output {} {}",
+        run_program(ranks, fmt::format("generate --fresh --prompts {} --max-new-tokens 9 --logprobs --output {} {}",
                                        folder / "p.jsonl", folder / "o.jsonl", options));
     INFO(ended.err);
     CHECK(ended.status == 0);
@@ -86,7 +86,7 @@ TEST_CASE("runs balance their stages by themselves, by measured speeds where the
              "  - {bandwidth_gb_s: 90, compute_gflop_s: 900}\n");
   const auto run = [&](const std::string& options, int ranks) {
     const Ended ended = run_program(
-        ranks, fmt::format("generate --model {} --prompts {} --max-new-tokens 9 --logprobs --output {} -v {}", kTiny,
+        ranks, fmt::format("generate --fresh --model {} --prompts {} --max-new-tokens 9 --logprobs --output {} -v {}", kTiny,
                            folder / "p.jsonl", folder / "o.jsonl", options));
     INFO(ended.err);
     CHECK(ended.status == 0);
