@@ -59,7 +59,10 @@ int run(int argc, char** argv) {
     }
     const Options& options = std::get<Options>(parsed);
     set_up_log(options.quiet ? LogLevel::kQuiet : options.verbose ? LogLevel::kVerbose : LogLevel::kNormal);
-    return run_command(options, world);
+    world.set_silence_limit(options.timeout_s);
+    const int status = run_command(options, world);
+    world.leave();
+    return status;
   } catch (const StartupFailed& failed) {
     return failed.status;  // said already
   } catch (const RunFailed& failed) {

@@ -71,6 +71,7 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
     job.size.scored |= request.score_from > 0;
   };
   job.count = job.reader->check([&](const Request& request) {
+    session.alive();
     if (!options.output_path.empty()) job.prompts_hash = add_to_hash(job.prompts_hash, request);
     std::optional<std::int64_t> parts;
     if (job.split.count) parts = job.split.count(request);

@@ -51,6 +51,7 @@ std::unique_ptr<Journal> open_journal(const PromptJob& job, const Options& optio
       log_note(fmt::format("{}: another run is writing it; waiting for that one to end", options.output_path));
     }
     throw_if_interrupted();
+    session.alive();
   };
   try {
     auto journal =

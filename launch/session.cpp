@@ -246,8 +246,9 @@ void Session::load(Stage& stage) {
   const BlockRange blocks = plan_.stages[static_cast<std::size_t>(stage.index)].blocks;
   StatusLine line(stage.index == 0 && !options_.quiet);
   StageWeights weights = load_stage(
-      *stage.backend, *model_->weights, plan_.model, blocks, dtype_, [&line](std::int64_t done, std::int64_t total) {
+      *stage.backend, *model_->weights, plan_.model, blocks, dtype_, [this, &line](std::int64_t done, std::int64_t total) {
         throw_if_interrupted();
+        world_.alive();
         line.update(fmt::format("loading {} of {}", readable_bytes(done), readable_bytes(total)));
       });
   const StageLimits limits{scheduler_limits().max_rows(), pages_, scheduler_limits().tables(), kv_dtype_};
@@ -261,7 +262,9 @@ void Session::load(Stage& stage) {
 void Session::load_all() {
   if (threads_are_stages()) hub_ = std::make_unique<LoopbackHub>(plan_.stage_count(), LoopbackMode::kRendezvous);
   std::vector<std::exception_ptr> failures(stages_.size());
-  {
+  if (stages_.size() == 1) {  // here, where signs of life can be given
+    load(*stages_.front());
+  } else {
     std::vector<std::jthread> threads;
     for (std::size_t i = 0; i < stages_.size(); ++i) {
       threads.emplace_back([this, i, &failures] {

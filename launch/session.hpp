@@ -33,6 +33,8 @@ class Session {
   const Model& model() const { return *model_; }
   const Plan& plan() const { return plan_; }
   bool leads() const { return world_.rank() == 0; }
+  // To be called now and then in what takes long before or in `prepare`: other ranks wait for this one.
+  void alive() const { world_.alive(); }
   // From here on INT, TERM and USR1 end the run in an orderly way: before anything is written.
   void catch_interrupts() const;
 

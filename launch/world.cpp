@@ -81,6 +81,18 @@ void World::agree(const std::function<void()>& step) const {
   settle(from_all(bytes_of(outcome_of(step))));
 }
 
+void World::leave() const {
+  from_all({});
+}
+
+void World::set_silence_limit(double seconds) const {
+  if (mpi_) mpi_->set_silence_limit(seconds);
+}
+
+void World::alive() const {
+  if (mpi_ && std::this_thread::get_id() == main_thread_) mpi_->sign();
+}
+
 void World::agree_within(double limit_s, const std::function<void()>& step) const {
   if (!mpi_) return agree(step);
   const Outcome mine = outcome_of(step);
@@ -115,8 +127,13 @@ void World::settle(const std::vector<std::vector<std::byte>>& all) const {
 }
 
 std::vector<std::vector<std::byte>> World::from_all(std::span<const std::byte> value) const {
-  if (mpi_) return mpi_->all_gather(value);
-  return {std::vector<std::byte>(value.begin(), value.end())};
+  if (!mpi_) return {std::vector<std::byte>(value.begin(), value.end())};
+  try {
+    return mpi_->all_gather(value);
+  } catch (const TransportError& e) {
+    log_error(fmt::format("rank {} (host {}): {}", rank(), host(), e.what()));
+    mpi_->abort(1);
+  }
 }
 
 std::vector<std::byte> World::from_first(std::span<const std::byte> value) const {

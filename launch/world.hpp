@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "runtime/mpi_transport.hpp"
@@ -55,6 +56,13 @@ class World {
   // Runs `step` here and on all ranks (collective). When it threw anywhere, the lowest such rank's message is said once
   // and StartupFailed is thrown everywhere.
   void agree(const std::function<void()>& step) const;
+  // The end of a run that went well: when all ranks are here. Collective.
+  void leave() const;
+  // A rank from which others hear nothing for so long while they wait for it in any of these calls ends the job; in a
+  // step that may take longer, `alive` is to be called now and then.
+  void set_silence_limit(double seconds) const;
+  void alive() const;
+
   // The same for a step in which a rank may fall silent: when not all ranks are through within `limit_s`, and soon
   // after a failure here, this rank ends the job.
   void agree_within(double limit_s, const std::function<void()>& step) const;
@@ -72,6 +80,7 @@ class World {
  private:
   void settle(const std::vector<std::vector<std::byte>>& outcomes) const;
 
+  std::thread::id main_thread_ = std::this_thread::get_id();  // MPI's
   std::unique_ptr<MpiProcess> mpi_;
 };
 

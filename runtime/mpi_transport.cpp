@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <mpi.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <exception>
@@ -24,7 +25,11 @@ void check(int code, const std::source_location& where = std::source_location::c
       fmt::format("MPI: {} (in {})", std::string_view(text, static_cast<std::size_t>(length)), where.function_name()));
 }
 
-constexpr int kAbortTag = 100;  // beside the channels, on the communicator of messages
+using Clock = std::chrono::steady_clock;
+
+// Beside the channels, on the communicator of messages.
+constexpr int kAbortTag = 100;
+constexpr int kSignTag = 101;
 constexpr std::chrono::milliseconds kAbortWordTime{50};
 
 int int_count(std::int64_t count) {
@@ -138,8 +143,16 @@ struct MpiProcess::Communicators {
   MPI_Comm messages = MPI_COMM_NULL;
 };
 
+struct MpiProcess::Watch {
+  std::vector<std::string> hosts;        // by rank
+  std::vector<Clock::time_point> heard;  // by rank
+  Clock::time_point next_sign{};
+};
+
 MpiProcess::MpiProcess(int* argc, char*** argv)
-    : exceptions_(std::uncaught_exceptions()), comms_(std::make_unique<Communicators>()) {
+    : exceptions_(std::uncaught_exceptions()),
+      comms_(std::make_unique<Communicators>()),
+      watch_(std::make_unique<Watch>()) {
   int provided = 0;
   // The pipeline makes all MPI calls from this thread; others (prompts, kernels) make none.
   check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided));
@@ -158,6 +171,32 @@ MpiProcess::MpiProcess(int* argc, char*** argv)
   int length = 0;
   check(MPI_Get_processor_name(name, &length));
   host_.assign(name, static_cast<std::size_t>(length));
+  watch_->heard.resize(static_cast<std::size_t>(size_));
+  for (const std::vector<std::byte>& host : all_gather(std::as_bytes(std::span(host_)))) {
+    watch_->hosts.emplace_back(reinterpret_cast<const char*>(host.data()), host.size());
+  }
+}
+
+void MpiProcess::sign() const {
+  const Clock::time_point now = Clock::now();
+  if (size_ == 1 || now < watch_->next_sign) return;
+  const double interval_s = std::min(1.0, silence_limit_s_ / 8);
+  watch_->next_sign = now + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(interval_s));
+  MPI_Request request = MPI_REQUEST_NULL;
+  check(MPI_Isend(nullptr, 0, MPI_BYTE, rank_ == 0 ? 1 : 0, kSignTag, comms_->messages, &request));
+  check(MPI_Request_free(&request));
+}
+
+void MpiProcess::look_for_signs() const {
+  if (rank_ > 1) return;
+  int found = 0;
+  MPI_Status status;
+  for (;;) {
+    check(MPI_Iprobe(MPI_ANY_SOURCE, kSignTag, comms_->messages, &found, &status));
+    if (found == 0) break;
+    check(MPI_Recv(nullptr, 0, MPI_BYTE, status.MPI_SOURCE, kSignTag, comms_->messages, MPI_STATUS_IGNORE));
+    watch_->heard[static_cast<std::size_t>(status.MPI_SOURCE)] = Clock::now();
+  }
 }
 
 MpiProcess::~MpiProcess() {
@@ -168,15 +207,26 @@ MpiProcess::~MpiProcess() {
 }
 
 std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::byte> bytes, double limit_s) const {
-  const auto start = std::chrono::steady_clock::now();
+  const Clock::time_point start = Clock::now();
+  const auto seconds_since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
+  const auto watch = [&] {
+    sign();
+    look_for_signs();
+    if (seconds_since(start) > limit_s) throw TransportError("waited in vain for all other ranks");
+    for (int r = rank_ == 0 ? 1 : 0; r < (rank_ == 0 ? size_ : rank_ == 1 ? 1 : 0); ++r) {
+      const auto i = static_cast<std::size_t>(r);
+      if (seconds_since(std::max(start, watch_->heard[i])) <= silence_limit_s_) continue;
+      throw TransportError(fmt::format("heard nothing from rank {} (host {}) for {:.0f} s while all ranks had to agree; is "
+                                       "it alive? (--timeout sets the limit)",
+                                       r, watch_->hosts[i], silence_limit_s_));
+    }
+  };
   // Non-blocking collectives polled with short sleeps: ranks that wait for a slow one leave it the core.
   const auto wait = [&](MPI_Request request) {
     int finished = 0;
     check(MPI_Test(&request, &finished, MPI_STATUS_IGNORE));
     while (finished == 0) {
-      if (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() > limit_s) {
-        throw TransportError("waited in vain for all other ranks");
-      }
+      watch();
       std::this_thread::sleep_for(std::chrono::microseconds(100));
       check(MPI_Test(&request, &finished, MPI_STATUS_IGNORE));
     }

@@ -30,8 +30,15 @@ class MpiProcess {
   int local_rank() const { return local_rank_; }
   const std::string& host() const { return host_; }
 
+  // From here on a rank that gives no sign of life for so long while others wait in `all_gather` ends their waiting. Rank
+  // 0 watches all others, rank 1 watches rank 0.
+  void set_silence_limit(double seconds) { silence_limit_s_ = seconds; }
+  // A sign of life, cheap enough to call often; waiting gives them by itself.
+  void sign() const;
+
   // Collective. Every rank gives bytes; every rank gets all of them, by rank. Throws TransportError when that takes
-  // longer than `limit_s`; then there is nothing left to do but to end the job.
+  // longer than `limit_s` or when a rank that this one watches is silent; then there is nothing left to do but to end
+  // the job.
   std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> bytes,
                                                  double limit_s = std::numeric_limits<double>::infinity()) const;
   // Ends the whole job with `status`, after telling rank 0 so. Does not return.
@@ -45,10 +52,15 @@ class MpiProcess {
 
  private:
   struct Communicators;
+  struct Watch;
+  void look_for_signs() const;
+
   int rank_ = 0, size_ = 1, local_size_ = 1, local_rank_ = 0;
   int exceptions_ = 0;
   std::string host_;
+  double silence_limit_s_ = std::numeric_limits<double>::infinity();
   std::unique_ptr<Communicators> comms_;
+  std::unique_ptr<Watch> watch_;
 };
 
 }  // namespace stagecoach

@@ -40,9 +40,19 @@ std::vector<pid_t> ranks_with(const std::string& tag, int ranks) {
   return found;
 }
 
-// With -v every rank says what it has loaded.
-bool all_have_loaded(const std::string& said, int ranks) {
-  for (int rank = 0; rank < ranks; ++rank) {
+// Loads for some seconds.
+std::string large(const std::string& tag, int timeout_s) {
+  return fmt::format(
+      "bench --model synthetic:gpt2-large,dtype=float32,seed={} --prompt-tokens 2 --new-tokens 2 --repeat 1 --threads 1 "
+      "-v --timeout {}",
+      tag, timeout_s);
+}
+
+enum class When { kLoading, kRunning };
+
+// With -v every rank says what it has loaded, and all but the first, before that, where its rows come from.
+bool all_have_come_to(When when, const std::string& said, int ranks) {
+  for (int rank = when == When::kLoading ? 1 : 0; rank < ranks; ++rank) {
     if (said.find(fmt::format("stagecoach: rank {} (stage {}", rank, rank)) == std::string::npos) return false;
   }
   return true;
@@ -53,19 +63,19 @@ struct Faulted {
   double seconds_after = 0.0;
 };
 
-// Sends `signal` to rank `victim` of three once all run, and waits for the end.
-Faulted run_with_signal(int signal, int victim, int timeout_s) {
+// Sends `signal` to rank `victim` of three, and waits for the end.
+Faulted run_with_signal(int signal, int victim, int timeout_s, When when = When::kRunning) {
   const std::string tag = std::to_string(std::chrono::steady_clock::now().time_since_epoch().count() % 1000000007);
   const ScratchFolder folder;
   const std::string said = folder / "err";
-  auto job =
-      std::async(std::launch::async, [&] { return run_program(3, endless(tag, timeout_s) + " 2>" + said, 150); });
-  for (int i = 0; i < 600 && !all_have_loaded(read_file(said), 3); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  const std::string arguments = when == When::kRunning ? endless(tag, timeout_s) : large(tag, timeout_s);
+  auto job = std::async(std::launch::async, [&] { return run_program(3, arguments + " 2>" + said, 150); });
+  for (int i = 0; i < 6000 && !all_have_come_to(when, read_file(said), 3); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   const std::vector<pid_t> pids = ranks_with(tag, 3);
   REQUIRE(pids[static_cast<std::size_t>(victim)] != 0);
-  std::this_thread::sleep_for(std::chrono::seconds(1));  // past the last agreement of start-up
+  if (when == When::kRunning) std::this_thread::sleep_for(std::chrono::seconds(1));  // past the last agreement
   kill(pids[static_cast<std::size_t>(victim)], signal);
   const auto start = std::chrono::steady_clock::now();
   Faulted faulted{job.get(), 0.0};
@@ -95,4 +105,15 @@ TEST_CASE("a stopped rank is named within the silence deadline") {
     CHECK(!faulted.ended.says("interrupted"));  // mpirun's TERM to the others is no second message
     CHECK(faulted.seconds_after < 15.0);
   }
+}
+
+TEST_CASE("so is one that is stopped while others load, and one that dies then ends the job as well") {
+  for (const int victim : {0, 1, 2}) {
+    const Faulted stopped = run_with_signal(SIGSTOP, victim, 5, When::kLoading);
+    INFO("rank " << victim << ": " << stopped.ended.err);
+    CHECK(stopped.ended.status == 1);
+    CHECK(stopped.ended.says(fmt::format("heard nothing from rank {} (host ", victim)));
+    CHECK(stopped.seconds_after < 60.0);  // others load on meanwhile
+  }
+  CHECK(run_with_signal(SIGKILL, 2, 60, When::kLoading).ended.status == 137);
 }

@@ -62,8 +62,8 @@ bool tidy(const std::string& output) {
 
 // Starts the job until it is done, each time in another layout, and something dies at some moment of most runs.
 // Returns how many runs that took.
-int run_to_the_end(const std::string& arguments, const std::string& output, double whole_s, bool with_damage,
-                   std::mt19937& random) {
+int run_to_the_end(const std::string& arguments, const std::string& output, const std::string& expected,
+                   double whole_s, bool with_damage, std::mt19937& random) {
   constexpr int kMostRuns = 40;
   for (int runs = 1; runs <= kMostRuns; ++runs) {
     std::jthread killer;
@@ -84,7 +84,7 @@ int run_to_the_end(const std::string& arguments, const std::string& output, doub
     CHECK(ended.status != 3);
     CHECK(ended.status != 124);
     if (ended.status == 0) return runs;
-    CHECK_FALSE(std::filesystem::exists(output));  // complete or not at all
+    if (std::filesystem::exists(output)) CHECK(read_file(output) == expected);  // complete or not at all
     if (with_damage) damage(output + ".journal", random);
   }
   return kMostRuns + 1;
@@ -108,7 +108,7 @@ TEST_CASE("killed anywhere, any number of times, the job ends with the same file
   const int rounds = slow_tests() ? 60 : 4;
   for (int round = 0; round < rounds; ++round) {
     CAPTURE(round);
-    runs += run_to_the_end(generate + output, output, whole.seconds, round % 2 == 1, random);
+    runs += run_to_the_end(generate + output, output, expected, whole.seconds, round % 2 == 1, random);
     CHECK(read_file(output) == expected);
     CHECK(tidy(output));
     // Once more: it is there already.
@@ -131,9 +131,11 @@ TEST_CASE("scores of texts go on window by window") {
       "score --quiet --stride 100 --prompts " + (folder / "t.jsonl") + kModel + "--output ";
   const Ended whole = run_program(0, score + (folder / "whole.jsonl"), 120);
   REQUIRE(whole.status == 0);
-  const int runs = run_to_the_end(score + (folder / "o.jsonl"), folder / "o.jsonl", whole.seconds, false, random);
+  const std::string expected = read_file(folder / "whole.jsonl");
+  const int runs =
+      run_to_the_end(score + (folder / "o.jsonl"), folder / "o.jsonl", expected, whole.seconds, false, random);
   MESSAGE(runs, " runs");
-  CHECK(read_file(folder / "o.jsonl") == read_file(folder / "whole.jsonl"));
+  CHECK(read_file(folder / "o.jsonl") == expected);
   const Ended again = run_program(0, score + (folder / "o.jsonl"));
   CHECK(again.out == whole.out);  // the summary as well
   CHECK(run_program(2, score + output, 120).status == 0);
@@ -146,15 +148,19 @@ TEST_CASE("what changes results is refused by name, what does not is welcome") {
   std::mt19937 random(3);
   write_file(folder / "p.jsonl", prompts_of(400, random));
   const std::string job = "generate --quiet --ignore-eos --prompts " + (folder / "p.jsonl") + kModel + "--output " + output;
-  // Killed before it is done; when that was before it began, once more.
-  for (int tries = 0; tries < 50 && !std::filesystem::exists(output + ".journal"); ++tries) {
-    std::jthread killer([&] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(350 + 20 * tries));
-      strike(output, "KILL");
+  {
+    const std::jthread killer([&] {  // once some samples are there
+      std::error_code none_yet;
+      for (int i = 0; i < 20000; ++i) {
+        const auto bytes = std::filesystem::file_size(output + ".journal", none_yet);
+        if (!none_yet && bytes > 3000) break;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      static_cast<void>(std::system(fmt::format("pkill -KILL -f 'stagecoach generate .*{}'", output).c_str()));
     });
     run_program(0, job);
-    std::filesystem::remove(output);
   }
+  REQUIRE_FALSE(std::filesystem::exists(output));
   REQUIRE(std::filesystem::exists(output + ".journal"));
   const auto refused = [&](const std::string& arguments, const std::string& says) {
     const Ended ended = run_program(2, arguments);
