@@ -11,6 +11,7 @@ namespace stagecoach {
 namespace {
 
 constexpr unsigned kGraceSeconds = 8;
+constexpr double kDrainSeconds = 3.0;
 // One wish may arrive twice: `timeout` signals its child and then the child's process group.
 constexpr long kSameWishMs = 500;
 
@@ -74,7 +75,11 @@ void catch_interrupts(bool under_launcher) {
 
 std::optional<Interrupt> interrupt() {
   if (noted_signal == 0) return std::nullopt;
-  return Interrupt{noted_signal, noted_from_launcher};
+  return Interrupt{noted_signal, noted_from_launcher, static_cast<double>(now_ms() - noted_ms) / 1000.0};
+}
+
+bool Interrupt::leaves_time() const {
+  return seconds_ago < kDrainSeconds && (!from_launcher || signal == SIGUSR1);
 }
 
 void throw_interrupted(const Interrupt& interrupt) {

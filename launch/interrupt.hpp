@@ -21,6 +21,10 @@ struct Interrupt {
   int signal = 0;
   // Sent by mpirun, so every rank has it and rank 0 acts on it.
   bool from_launcher = false;
+  double seconds_ago = 0.0;
+
+  // There is a little time to finish what is under way. Not when mpirun ends the job, which kills after a second.
+  bool leaves_time() const;
 };
 
 // May be called several times. `under_launcher`: this process is a rank that mpirun or srun started.

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 
+#include "launch/interrupt.hpp"
 #include "launch/log.hpp"
 #include "runtime/checksum.hpp"
 #include "runtime/wire.hpp"
@@ -89,6 +90,7 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
 
 void run_prompts(PromptJob& job, const Options& options, Session& session, const char* unit,
                  const std::function<std::string()>& last_words) {
+  if (job.journal) session.drain_when_interrupted();
   session.run([&](Leader& leader) {
     StatusLine line(!options.output_path.empty() && !options.quiet);
     const auto start = std::chrono::steady_clock::now();
@@ -101,8 +103,8 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, const
     bounds.n_positions = session.model().config.n_positions;
     FrontDesk desk(*job.reader, *job.sink, job.hooks, job.split, bounds, job.journal.get());
     LeaderHooks hooks;
-    hooks.next_request = [&desk] { return desk.next_request(); };
-    hooks.exhausted = [&desk] { return desk.exhausted(); };
+    hooks.next_request = [&desk] { return interrupt() ? std::nullopt : desk.next_request(); };
+    hooks.exhausted = [&desk] { return interrupt() || desk.exhausted(); };
     hooks.on_finished = [&desk](Sample&& sample) { desk.deliver(std::move(sample)); };
     if (job.hooks.on_token) hooks.on_token = [&desk](const Scheduler::TokenEvent& event) { desk.token(event.token); };
     Scheduler::TokenBytes token_bytes;
@@ -111,6 +113,7 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, const
     }
     Scheduler scheduler(session.scheduler_limits(), std::move(token_bytes));
     leader.run(scheduler, hooks);
+    throw_if_interrupted();
     desk.finish();
     if (job.journal) job.journal->finish(last_words ? last_words() : "");
   });

@@ -305,10 +305,11 @@ StageContext Session::context(Stage& stage) const {
   context.executor = stage.executor.get();
   context.mailbox = stage.mailbox.get();
   context.transport = stage.transport.get();
-  context.check = [follows = !leads()] {
+  context.check = [follows = !leads(), drains = drains_] {
     const std::optional<Interrupt> noted = interrupt();
     // What every rank was told is for rank 0, which ends the job with one message.
-    if (noted && !(follows && noted->from_launcher)) throw_interrupted(*noted);
+    if (!noted || (follows && noted->from_launcher) || (drains && noted->leaves_time())) return;
+    throw_interrupted(*noted);
   };
   return context;
 }

@@ -38,6 +38,8 @@ class Session {
   // From here on INT, TERM and USR1 end the run in an orderly way: before anything is written.
   void catch_interrupts() const;
 
+  // To be called before `run`: an interrupt leaves what the leader has begun a few seconds to finish.
+  void drain_when_interrupted() { drains_ = true; }
   // To be called before `prepare`: takes the time of each operation, once `skip_rows` rows went through a stage.
   void profile_after(std::int64_t skip_rows) { profile_after_rows_ = skip_rows; }
   // Sizes and loads this process's stages. `size` runs on rank 0 only and may throw what the user did wrong. False, on
@@ -94,6 +96,7 @@ class Session {
   bool chunks_are_open_ = false;  // for the partitioner to choose
   bool use_nccl_ = false;
   bool failed_ = false;  // `run` did
+  bool drains_ = false;
   std::optional<std::int64_t> profile_after_rows_;
   std::unique_ptr<LoopbackHub> hub_;
   std::vector<std::unique_ptr<Stage>> stages_;  // of this process

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <iterator>
 #include <random>
 #include <string>
 #include <thread>
@@ -65,11 +66,12 @@ bool tidy(const std::string& output) {
 int run_to_the_end(const std::string& arguments, const std::string& output, const std::string& expected,
                    double whole_s, bool with_damage, std::mt19937& random) {
   constexpr int kMostRuns = 40;
+  constexpr const char* kOrderly[] = {"TERM", "INT", "USR1"};
   for (int runs = 1; runs <= kMostRuns; ++runs) {
     std::jthread killer;
     if (runs < kMostRuns / 2) {
-      const double at_s = whole_s * static_cast<double>(random() % 1000) / 700.0;
-      const char* signal = random() % 4 == 0 ? "TERM" : "KILL";
+      const double at_s = whole_s * static_cast<double>(random() % 1000) / 850.0;
+      const char* signal = random() % 3 == 0 ? kOrderly[random() % std::size(kOrderly)] : "KILL";
       killer = std::jthread([=](const std::stop_token& stop) {
         const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(at_s);
         while (!stop.stop_requested() && std::chrono::steady_clock::now() < until) {
@@ -182,7 +184,7 @@ TEST_CASE("what changes results is refused by name, what does not is welcome") {
 TEST_CASE("a second run on the same output waits for the first and then has nothing to do") {
   const ScratchFolder folder;
   std::mt19937 random(4);
-  write_file(folder / "p.jsonl", prompts_of(150, random));
+  write_file(folder / "p.jsonl", prompts_of(1200, random));
   const std::string output = folder / "o.jsonl";
   const std::string job = "generate --ignore-eos --prompts " + (folder / "p.jsonl") + kModel + "--output " + output;
   Ended first;
