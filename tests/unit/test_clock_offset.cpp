@@ -1,0 +1,49 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <random>
+
+#include "runtime/clock_offset.hpp"
+
+using namespace stagecoach;
+
+TEST_CASE("a peer's clock is found through jitter, no further off than stated") {
+  const unsigned seed = std::random_device()();
+  CAPTURE(seed);
+  std::mt19937_64 random(seed);
+  for (int round = 0; round < 200; ++round) {
+    const auto up_to = [&](std::int64_t bound) {
+      return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(bound));
+    };
+    const std::int64_t truth = up_to(std::int64_t{2} << 60) - (std::int64_t{1} << 60);
+    ClockOffset offset;
+    CHECK_FALSE(offset.known());
+    std::int64_t now = up_to(1'000'000'000), shortest = 1'000'000'000'000;
+    for (int i = 0; i < 50; ++i) {
+      // Either way: a least delay, and now and then one of a thousand times as much.
+      const auto delay = [&] { return 2'000 + (up_to(10) < 3 ? up_to(20'000'000) : up_to(500)); };
+      const std::int64_t there = delay(), back = delay();
+      offset.add(now, now + there + truth, now + there + back);
+      shortest = std::min(shortest, there + back);
+      now += there + back + up_to(1'000'000);
+    }
+    CHECK(offset.known());
+    CHECK(std::abs(offset.ahead_ns() - truth) <= offset.error_ns());
+    CHECK(offset.error_ns() == (shortest + 1) / 2);
+  }
+}
+
+TEST_CASE("messages that arrived before they were sent say nothing; one clock for both is found exactly") {
+  ClockOffset offset;
+  offset.add(100, 5000, 99);
+  CHECK_FALSE(offset.known());
+  CHECK(offset.ahead_ns() == 0);
+  CHECK(offset.error_ns() == 0);
+  offset.add(100, 107, 114);
+  CHECK(offset.known());
+  CHECK(offset.ahead_ns() == 0);
+  CHECK(offset.error_ns() == 7);
+  offset.add(200, 290, 300);  // longer: passed over
+  CHECK(offset.ahead_ns() == 0);
+}
