@@ -49,7 +49,11 @@ void log_verbose(const std::string& message) {
   spdlog::debug("stagecoach: {}", one_line(message));
 }
 
-StatusLine::StatusLine(bool enabled) : enabled_(enabled && isatty(STDERR_FILENO) != 0) {}
+StatusLine::StatusLine(bool enabled, std::chrono::milliseconds log_every)
+    : enabled_(enabled),
+      redraws_(isatty(STDERR_FILENO) != 0),
+      interval_(redraws_ ? std::chrono::milliseconds(200) : log_every),
+      next_(std::chrono::steady_clock::now() + (redraws_ ? std::chrono::milliseconds(0) : interval_)) {}
 
 StatusLine::~StatusLine() {
   if (shown_) std::fputs("\r\033[K", stderr);
@@ -58,8 +62,9 @@ StatusLine::~StatusLine() {
 void StatusLine::update(const std::string& text) {
   if (!enabled_) return;
   const auto now = std::chrono::steady_clock::now();
-  if (shown_ && now - last_ < std::chrono::milliseconds(200)) return;
-  last_ = now;
+  if (now < next_) return;
+  next_ = now + interval_;
+  if (!redraws_) return log_note(text);
   shown_ = true;
   std::fputs(("\r\033[Kstagecoach: " + text).c_str(), stderr);
 }

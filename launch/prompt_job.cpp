@@ -1,13 +1,12 @@
 #include "launch/prompt_job.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
 
 #include "launch/interrupt.hpp"
 #include "launch/log.hpp"
+#include "launch/progress.hpp"
 #include "runtime/checksum.hpp"
 #include "runtime/wire.hpp"
 
@@ -96,8 +95,7 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, const
     const auto start = std::chrono::steady_clock::now();
     job.hooks.on_progress = [&](const Written& written) {
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      line.update(fmt::format("{} of {} {}, {} tokens, {:.1f} tokens/s", written.prompts, job.count, unit,
-                              written.tokens, static_cast<double>(written.tokens) / seconds));
+      line.update(progress_text({written.prompts, job.count, written.tokens, seconds}, unit));
     };
     FrontDeskBounds bounds;
     bounds.n_positions = session.model().config.n_positions;
