@@ -19,11 +19,12 @@ std::string duration_text(double seconds) {
 }
 
 std::string progress_text(const ProgressCounts& counts, const std::string& unit) {
-  const double rate = counts.seconds > 0.0 ? static_cast<double>(counts.tokens) / counts.seconds : 0.0;
+  const double rate = counts.seconds > 0.0 ? static_cast<double>(counts.tokens - counts.found_tokens) / counts.seconds : 0.0;
   std::string text =
       fmt::format("{} of {} {}, {} tokens, {:.1f} tokens/s", counts.done, counts.total, unit, counts.tokens, rate);
-  if (counts.done > 0 && counts.done < counts.total) {
-    const double each = counts.seconds / static_cast<double>(counts.done);
+  const std::int64_t done_now = counts.done - counts.found;
+  if (done_now > 0 && counts.done < counts.total) {
+    const double each = counts.seconds / static_cast<double>(done_now);
     text += fmt::format(", {} left", duration_text(each * static_cast<double>(counts.total - counts.done)));
   }
   return text;

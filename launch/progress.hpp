@@ -11,6 +11,9 @@ struct ProgressCounts {
   std::int64_t total = 0;
   std::int64_t tokens = 0;  // generated or scored
   double seconds = 0.0;     // since the start
+  // Of these, what was there before the start.
+  std::int64_t found = 0;
+  std::int64_t found_tokens = 0;
 };
 
 // "12 of 100 prompts, 480 tokens, 96.0 tokens/s, 37 s left". The time left assumes that the rest takes as long per

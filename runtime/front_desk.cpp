@@ -39,9 +39,18 @@ struct Pending {
   std::vector<SampleRange> wanted;  // requests
   std::size_t handed_out = 0;
   std::vector<Sample> samples;
+  std::int64_t found_tokens = 0;  // of samples that were in the journal
 
   bool all_handed_out() const { return handed_out == wanted.size(); }
 };
+
+std::int64_t tokens_of(const std::vector<Sample>& samples) {
+  std::int64_t tokens = 0;
+  for (const Sample& sample : samples) {
+    tokens += static_cast<std::int64_t>(std::max(sample.tokens.size(), sample.logprobs.size()));
+  }
+  return tokens;
+}
 
 // Of 0 to count - 1, the numbers that `samples`, in order, lack; none longer than `most`.
 std::vector<SampleRange> missing(const std::vector<Sample>& samples, std::int32_t count, std::int32_t most) {
@@ -174,6 +183,7 @@ struct FrontDesk::State {
     if (split.count) parts = split.count(*request);
     const auto samples = static_cast<std::int32_t>(parts.value_or(request->num_samples));
     if (journal != nullptr) next.samples = journal->recorded(request->index);
+    next.found_tokens = tokens_of(next.samples);
     next.wanted = missing(next.samples, samples, parts ? 1 : samples);
     next.expected = static_cast<std::size_t>(samples);
     next.bytes = desk_bytes(*request, parts, bounds.n_positions);
@@ -209,9 +219,9 @@ struct FrontDesk::State {
       std::ranges::sort(first.samples, {}, &Sample::sample);
       sink.write(first.request, first.samples);
       ++written.prompts;
-      for (const Sample& sample : first.samples) {
-        written.tokens += static_cast<std::int64_t>(std::max(sample.tokens.size(), sample.logprobs.size()));
-      }
+      written.tokens += tokens_of(first.samples);
+      written.found_tokens += first.found_tokens;
+      if (first.wanted.empty()) ++written.found_prompts;
       pending_bytes -= first.bytes;
       pending.erase(pending.begin());
       any = true;

@@ -25,6 +25,9 @@ namespace stagecoach {
 struct Written {
   std::int64_t prompts = 0;
   std::int64_t tokens = 0;  // generated or scored
+  // Of these, what earlier runs had finished: prompts as a whole, tokens.
+  std::int64_t found_prompts = 0;
+  std::int64_t found_tokens = 0;
 };
 
 struct FrontDeskHooks {

@@ -1,6 +1,7 @@
 #include "tests/program/run_program.hpp"
 
 #include <fmt/format.h>
+#include <sys/mount.h>
 #include <sys/wait.h>
 
 #include <chrono>
@@ -72,6 +73,21 @@ void write_file(const std::string& path, const std::string& text) {
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
+}
+
+SmallDisk::SmallDisk(const std::string& path, int kib) : path_(path) {
+  std::filesystem::create_directory(path_);
+  const std::string size = "size=" + std::to_string(kib) + "k";
+  mounted_ = ::mount("none", path_.c_str(), "tmpfs", 0, size.c_str()) == 0;
+}
+
+SmallDisk::~SmallDisk() {
+  if (mounted_) ::umount2(path_.c_str(), MNT_DETACH);
+}
+
+void SmallDisk::grow(int kib) const {
+  const std::string size = "size=" + std::to_string(kib) + "k";
+  if (mounted_) ::mount("none", path_.c_str(), "tmpfs", MS_REMOUNT, size.c_str());
 }
 
 }  // namespace stagecoach::test

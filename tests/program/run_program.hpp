@@ -42,4 +42,19 @@ class ScratchFolder {
 void write_file(const std::string& path, const std::string& text);
 std::string read_file(const std::string& path);
 
+// A file system of so many KiB at a new folder, where root may make one.
+class SmallDisk {
+ public:
+  SmallDisk(const std::string& path, int kib);
+  ~SmallDisk();
+  SmallDisk(const SmallDisk&) = delete;
+  SmallDisk& operator=(const SmallDisk&) = delete;
+  bool mounted() const { return mounted_; }
+  void grow(int kib) const;
+
+ private:
+  std::string path_;
+  bool mounted_ = false;
+};
+
 }  // namespace stagecoach::test

@@ -1,8 +1,6 @@
 // Output that cannot be written: one message, status 1, and a good file of an earlier run stays as it is.
 #include <doctest/doctest.h>
 #include <fmt/format.h>
-#include <sys/mount.h>
-#include <unistd.h>
 
 #include "tests/program/mistakes.hpp"
 
@@ -16,25 +14,6 @@ std::string generate(const ScratchFolder& folder) {
   write_file(folder / "p.jsonl", "{\"tokens\": [1, 2]}\n{\"tokens\": [3]}\n");
   return "generate --model " + kTiny + " --prompts " + (folder / "p.jsonl") + " --num-samples 60 --temperature 1 --ignore-eos";
 }
-
-// A file system of a few pages, where root may make one.
-class SmallDisk {
- public:
-  explicit SmallDisk(const std::string& path) : path_(path) {
-    std::filesystem::create_directory(path_);
-    mounted_ = ::mount("none", path_.c_str(), "tmpfs", 0, "size=16k") == 0;
-  }
-  ~SmallDisk() {
-    if (mounted_) ::umount2(path_.c_str(), MNT_DETACH);
-  }
-  SmallDisk(const SmallDisk&) = delete;
-  SmallDisk& operator=(const SmallDisk&) = delete;
-  bool mounted() const { return mounted_; }
-
- private:
-  std::string path_;
-  bool mounted_ = false;
-};
 
 }  // namespace
 
@@ -60,7 +39,7 @@ TEST_CASE("a full disk leaves the older file and no half-written one") {
   const ScratchFolder folder;
   const std::string arguments = generate(folder);
   const std::string disk = folder / "disk";
-  const SmallDisk small(disk);
+  const SmallDisk small(disk, 16);
   for (const char* name : {"o.jsonl", "o.h5"}) {
     const std::string output = disk + "/" + name;
     write_file(output, kGood);

@@ -107,7 +107,7 @@ TEST_CASE("killed anywhere, any number of times, the job ends with the same file
   REQUIRE(whole.status == 0);
   const std::string expected = read_file(folder / "whole.jsonl");
   int runs = 0;
-  const int rounds = slow_tests() ? 60 : 4;
+  const int rounds = slow_tests() ? 60 : 3;
   for (int round = 0; round < rounds; ++round) {
     CAPTURE(round);
     runs += run_to_the_end(generate + output, output, expected, whole.seconds, round % 2 == 1, random);
@@ -142,6 +142,33 @@ TEST_CASE("scores of texts go on window by window") {
   CHECK(again.out == whole.out);  // the summary as well
   CHECK(run_program(2, score + output, 120).status == 0);
   CHECK(tidy(output));
+}
+
+TEST_CASE("a full disk ends the job, and room lets it go on") {
+  const ScratchFolder folder;
+  const SmallDisk disk(folder / "disk", 48);
+  if (!disk.mounted()) {
+    MESSAGE("skipped: only root can mount a small disk");
+    return;
+  }
+  std::mt19937 random(std::random_device{}());
+  write_file(folder / "p.jsonl", prompts_of(300, random));
+  const std::string job = "generate --quiet --ignore-eos --prompts " + (folder / "p.jsonl") + kModel + "--output ";
+  REQUIRE(run_program(0, job + (folder / "whole.jsonl")).status == 0);
+  const std::string output = folder / "disk/o.jsonl";
+  int full = 0;
+  for (int kib = 48; kib < 4096; kib *= 2) {
+    disk.grow(kib);
+    const Ended ended = run_program(full % 2 == 0 ? 0 : 2, job + output, 60);
+    INFO(ended.err);
+    if (ended.status == 0) break;
+    ++full;
+    CHECK(ended.status == 1);
+    CHECK(ended.says("No space left on device"));
+    CHECK_FALSE(std::filesystem::exists(output));
+  }
+  CHECK(full > 0);
+  CHECK(read_file(output) == read_file(folder / "whole.jsonl"));
 }
 
 TEST_CASE("what changes results is refused by name, what does not is welcome") {
