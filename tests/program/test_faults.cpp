@@ -30,8 +30,13 @@ std::vector<pid_t> ranks_with(const std::string& tag, int ranks) {
   for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
     const std::string pid = entry.path().filename();
     if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
-    const std::string command = read_file(entry.path() / "cmdline");
-    const std::string environment = read_file(entry.path() / "environ");
+    std::string command, environment;
+    try {
+      command = read_file(entry.path() / "cmdline");
+      environment = read_file(entry.path() / "environ");
+    } catch (const std::exception&) {  // it has just ended
+      continue;
+    }
     const std::size_t at = environment.find("OMPI_COMM_WORLD_RANK=");
     if (!command.starts_with(STAGECOACH_PROGRAM) || command.find(tag) == std::string::npos || at == std::string::npos)
       continue;
