@@ -26,8 +26,6 @@ bool launched_by_mpi() {
 constexpr const char* kEndedByLauncher = "interrupted: mpirun ends the job with SIGTERM; start the same command again";
 // In which another rank's failure, said by that rank, is known to rank 0. mpirun kills after a second.
 constexpr std::chrono::milliseconds kEchoTime{100};
-// In which rank 0 ends the job for a reason of its own.
-constexpr std::chrono::milliseconds kEchoOfFirst{300};
 
 std::vector<std::byte> bytes_of(const Outcome& outcome) {
   std::vector<std::byte> bytes(1 + outcome.message.size());
@@ -156,8 +154,6 @@ int World::fail(const RunFailed& failure) const {
     if (rank() == 0 && mpi_ && !mpi_->hears_of_abort(kEchoTime)) log_error(kEndedByLauncher);
     return failure.status;
   }
-  // What fails here may be the echo of what rank 0 is about to say.
-  if (rank() != 0 && failure.status == 1) std::this_thread::sleep_for(kEchoOfFirst);
   log_error(failure.message);
   if (size() > 1) mpi_->abort(failure.status);
   return failure.status;
