@@ -52,13 +52,6 @@ class View {
   std::size_t size_ = 0;
 };
 
-bool names(const std::string& path, int fd) {
-  struct stat mine = {};
-  struct stat named = {};
-  return ::fstat(fd, &mine) == 0 && ::stat(path.c_str(), &named) == 0 && mine.st_ino == named.st_ino &&
-         mine.st_dev == named.st_dev;
-}
-
 std::string difference(const JobIdentity& now, const JobIdentity& before) {
   for (const auto& [name, value] : now.parts) {
     const auto other = std::ranges::find(before.parts, name, [](const auto& part) { return part.first; });
@@ -224,6 +217,7 @@ void Journal::require_mine() const {
 }
 
 void Journal::finish(const std::string& last_words) {
+  require_mine();
   std::optional<Completion> results = look_at_results();
   if (!results) fail(output_, "cannot read the results again");
   results->last_words = last_words;

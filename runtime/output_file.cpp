@@ -9,6 +9,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "partition/wording.hpp"
 #include "runtime/results.hpp"
@@ -20,7 +21,19 @@ namespace {
   throw OutputError(fmt::format("{}: {}: {}", shown(name), what, std::strerror(errno)));
 }
 
+// File systems without locks do without.
+bool taken_by_another(int fd) {
+  return ::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+}
+
 }  // namespace
+
+bool names(const std::string& path, int fd) {
+  struct stat mine = {};
+  struct stat named = {};
+  return ::fstat(fd, &mine) == 0 && ::stat(path.c_str(), &named) == 0 && mine.st_ino == named.st_ino &&
+         mine.st_dev == named.st_dev;
+}
 
 void sync_folder_of(const std::string& path) {
   const std::size_t slash = path.rfind('/');
@@ -60,44 +73,43 @@ OutputFile::OutputFile(std::string path) : path_(std::move(path)), partial_(path
   open_partial();
 }
 
+// A file of its own each time. One that is there already is not written to: where there are no locks, or its run's host is
+// cut off, that run may live on, and what it still writes must not end up in these results.
 void OutputFile::open_partial() {
   for (;;) {
-    fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    const int old = ::open(partial_.c_str(), O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (old < 0 && errno != ENOENT) fail(partial_, "cannot make the file");
+    if (old >= 0) {
+      const bool taken = taken_by_another(old);
+      const bool there = !taken && names(partial_, old);
+      if (there) ::unlink(partial_.c_str());
+      ::close(old);
+      if (taken) refuse();
+    }
+    fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd_ < 0 && errno == EEXIST) continue;
     if (fd_ < 0) fail(partial_, "cannot make the file");
-    const int locked = ::flock(fd_, LOCK_EX | LOCK_NB);  // file systems without locks do without
-    if (locked != 0 && errno == EWOULDBLOCK) {
-      ::close(fd_);
-      throw OutputError(
-          fmt::format("{}: another run is writing it; wait for it or choose another name", shown(partial_)));
-    }
-    // Between open and lock another run may have renamed or removed this very file.
-    struct stat mine = {};
-    struct stat named = {};
-    if (::fstat(fd_, &mine) == 0 && ::stat(partial_.c_str(), &named) == 0 && mine.st_ino == named.st_ino &&
-        mine.st_dev == named.st_dev) {
-      break;
-    }
-    ::close(fd_);
+    const bool taken = taken_by_another(fd_);
+    if (!taken && names(partial_, fd_)) return;
+    ::close(std::exchange(fd_, -1));  // another run came between the two
+    if (taken) refuse();
   }
-  if (::ftruncate(fd_, 0) != 0) {
-    const int error = errno;
-    ::close(fd_);
-    errno = error;
-    fail(partial_, "cannot empty the file");
-  }
+}
+
+void OutputFile::refuse() const {
+  throw OutputError(
+      fmt::format("{}: another run is writing it; wait for it or choose another name", shown(partial_)));
 }
 
 OutputFile::~OutputFile() {
   if (fd_ < 0) return;
-  ::unlink(partial_.c_str());
+  if (names(partial_, fd_)) ::unlink(partial_.c_str());
   ::close(fd_);
 }
 
 void OutputFile::commit() {
   if (::fsync(fd_) != 0) fail(partial_, "cannot make the results durable");
-  struct stat mine = {};
-  struct stat named = {};
-  if (::fstat(fd_, &mine) != 0 || ::stat(partial_.c_str(), &named) != 0 || mine.st_ino != named.st_ino) {
+  if (!names(partial_, fd_)) {
     throw OutputError(fmt::format("{}: another run has taken its place", shown(partial_)));
   }
   if (::rename(partial_.c_str(), path_.c_str()) != 0) fail(path_, "cannot put the results in place");

@@ -13,11 +13,15 @@ void write_all(int fd, std::string_view bytes, const std::string& name);
 // Makes names in the folder of `path` durable: a name alone is durable only once its folder is. Throws OutputError.
 void sync_folder_of(const std::string& path);
 
+// That the file open as `fd` is the one that `path` names: no other has taken its place.
+bool names(const std::string& path, int fd);
+
 // Throws OutputError when `path` is there and no plain file.
 void require_replaceable(const std::string& path);
 
 // PATH.partial until `commit` renames it to PATH: an older PATH stays as it is until then, and for good if
-// anything fails. Only one process at a time has the partial file of one PATH. Throws OutputError.
+// anything fails. Only one process at a time has the partial file of one PATH: a second is refused, or where the file
+// system has no locks takes the name over, which the first notices in `commit`. Throws OutputError.
 class OutputFile {
  public:
   explicit OutputFile(std::string path);
@@ -32,6 +36,7 @@ class OutputFile {
 
  private:
   void open_partial();
+  [[noreturn]] void refuse() const;
 
   std::string path_;
   std::string partial_;

@@ -1,13 +1,19 @@
 // Jobs that are killed at any moment and started again end with the file that they would have had.
 #include <doctest/doctest.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <sys/file.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <iterator>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -51,14 +57,37 @@ void damage(const std::string& path, std::mt19937& random) {
   write_file(path, bytes);
 }
 
+// Until the run with this output has made samples durable.
+void wait_for_samples(const std::string& output) {
+  std::error_code none_yet;
+  for (int i = 0; i < 20000; ++i) {
+    const auto bytes = std::filesystem::file_size(output + ".journal", none_yet);
+    if (!none_yet && bytes > 3000) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
 // Without mpirun or with so many ranks, and as many stages.
 Ended start(int layout, const std::string& arguments) {
   return layout < 2 ? run_program(0, arguments + fmt::format(" --stages {}", layout + 1), 120)
                     : run_program(layout, arguments, 120);
 }
 
-bool tidy(const std::string& output) {
-  return !std::filesystem::exists(output + ".partial") && !std::filesystem::exists(output + ".journal.new");
+// Names in the folder of results, in order.
+std::string names_in(const std::filesystem::path& folder) {
+  std::set<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) names.insert(entry.path().filename());
+  return fmt::format("{}", fmt::join(names, " "));
+}
+
+// The processes of runs with this output have ended, or do soon: those of a killed mpirun take a second.
+bool all_gone(const std::string& output) {
+  const std::string look = fmt::format("pgrep -f 'stagecoach [a-z]+ .*{}' >/dev/null", output);
+  for (int i = 0; i < 100; ++i) {
+    if (std::system(look.c_str()) != 0) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  return false;
 }
 
 // Starts the job until it is done, each time in another layout, and something dies at some moment of most runs.
@@ -100,23 +129,30 @@ TEST_CASE("killed anywhere, any number of times, the job ends with the same file
   std::mt19937 random(seed);
   const ScratchFolder folder;
   write_file(folder / "p.jsonl", prompts_of(150, random));
-  const std::string output = folder / "out.jsonl";
   const std::string generate = "generate --quiet --temperature 0.9 --logprobs --ignore-eos --prompts " +
                                (folder / "p.jsonl") + kModel + "--output ";
-  const Ended whole = run_program(0, generate + (folder / "whole.jsonl"), 120);
-  REQUIRE(whole.status == 0);
-  const std::string expected = read_file(folder / "whole.jsonl");
+  double whole_s = 0.0;
+  for (const char* name : {"whole.jsonl", "whole.h5"}) {
+    const Ended whole = run_program(0, generate + (folder / name), 120);
+    REQUIRE(whole.status == 0);
+    whole_s = whole.seconds;
+  }
   int runs = 0;
-  const int rounds = slow_tests() ? 60 : 3;
+  const int rounds = slow_tests() ? 150 : 3;
   for (int round = 0; round < rounds; ++round) {
     CAPTURE(round);
-    runs += run_to_the_end(generate + output, output, expected, whole.seconds, round % 2 == 1, random);
-    CHECK(read_file(output) == expected);
-    CHECK(tidy(output));
+    const std::string kind = round % 3 == 2 ? ".h5" : ".jsonl";
+    const std::string expected = read_file(folder / ("whole" + kind));
+    std::filesystem::create_directory(folder / "results");
+    const std::string output = folder / ("results/out" + kind);
+    runs += run_to_the_end(generate + output, output, expected, whole_s, round % 2 == 1, random);
+    const bool same = read_file(output) == expected;  // not to be printed when they differ
+    CHECK(same);
+    CHECK(all_gone(output));
+    CHECK(names_in(folder / "results") == "out" + kind + " out" + kind + ".journal");
     // Once more: it is there already.
     CHECK(run_program(0, generate + output).status == 0);
-    std::filesystem::remove(output);
-    std::filesystem::remove(output + ".journal");
+    std::filesystem::remove_all(folder / "results");
   }
   MESSAGE(runs, " runs in ", rounds, " rounds");
   CHECK(runs > rounds);  // somebody was killed
@@ -141,7 +177,8 @@ TEST_CASE("scores of texts go on window by window") {
   const Ended again = run_program(0, score + (folder / "o.jsonl"));
   CHECK(again.out == whole.out);  // the summary as well
   CHECK(run_program(2, score + output, 120).status == 0);
-  CHECK(tidy(output));
+  CHECK(names_in(folder.path()) ==
+        "o.jsonl o.jsonl.journal scores.h5 scores.h5.journal t.jsonl whole.jsonl whole.jsonl.journal");
 }
 
 TEST_CASE("a full disk ends the job, and room lets it go on") {
@@ -171,24 +208,54 @@ TEST_CASE("a full disk ends the job, and room lets it go on") {
   CHECK(read_file(output) == read_file(folder / "whole.jsonl"));
 }
 
+// A job that was killed when some of its samples were durable.
+void kill_when_under_way(const std::string& job, const std::string& output) {
+  const std::jthread killer([&] {
+    wait_for_samples(output);
+    static_cast<void>(std::system(fmt::format("pkill -KILL -f 'stagecoach generate .*{}'", output).c_str()));
+  });
+  run_program(0, job);
+}
+
+TEST_CASE("a disk that turned read-only ends the job, and it goes on when that is over") {
+  const ScratchFolder folder;
+  const SmallDisk disk(folder / "disk", 4096);
+  if (!disk.mounted()) {
+    MESSAGE("skipped: only root can mount a small disk");
+    return;
+  }
+  std::mt19937 random(std::random_device{}());
+  write_file(folder / "p.jsonl", prompts_of(400, random));
+  const std::string job = "generate --quiet --ignore-eos --prompts " + (folder / "p.jsonl") + kModel + "--output ";
+  REQUIRE(run_program(0, job + (folder / "whole.jsonl")).status == 0);
+  const std::string output = folder / "disk/o.jsonl";
+  kill_when_under_way(job + output, output);
+  const auto remount = [&](const char* how) {
+    return std::system(fmt::format("mount -o remount,{} {}", how, folder / "disk").c_str()) == 0;
+  };
+  REQUIRE(all_gone(output));
+  REQUIRE(remount("ro"));
+  const std::string before = read_file(output + ".journal");
+  for (const int ranks : {0, 2}) {
+    const Ended ended = run_program(ranks, job + output);
+    INFO(ended.err);
+    CHECK(ended.status == 1);
+    CHECK(ended.messages() == 1);
+    CHECK(ended.says("Read-only file system"));
+  }
+  REQUIRE(remount("rw"));
+  CHECK(read_file(output + ".journal") == before);
+  CHECK(run_program(2, job + output).status == 0);
+  CHECK(read_file(output) == read_file(folder / "whole.jsonl"));
+}
+
 TEST_CASE("what changes results is refused by name, what does not is welcome") {
   const ScratchFolder folder;
   const std::string output = folder / "o.jsonl";
   std::mt19937 random(3);
   write_file(folder / "p.jsonl", prompts_of(400, random));
   const std::string job = "generate --quiet --ignore-eos --prompts " + (folder / "p.jsonl") + kModel + "--output " + output;
-  {
-    const std::jthread killer([&] {  // once some samples are there
-      std::error_code none_yet;
-      for (int i = 0; i < 20000; ++i) {
-        const auto bytes = std::filesystem::file_size(output + ".journal", none_yet);
-        if (!none_yet && bytes > 3000) break;
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      }
-      static_cast<void>(std::system(fmt::format("pkill -KILL -f 'stagecoach generate .*{}'", output).c_str()));
-    });
-    run_program(0, job);
-  }
+  kill_when_under_way(job, output);
   REQUIRE_FALSE(std::filesystem::exists(output));
   REQUIRE(std::filesystem::exists(output + ".journal"));
   const auto refused = [&](const std::string& arguments, const std::string& says) {
@@ -206,6 +273,75 @@ TEST_CASE("what changes results is refused by name, what does not is welcome") {
   refused(job, "with prompts 400 with hash ");
   CHECK(run_program(2, job + " --fresh --chunk-tokens 9 --in-flight 3 --threads 1").status == 0);
   CHECK(read_file(output).find("\"index\":400,") != std::string::npos);
+}
+
+// Stops the process that writes this journal and takes the locks from it, as when its host is cut off from the file
+// system. Returns it, or 0 where the system does not let us.
+pid_t cut_off_writer_of(const std::string& output) {
+  std::error_code gone;
+  for (const auto& process : std::filesystem::directory_iterator("/proc", gone)) {
+    for (const auto& entry : std::filesystem::directory_iterator(process.path() / "fd", gone)) {
+      if (std::filesystem::read_symlink(entry.path(), gone) != output + ".journal") continue;
+      const pid_t pid = std::stoi(process.path().filename());
+      kill(pid, SIGSTOP);
+      const auto process_fd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+      bool unlocked = false;
+      for (const auto& open : std::filesystem::directory_iterator(process.path() / "fd", gone)) {
+        if (!std::filesystem::read_symlink(open.path(), gone).string().starts_with(output)) continue;
+        const int number = std::stoi(open.path().filename());
+        const auto same_file = static_cast<int>(syscall(SYS_pidfd_getfd, process_fd, number, 0));
+        unlocked = flock(same_file, LOCK_UN) == 0;
+        close(same_file);
+      }
+      close(process_fd);
+      if (unlocked) return pid;
+      kill(pid, SIGCONT);
+      return 0;
+    }
+  }
+  return 0;
+}
+
+TEST_CASE("a run that was cut off and lives on cannot touch the results of the one that took over") {
+  const ScratchFolder folder;
+  std::mt19937 random(std::random_device{}());
+  write_file(folder / "p.jsonl", prompts_of(1200, random));
+  const std::string job = "generate --quiet --ignore-eos --prompts " + (folder / "p.jsonl") + kModel + "--output ";
+  REQUIRE(run_program(0, job + (folder / "whole.jsonl"), 120).status == 0);
+  const std::string expected = read_file(folder / "whole.jsonl");
+  const bool either = random() % 2 == 0;
+  for (const bool over_before : {true, false}) {  // the second run, when the first wakes up
+    if (!slow_tests() && over_before != either) continue;
+    CAPTURE(over_before);
+    std::filesystem::create_directory(folder / "results");
+    const std::string output = folder / "results/o.jsonl";
+    Ended first;
+    std::jthread other([&] { first = run_program(0, job + output, 120); });
+    wait_for_samples(output);
+    const pid_t cut_off = cut_off_writer_of(output);
+    if (cut_off == 0) {
+      MESSAGE("skipped: cannot take another process's locks here");
+      return;
+    }
+    std::jthread waker([&] {
+      if (over_before) return;
+      std::this_thread::sleep_for(std::chrono::milliseconds(random() % 1500));
+      kill(cut_off, SIGCONT);
+    });
+    const Ended second = run_program(2, job + output, 120);
+    if (over_before) kill(cut_off, SIGCONT);
+    waker.join();
+    other.join();
+    INFO(first.err << second.err);
+    CHECK(second.status == 0);
+    CHECK(first.status == 1);
+    CHECK(first.says("another run has taken this job over"));
+    const bool same = read_file(output) == expected;
+    CHECK(same);
+    CHECK(names_in(folder / "results") == "o.jsonl o.jsonl.journal");
+    CHECK(run_program(0, job + output).status == 0);
+    std::filesystem::remove_all(folder / "results");
+  }
 }
 
 TEST_CASE("a second run on the same output waits for the first and then has nothing to do") {

@@ -199,6 +199,10 @@ TEST_CASE("one writer: a second waits for the first; one that was cut off notice
   std::filesystem::rename(Journal::path_of(output) + ".other", Journal::path_of(output));
   CHECK_THROWS_AS(cut_off.sync(), OutputError);
   CHECK_THROWS_AS(cut_off.require_mine(), OutputError);
+  const std::string theirs = bytes_of(Journal::path_of(output));
+  put_bytes(output, "results\n");
+  CHECK_THROWS_AS(cut_off.finish(""), OutputError);
+  CHECK(bytes_of(Journal::path_of(output)) == theirs);
 }
 
 TEST_CASE("records of samples survive any change of bytes as themselves or not at all") {

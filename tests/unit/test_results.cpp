@@ -1,6 +1,8 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -149,6 +151,52 @@ TEST_CASE("two runs do not share a partial file") {
   const Folder folder;
   const auto sink = make_jsonl_sink(folder / "out.jsonl", nullptr, kEos);
   CHECK_THROWS_AS(make_jsonl_sink(folder / "out.jsonl", nullptr, kEos), OutputError);
+}
+
+// As where a file system has no locks, or the host that held it is cut off.
+void unlock(const std::string& path) {
+  int found = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    if (std::filesystem::read_symlink(entry.path(), gone) != path) continue;
+    ::flock(std::stoi(entry.path().filename()), LOCK_UN);
+    ++found;
+  }
+  REQUIRE(found == 1);
+}
+
+TEST_CASE("without locks a second run takes the name over, and nothing of the first gets into its results") {
+  const Folder folder;
+  const std::string path = folder / "out.jsonl";
+  auto first = make_jsonl_sink(path, nullptr, kEos);
+  for (int i = 0; i < 20000; ++i) first->write(request_of("a"), one(sample_of({1})));  // more than it keeps back
+  unlock(path + ".partial");
+  const auto second = make_jsonl_sink(path, nullptr, kEos);
+  second->write(request_of("b"), one(sample_of({2})));
+  for (int i = 0; i < 20000; ++i) first->write(request_of("a"), one(sample_of({1})));
+  SUBCASE("the first comes to its end before") { CHECK_THROWS_AS(first->finish(), OutputError); }
+  SUBCASE("the first is gone before") { first.reset(); }
+  SUBCASE("the first lives on") {}
+  second->finish();
+  const std::string results = content(path);
+  CHECK(std::ranges::count(results, '\n') == 1);
+  if (first) {
+    first->write(request_of("a"), one(sample_of({1})));
+    CHECK_THROWS_AS(first->finish(), OutputError);
+    first.reset();
+  }
+  CHECK(content(path) == results);
+  CHECK_FALSE(std::filesystem::exists(path + ".partial"));
+}
+
+TEST_CASE("what has the partial file's name and is none is no reason to wait for ever") {
+  const Folder folder;
+  const std::string path = folder / "out.jsonl";
+  std::filesystem::create_symlink("nowhere", path + ".partial");
+  CHECK_THROWS_AS(make_jsonl_sink(path, nullptr, kEos), OutputError);
+  std::filesystem::remove(path + ".partial");
+  REQUIRE(::mkfifo((path + ".partial").c_str(), 0600) == 0);
+  CHECK_THROWS_AS(make_jsonl_sink(path, nullptr, kEos), OutputError);
 }
 
 TEST_CASE("places that cannot be written are known at once, with the system's reason") {
