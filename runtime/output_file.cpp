@@ -73,8 +73,8 @@ OutputFile::OutputFile(std::string path) : path_(std::move(path)), partial_(path
   open_partial();
 }
 
-// A file of its own each time. One that is there already is not written to: where there are no locks, or its run's host is
-// cut off, that run may live on, and what it still writes must not end up in these results.
+// A file of its own each time. One that is there already is not written to: where there are no locks, or its run's host
+// is cut off, that run may live on, and what it still writes must not end up in these results.
 void OutputFile::open_partial() {
   for (;;) {
     const int old = ::open(partial_.c_str(), O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
@@ -97,8 +97,7 @@ void OutputFile::open_partial() {
 }
 
 void OutputFile::refuse() const {
-  throw OutputError(
-      fmt::format("{}: another run is writing it; wait for it or choose another name", shown(partial_)));
+  throw OutputError(fmt::format("{}: another run is writing it; wait for it or choose another name", shown(partial_)));
 }
 
 OutputFile::~OutputFile() {

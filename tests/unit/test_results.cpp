@@ -174,8 +174,12 @@ TEST_CASE("without locks a second run takes the name over, and nothing of the fi
   const auto second = make_jsonl_sink(path, nullptr, kEos);
   second->write(request_of("b"), one(sample_of({2})));
   for (int i = 0; i < 20000; ++i) first->write(request_of("a"), one(sample_of({1})));
-  SUBCASE("the first comes to its end before") { CHECK_THROWS_AS(first->finish(), OutputError); }
-  SUBCASE("the first is gone before") { first.reset(); }
+  SUBCASE("the first comes to its end before") {
+    CHECK_THROWS_AS(first->finish(), OutputError);
+  }
+  SUBCASE("the first is gone before") {
+    first.reset();
+  }
   SUBCASE("the first lives on") {}
   second->finish();
   const std::string results = content(path);
