@@ -26,6 +26,8 @@ bool launched_by_mpi() {
 constexpr const char* kEndedByLauncher = "interrupted: mpirun ends the job with SIGTERM; start the same command again";
 // In which another rank's failure, said by that rank, is known to rank 0. mpirun kills after a second.
 constexpr std::chrono::milliseconds kEchoTime{100};
+// In which ranks that mpirun ends can still agree that it was nobody's failure, in seconds.
+constexpr double kAgreeOnEnd = 0.3;
 
 std::vector<std::byte> bytes_of(const Outcome& outcome) {
   std::vector<std::byte> bytes(1 + outcome.message.size());
@@ -98,14 +100,22 @@ void World::agree_within(double limit_s, const std::function<void()>& step) cons
   const Outcome mine = outcome_of(step);
   // One after the other, so that one message is said.
   if (mine.status != 0) limit_s = 5.0 + 2.0 * std::min(rank(), 10);
+  const bool ended = mine.status != 0 && mine.message.empty();  // by mpirun, which leaves a second
+  if (ended) limit_s = kAgreeOnEnd;
   std::vector<std::vector<std::byte>> all;
   try {
     all = mpi_->all_gather(bytes_of(mine), limit_s);
   } catch (const TransportError& e) {
-    log_error(mine.status != 0 ? mine.message : fmt::format("rank {} (host {}): {}", rank(), host(), e.what()));
-    mpi_->abort(1);
+    if (ended) throw StartupFailed{mine.status};  // who made mpirun do so has said why
+    give_up(e, mine);
   }
   settle(all);
+}
+
+void World::give_up(const TransportError& why, const Outcome& mine) const {
+  const bool failed = mine.status != 0;
+  log_error(failed ? mine.message : fmt::format("rank {} (host {}): {}", rank(), host(), why.what()));
+  mpi_->abort(failed ? mine.status : 1);
 }
 
 void World::settle(const std::vector<std::vector<std::byte>>& all) const {
@@ -131,8 +141,7 @@ std::vector<std::vector<std::byte>> World::from_all(std::span<const std::byte> v
   try {
     return mpi_->all_gather(value);
   } catch (const TransportError& e) {
-    log_error(fmt::format("rank {} (host {}): {}", rank(), host(), e.what()));
-    mpi_->abort(1);
+    give_up(e, {});
   }
 }
 

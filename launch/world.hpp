@@ -79,6 +79,8 @@ class World {
 
  private:
   void settle(const std::vector<std::vector<std::byte>>& outcomes) const;
+  // Others cannot be waited for: says what happened here, otherwise `why`, and ends the job.
+  [[noreturn]] void give_up(const TransportError& why, const Outcome& mine) const;
 
   std::thread::id main_thread_ = std::this_thread::get_id();  // MPI's
   std::unique_ptr<MpiProcess> mpi_;

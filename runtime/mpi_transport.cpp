@@ -9,6 +9,7 @@
 #include <exception>
 #include <list>
 #include <map>
+#include <set>
 #include <source_location>
 #include <thread>
 #include <unordered_map>
@@ -31,6 +32,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kAbortTag = 100;
 constexpr int kSignTag = 101;
 constexpr std::chrono::milliseconds kAbortWordTime{50};
+constexpr std::chrono::milliseconds kAbandonTime{500};
 
 int int_count(std::int64_t count) {
   if (count > std::numeric_limits<int>::max()) {
@@ -108,6 +110,7 @@ class MpiTransport final : public Transport {
   Ticket receive(Tensor tensor) override {
     MPI_Request& request = open(tensor);
     check(MPI_Irecv(tensor.data, int_count(tensor.rows * tensor.cols), MPI_FLOAT, rank_ - 1, 0, comm_, &request));
+    receiving_.insert(last_ticket_);
     return last_ticket_;
   }
   bool done(Ticket ticket) override {
@@ -115,11 +118,29 @@ class MpiTransport final : public Transport {
     if (found == requests_.end()) throw std::invalid_argument(fmt::format("ticket {} is not open", ticket));
     int finished = 0;
     check(MPI_Test(&found->second, &finished, MPI_STATUS_IGNORE));
-    if (finished != 0) requests_.erase(found);
+    if (finished != 0) {
+      requests_.erase(found);
+      receiving_.erase(ticket);
+    }
     return finished != 0;
   }
-  // MPI moves data inside this process's calls alone, and the only one still to come is the one that ends the job.
-  void abandon() noexcept override {}
+  // MPI moves data inside this process's calls, and those that end the job are still to come. What has not begun to
+  // arrive is called off, what has is waited for.
+  void abandon() noexcept override {
+    for (const Ticket ticket : receiving_) {
+      const auto found = requests_.find(ticket);
+      if (found != requests_.end()) MPI_Cancel(&found->second);
+    }
+    const Clock::time_point end = Clock::now() + kAbandonTime;
+    for (const Ticket ticket : receiving_) {
+      const auto found = requests_.find(ticket);
+      int finished = found == requests_.end() ? 1 : 0;
+      while (finished == 0 && Clock::now() < end) {
+        if (MPI_Test(&found->second, &finished, MPI_STATUS_IGNORE) != MPI_SUCCESS) break;
+      }
+    }
+    receiving_.clear();
+  }
 
  private:
   MPI_Request& open(const Tensor& tensor) {
@@ -134,6 +155,7 @@ class MpiTransport final : public Transport {
   int rank_;
   Ticket last_ticket_ = 0;
   std::unordered_map<Ticket, MPI_Request> requests_;
+  std::set<Ticket> receiving_;  // of these
 };
 
 }  // namespace
