@@ -62,8 +62,7 @@ class Chooser {
     request.in_flight = plan.in_flight;
     const std::int64_t count = std::max<std::int64_t>(1, r_.work.sequences);
     request.job.sequences = tight ? 1 : std::clamp<std::int64_t>(r_.work.sequences, 1, r_.most_slots);
-    request.job.prompt_tokens =
-        std::clamp<std::int64_t>(r_.work.prompt_tokens / count, 1, plan.model.n_positions);
+    request.job.prompt_tokens = std::clamp<std::int64_t>(r_.work.prompt_tokens / count, 1, plan.model.n_positions);
     request.job.new_tokens = std::max<std::int64_t>(1, r_.work.scored ? 1 : r_.work.new_tokens / count);
     request.job.scored = r_.work.scored;
     for (std::size_t s = 0; s < r_.rooms.size(); ++s) {

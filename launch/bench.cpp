@@ -120,8 +120,8 @@ void write_json(const Options& options, const Session& session, const Figures& f
       "\"ttft_s\": {}, "
       "\"weight_bytes\": {}, \"kv_bytes\": {}, \"peak_bytes\": {}}}\n",
       json_string(session.model().name), name_of(session.dtype()), session.device(), session.plan().stage_count(),
-      session.threads(), options.batch, options.prompt_tokens, options.new_tokens, json_of(f.prefill), json_of(f.decode), json_of(f.ttft),
-      f.weight_bytes, f.kv_bytes, f.peak_bytes);
+      session.threads(), options.batch, options.prompt_tokens, options.new_tokens, json_of(f.prefill),
+      json_of(f.decode), json_of(f.ttft), f.weight_bytes, f.kv_bytes, f.peak_bytes);
   OutputFile file(options.json_path);
   file.write(text);
   file.commit();

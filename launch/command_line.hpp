@@ -47,9 +47,9 @@ struct Options {
   bool deterministic = false;     // on CUDA; CPUs always are
   std::optional<std::int32_t> stages;
   std::optional<std::int32_t> threads;
-  bool auto_stages = false;                      // --stages auto: as many as are best
-  std::optional<std::int32_t> chunk_tokens;      // the longest of `chunks`, if they are given
-  ChunkPlan chunks;                              // lengths by position of the prompt
+  bool auto_stages = false;                  // --stages auto: as many as are best
+  std::optional<std::int32_t> chunk_tokens;  // the longest of `chunks`, if they are given
+  ChunkPlan chunks;                          // lengths by position of the prompt
   std::optional<std::int32_t> in_flight;
   std::optional<std::int64_t> memory_per_rank;  // of stages for which the run file says nothing else
   TransportChoice transport = TransportChoice::kAuto;
@@ -98,9 +98,9 @@ struct Options {
   std::string machine_path;             // speeds and memory of the devices; empty: assumed
   std::optional<std::int32_t> context;  // positions of each sequence; all of the model's
   std::optional<std::int32_t> plan_new_tokens;
-  bool json = false;                            // the plan as JSON on standard output
-  std::string write_path;                       // run file to write; empty: none
-  std::string svg_path;                         // drawing to write
+  bool json = false;       // the plan as JSON on standard output
+  std::string write_path;  // run file to write; empty: none
+  std::string svg_path;    // drawing to write
 };
 
 // For standard output, status 0.

@@ -56,8 +56,7 @@ int run_generate(const Options& options, const World& world) {
   PromptJob job;
   const bool to_do = session.prepare([&]() -> std::optional<WorkSize> {
     open_prompts(job, options, session, generate_options(options, session.model()));
-    if (!options.output_path.empty()) job.journal = open_journal(job, options, session);
-    if (job.journal && job.journal->complete()) return std::nullopt;
+    if (!open_journal(job, options, session)) return std::nullopt;
     open_sink(job, options, session.model());
     return job.size;
   });

@@ -222,8 +222,8 @@ const OptionSpec kTable[] = {
      false, [](Options&, const std::string&) {}},
     {"dtype", "D", kForRuns | kForConvert, kModel, "weights as float32, float16, bfloat16 or int8 [as stored]", false,
      set_dtype},
-    {"kv-dtype", "D", kForRuns, kModel, "keys and values as float32, float16 or bfloat16 [float32, on GPUs float16]", false,
-     set_kv_dtype},
+    {"kv-dtype", "D", kForRuns, kModel, "keys and values as float32, float16 or bfloat16 [float32, on GPUs float16]",
+     false, set_kv_dtype},
     {"layout", "panels|rows", kForConvert, kModel,
      "matrices in the file as panels, as they are computed with and load fastest, or as rows, for other programs "
      "(not int8) [panels]",
@@ -251,7 +251,8 @@ const OptionSpec kTable[] = {
      }},
     {"shard", "I/N", kForPrompts, kInOut, "take every N-th prompt, from the I-th, counted from 0 (job arrays) [0/1]",
      false, set_shard},
-    {"fresh", "", kForPrompts, kInOut, "start over: what an earlier run of the same command has finished does not count", false,
+    {"fresh", "", kForPrompts, kInOut,
+     "start over: what an earlier run of the same command has finished does not count", false,
      [](Options& o, const std::string& v) { o.fresh = flag(v); }},
 
     {"max-new-tokens", "N", kForGenerate, kGeneration, "most tokens to generate for a prompt [128]", false,

@@ -78,9 +78,8 @@ class Profiler {
  private:
   Found measure(std::int32_t s, std::int32_t stages, LoopbackHub& hub, std::barrier<>& together) {
     const StageDevice& device = devices_[static_cast<std::size_t>(s)];
-    std::unique_ptr<Backend> bare = device.cuda
-                                        ? make_cuda_backend({device.index, device.pool_bytes, o_.deterministic})
-                                        : make_cpu_backend({threads_, simd_of(o_.simd)});
+    std::unique_ptr<Backend> bare = device.cuda ? make_cuda_backend({device.index, device.pool_bytes, o_.deterministic})
+                                                : make_cpu_backend({threads_, simd_of(o_.simd)});
     const std::string name = bare->name();
     ProfilingBackend backend(std::move(bare));
     MeasureOptions options;

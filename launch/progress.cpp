@@ -19,7 +19,8 @@ std::string duration_text(double seconds) {
 }
 
 std::string progress_text(const ProgressCounts& counts, const std::string& unit) {
-  const double rate = counts.seconds > 0.0 ? static_cast<double>(counts.tokens - counts.found_tokens) / counts.seconds : 0.0;
+  const double rate =
+      counts.seconds > 0.0 ? static_cast<double>(counts.tokens - counts.found_tokens) / counts.seconds : 0.0;
   std::string text =
       fmt::format("{} of {} {}, {} tokens, {:.1f} tokens/s", counts.done, counts.total, unit, counts.tokens, rate);
   const std::int64_t done_now = counts.done - counts.found;

@@ -95,9 +95,8 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, const
     const auto start = std::chrono::steady_clock::now();
     job.hooks.on_progress = [&](const Written& written) {
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      line.update(progress_text({written.prompts, job.count, written.tokens, seconds, written.found_prompts,
-                                 written.found_tokens},
-                                unit));
+      line.update(progress_text(
+          {written.prompts, job.count, written.tokens, seconds, written.found_prompts, written.found_tokens}, unit));
     };
     FrontDeskBounds bounds;
     bounds.n_positions = session.model().config.n_positions;

@@ -44,7 +44,8 @@ JobIdentity identity(const PromptJob& job, const Options& o, const Session& sess
 
 }  // namespace
 
-std::unique_ptr<Journal> open_journal(const PromptJob& job, const Options& options, const Session& session) {
+bool open_journal(PromptJob& job, const Options& options, const Session& session) {
+  if (options.output_path.empty()) return true;
   bool said = false;
   const auto waiting = [&] {
     if (!std::exchange(said, true)) {
@@ -54,19 +55,20 @@ std::unique_ptr<Journal> open_journal(const PromptJob& job, const Options& optio
     session.alive();
   };
   try {
-    auto journal =
+    job.journal =
         std::make_unique<Journal>(options.output_path, identity(job, options, session), options.fresh, waiting);
-    if (journal->damaged_bytes() > 0) {
+    const Journal& journal = *job.journal;
+    if (journal.damaged_bytes() > 0) {
       log_warning(fmt::format("{}: {} damaged bytes passed over; what they held is computed again",
-                              Journal::path_of(options.output_path), journal->damaged_bytes()));
+                              Journal::path_of(options.output_path), journal.damaged_bytes()));
     }
-    if (journal->complete()) {
+    if (journal.complete()) {
       log_note(fmt::format("{} is complete already; --fresh would make it anew", options.output_path));
-    } else if (journal->recorded_samples() > 0) {
-      log_verbose(fmt::format("going on after {} finished {}", journal->recorded_samples(),
-                           options.command == Command::kScore ? "windows" : "samples"));
+    } else if (journal.recorded_samples() > 0) {
+      log_verbose(fmt::format("going on after {} finished {}", journal.recorded_samples(),
+                              options.command == Command::kScore ? "windows" : "samples"));
     }
-    return journal;
+    return !journal.complete();
   } catch (const JournalMismatch& mismatch) {
     throw UsageError(mismatch.what());
   }

@@ -44,8 +44,7 @@ int run_score(const Options& options, const World& world) {
     PromptOptions prompts = prompt_options(options, session.model());
     prompts.any_length = true;
     open_prompts(job, options, session, prompts);
-    if (!options.output_path.empty()) job.journal = open_journal(job, options, session);
-    if (job.journal && job.journal->complete()) return std::nullopt;
+    if (!open_journal(job, options, session)) return std::nullopt;
     if (options.output_path.empty()) {
       job.sink = make_score_text_sink(STDOUT_FILENO, total);
     } else {

@@ -202,16 +202,16 @@ void Session::make_stages() {
 }
 
 bool Session::prepare(const std::function<std::optional<WorkSize>()>& size) {
-  WorkSize work;
   std::optional<WorkSize> asked;
   world_.agree([&] {
     if (leads()) asked = size();
   });
-  if (world_.minimum(leads() && !asked ? 0 : 1) == 0) return false;
-  if (asked) work = *asked;
-  catch_interrupts();
-  const std::vector<std::byte> first = world_.from_first(std::as_bytes(std::span(&work, 1)));
+  const std::vector<std::byte> first =
+      world_.from_first(asked ? std::as_bytes(std::span(&*asked, 1)) : std::span<const std::byte>{});
+  if (first.empty()) return false;
+  WorkSize work;
   std::memcpy(&work, first.data(), sizeof work);
+  catch_interrupts();
 
   find_fit(work);
   world_.agree([this] { make_stages(); });
@@ -245,12 +245,13 @@ void Session::catch_interrupts() const {
 void Session::load(Stage& stage) {
   const BlockRange blocks = plan_.stages[static_cast<std::size_t>(stage.index)].blocks;
   StatusLine line(stage.index == 0 && !options_.quiet);
-  StageWeights weights = load_stage(
-      *stage.backend, *model_->weights, plan_.model, blocks, dtype_, [this, &line](std::int64_t done, std::int64_t total) {
-        throw_if_interrupted();
-        world_.alive();
-        line.update(fmt::format("loading {} of {}", readable_bytes(done), readable_bytes(total)));
-      });
+  StageWeights weights =
+      load_stage(*stage.backend, *model_->weights, plan_.model, blocks, dtype_,
+                 [this, &line](std::int64_t done, std::int64_t total) {
+                   throw_if_interrupted();
+                   world_.alive();
+                   line.update(fmt::format("loading {} of {}", readable_bytes(done), readable_bytes(total)));
+                 });
   const StageLimits limits{scheduler_limits().max_rows(), pages_, scheduler_limits().tables(), kv_dtype_};
   stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits);
   if (plan_.stage_count() == 1 || !threads_are_stages()) return;

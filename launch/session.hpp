@@ -93,7 +93,7 @@ class Session {
   std::vector<StageDevice> devices_;  // of this process's stages
   std::vector<StageRoom> rooms_;      // by stage
   std::vector<StageNeed> needs_;      // by stage
-  bool chunks_are_open_ = false;  // for the partitioner to choose
+  bool chunks_are_open_ = false;      // for the partitioner to choose
   bool use_nccl_ = false;
   bool failed_ = false;  // `run` did
   bool drains_ = false;

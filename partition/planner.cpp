@@ -65,13 +65,11 @@ class Search {
     return stage_bytes(r_.model, blocks, device(d).layout, work);
   }
   bool fits(std::int32_t d, BlockRange blocks) const {
-    return !device(d).budget_bytes ||
-           bytes(d, blocks).device() + device(d).process_bytes <= *device(d).budget_bytes;
+    return !device(d).budget_bytes || bytes(d, blocks).device() + device(d).process_bytes <= *device(d).budget_bytes;
   }
 
   MicrobatchWork middle_chunk() const {
-    MicrobatchWork work =
-        prompt_chunk(r_.job.prompt_tokens / 2, std::min<std::int64_t>(chunk_, r_.job.prompt_tokens));
+    MicrobatchWork work = prompt_chunk(r_.job.prompt_tokens / 2, std::min<std::int64_t>(chunk_, r_.job.prompt_tokens));
     if (r_.job.scored) work.logits_rows = work.rows();
     return work;
   }

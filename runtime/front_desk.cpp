@@ -130,9 +130,7 @@ struct FrontDesk::State {
       const auto has_room = [&] {
         return has_more && ready.size() < kReadyRequests && (ready.empty() || ready_bytes < kReadyBytes);
       };
-      const auto something = [&] {
-        return stopping || closing || has_room() || !finished.empty() || !tokens.empty();
-      };
+      const auto something = [&] { return stopping || closing || has_room() || !finished.empty() || !tokens.empty(); };
       if (journal != nullptr && journal->unsynced()) {
         changed.wait_until(lock, journal->last_sync() + kSyncEvery, something);
       } else {

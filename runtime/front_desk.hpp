@@ -3,9 +3,10 @@
 //
 // The pipeline's loop talks to it without ever blocking. Bounded: prompts that are read and not written yet, and what
 // will become of them, take at most `bounds` (or are one prompt). With a journal, what it has of a prompt is not asked
-// for again, and what is delivered becomes durable there soon, many samples at a time. It keeps each prompt until all its samples are there;
-// with a `split`, each prompt is handed out as several requests (windows of a long text), whose samples are told apart
-// by their numbers. A failure of the thread (a full disk, a prompts file that changed) is rethrown in the loop.
+// for again, and what is delivered becomes durable there soon, many samples at a time. It keeps each prompt until all
+// its samples are there; with a `split`, each prompt is handed out as several requests (windows of a long text), whose
+// samples are told apart by their numbers. A failure of the thread (a full disk, a prompts file that changed) is
+// rethrown in the loop.
 #pragma once
 
 #include <cstdint>

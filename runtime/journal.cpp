@@ -72,7 +72,7 @@ Journal::Journal(const std::string& output, const JobIdentity& job, bool fresh, 
   try {
     lock(waiting);
     read_old(fresh);
-    if (!complete_) begin_new();
+    if (!complete_) replace(record_of(job_));
   } catch (...) {
     struct stat info = {};
     if (fd_ >= 0 && ::fstat(fd_, &info) == 0 && info.st_size == 0) ::unlink(path_.c_str());
@@ -136,12 +136,9 @@ std::optional<Completion> Journal::look_at_results() const {
   }
 }
 
-void Journal::begin_new() {
-  replace(record_of(job_), true);
-}
-
-// A new file takes the old one's place and name: whoever still writes to the old one is out.
-void Journal::replace(std::span<const std::byte> head, bool keep_samples) {
+// A new file, with the samples of earlier runs behind `head`, takes the old one's place and name: whoever still writes
+// to the old one is out.
+void Journal::replace(std::span<const std::byte> head) {
   const std::string fresh_path = path_ + ".new";
   ::unlink(fresh_path.c_str());
   const int fresh_fd = ::open(fresh_path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
@@ -149,20 +146,18 @@ void Journal::replace(std::span<const std::byte> head, bool keep_samples) {
   try {
     ::flock(fresh_fd, LOCK_EX | LOCK_NB);
     write_all(fresh_fd, text_of(head), fresh_path);
-    if (keep_samples) {
-      const View old(fd_, path_);
-      std::vector<std::byte> batch;
-      auto at = static_cast<std::int64_t>(head.size());
-      for (SampleEntry& entry : entries_) {
-        const auto record = old.bytes().subspan(static_cast<std::size_t>(entry.offset), entry.bytes);
-        batch.insert(batch.end(), record.begin(), record.end());
-        entry.offset = std::exchange(at, at + entry.bytes);
-        if (batch.size() < kWriteAt) continue;
-        write_all(fresh_fd, text_of(batch), fresh_path);
-        batch.clear();
-      }
+    const View old(fd_, path_);
+    std::vector<std::byte> batch;
+    auto at = static_cast<std::int64_t>(head.size());
+    for (SampleEntry& entry : entries_) {
+      const auto record = old.bytes().subspan(static_cast<std::size_t>(entry.offset), entry.bytes);
+      batch.insert(batch.end(), record.begin(), record.end());
+      entry.offset = std::exchange(at, at + entry.bytes);
+      if (batch.size() < kWriteAt) continue;
       write_all(fresh_fd, text_of(batch), fresh_path);
+      batch.clear();
     }
+    write_all(fresh_fd, text_of(batch), fresh_path);
     if (::fsync(fresh_fd) != 0) fail(fresh_path, "cannot make the journal durable");
     if (::rename(fresh_path.c_str(), path_.c_str()) != 0) fail(path_, "cannot put the journal in place");
     sync_folder_of(path_);
@@ -224,7 +219,8 @@ void Journal::finish(const std::string& last_words) {
   std::vector<std::byte> head = record_of(job_);
   const std::vector<std::byte> end = record_of(key_, *results);
   head.insert(head.end(), end.begin(), end.end());
-  replace(head, false);
+  entries_.clear();
+  replace(head);
   unsynced_ = false;
 }
 

@@ -60,8 +60,7 @@ class Journal {
  private:
   void lock(const std::function<void()>& waiting);
   void read_old(bool fresh);
-  void begin_new();
-  void replace(std::span<const std::byte> head, bool keep_samples);
+  void replace(std::span<const std::byte> head);
   std::optional<Completion> look_at_results() const;
 
   std::string output_, path_;

@@ -54,6 +54,13 @@ std::optional<std::span<const std::byte>> payload_at(std::span<const std::byte> 
   return payload;
 }
 
+void put_parts(wire::Writer& out, const JobIdentity& job) {
+  for (const auto& [name, value] : job.parts) {
+    out.put(std::string_view(name));
+    out.put(std::string_view(value));
+  }
+}
+
 JobIdentity read_job(wire::Reader& in) {
   JobIdentity job;
   for (std::size_t n = in.count(2 * sizeof(std::uint32_t)); n > 0; --n) {
@@ -134,20 +141,14 @@ class Collector {
 
 std::uint64_t JobIdentity::key() const {
   wire::Writer out;
-  for (const auto& [name, value] : parts) {
-    out.put(std::string_view(name));
-    out.put(std::string_view(value));
-  }
+  put_parts(out, *this);
   return xxh3_of(out.bytes());
 }
 
 std::vector<std::byte> record_of(const JobIdentity& job) {
   wire::Writer out = begin(Kind::kJob, job.key());
   out.put_count(job.parts.size());
-  for (const auto& [name, value] : job.parts) {
-    out.put(std::string_view(name));
-    out.put(std::string_view(value));
-  }
+  put_parts(out, job);
   return framed(out);
 }
 

@@ -27,9 +27,9 @@ struct JobIdentity {
 
 // That the results are complete, and how to know them.
 struct Completion {
-  std::int64_t bytes = 0;    // of the file
-  std::uint64_t xxh3 = 0;    // of its bytes
-  std::string last_words;    // what the run said at its end
+  std::int64_t bytes = 0;  // of the file
+  std::uint64_t xxh3 = 0;  // of its bytes
+  std::string last_words;  // what the run said at its end
 };
 
 std::vector<std::byte> record_of(const JobIdentity& job);
@@ -45,10 +45,10 @@ struct SampleEntry {
 };
 
 struct JournalContents {
-  std::vector<SampleEntry> samples;   // of this job, by index and sample, each once
-  std::int64_t other_samples = 0;     // of other jobs
-  std::int64_t damaged_bytes = 0;     // that belong to no record
-  std::optional<JobIdentity> other;   // the last one that is not this job
+  std::vector<SampleEntry> samples;      // of this job, by index and sample, each once
+  std::int64_t other_samples = 0;        // of other jobs
+  std::int64_t damaged_bytes = 0;        // that belong to no record
+  std::optional<JobIdentity> other;      // the last one that is not this job
   std::optional<Completion> completion;  // of this job
 };
 

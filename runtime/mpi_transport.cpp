@@ -13,6 +13,7 @@
 #include <source_location>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 
 namespace stagecoach {
 namespace {
@@ -230,17 +231,21 @@ MpiProcess::~MpiProcess() {
 
 std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::byte> bytes, double limit_s) const {
   const Clock::time_point start = Clock::now();
-  const auto seconds_since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
+  const auto seconds_since = [](Clock::time_point t) {
+    return std::chrono::duration<double>(Clock::now() - t).count();
+  };
   const auto watch = [&] {
     sign();
     look_for_signs();
     if (seconds_since(start) > limit_s) throw TransportError("waited in vain for all other ranks");
-    for (int r = rank_ == 0 ? 1 : 0; r < (rank_ == 0 ? size_ : rank_ == 1 ? 1 : 0); ++r) {
+    const auto [first, end] = rank_ == 0 ? std::pair(1, size_) : std::pair(0, rank_ == 1 ? 1 : 0);
+    for (int r = first; r < end; ++r) {  // those that this rank watches
       const auto i = static_cast<std::size_t>(r);
       if (seconds_since(std::max(start, watch_->heard[i])) <= silence_limit_s_) continue;
-      throw TransportError(fmt::format("heard nothing from rank {} (host {}) for {:.0f} s while all ranks had to agree; is "
-                                       "it alive? (--timeout sets the limit)",
-                                       r, watch_->hosts[i], silence_limit_s_));
+      throw TransportError(
+          fmt::format("heard nothing from rank {} (host {}) for {:.0f} s while all ranks had to agree; is "
+                      "it alive? (--timeout sets the limit)",
+                      r, watch_->hosts[i], silence_limit_s_));
     }
   };
   // Non-blocking collectives polled with short sleeps: ranks that wait for a slow one leave it the core.

@@ -30,8 +30,8 @@ class MpiProcess {
   int local_rank() const { return local_rank_; }
   const std::string& host() const { return host_; }
 
-  // From here on a rank that gives no sign of life for so long while others wait in `all_gather` ends their waiting. Rank
-  // 0 watches all others, rank 1 watches rank 0.
+  // From here on a rank that gives no sign of life for so long while others wait in `all_gather` ends their waiting.
+  // Rank 0 watches all others, rank 1 watches rank 0.
   void set_silence_limit(double seconds) { silence_limit_s_ = seconds; }
   // A sign of life, cheap enough to call often; waiting gives them by itself.
   void sign() const;

@@ -1,7 +1,7 @@
 // What durability costs: bench_journal [FOLDER]. Samples of 64 tokens with log-probabilities, made durable in groups of
 // 200 as the front desk does five times a second at 1,000 samples a second: shares of that second which the writing
-// thread spends, all in all and on a core (the rest is waiting for the disk, during which others compute). Then how long
-// it takes to open a journal of a million samples again.
+// thread spends, all in all and on a core (the rest is waiting for the disk, during which others compute). Then how
+// long it takes to open a journal of a million samples again.
 #include <fmt/format.h>
 #include <time.h>
 

@@ -12,7 +12,8 @@ const std::string kGood = "{\"an older run's\": \"results\"}\n";
 
 std::string generate(const ScratchFolder& folder) {
   write_file(folder / "p.jsonl", "{\"tokens\": [1, 2]}\n{\"tokens\": [3]}\n");
-  return "generate --model " + kTiny + " --prompts " + (folder / "p.jsonl") + " --num-samples 60 --temperature 1 --ignore-eos";
+  return "generate --model " + kTiny + " --prompts " + (folder / "p.jsonl") +
+         " --num-samples 60 --temperature 1 --ignore-eos";
 }
 
 }  // namespace
@@ -82,10 +83,9 @@ TEST_CASE("standard output that is full, closed or goes away") {
   }
   // A reader that takes one byte and leaves.
   for (const int ranks : {0, 3}) {
-    const Ended ended =
-        run_program(ranks, "generate --model " + kTiny + " --prompts " + (folder / "p.jsonl") +
-                               (ranks > 0 ? " --num-samples 200" : " --num-samples 3000") +
-                               " --temperature 1 --ignore-eos > >(head -c 1 >/dev/null)");
+    const Ended ended = run_program(ranks, "generate --model " + kTiny + " --prompts " + (folder / "p.jsonl") +
+                                               (ranks > 0 ? " --num-samples 200" : " --num-samples 3000") +
+                                               " --temperature 1 --ignore-eos > >(head -c 1 >/dev/null)");
     INFO(ranks << " ranks: " << ended.err);
     CHECK(ended.seconds < 30.0);
     if (ranks > 0) continue;  // mpirun takes what its ranks print, whoever reads it

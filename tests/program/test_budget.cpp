@@ -122,8 +122,8 @@ TEST_CASE("ranks take what was planned, whatever the weights are and come from")
   REQUIRE(converted.status == 0);
   const auto run = [&](const std::string& more, int ranks = 2) {
     CAPTURE(more);
-    check_within_plan(run_program(ranks, "generate --fresh -v --threads 2 --output " + (folder / "o.jsonl") + " --prompts " +
-                                             (folder / "p.jsonl") + " --model " + more),
+    check_within_plan(run_program(ranks, "generate --fresh -v --threads 2 --output " + (folder / "o.jsonl") +
+                                             " --prompts " + (folder / "p.jsonl") + " --model " + more),
                       std::max(ranks, 1));
   };
   for (const char* dtype : {"float32", "float16", "bfloat16", "int8"}) {
@@ -133,8 +133,9 @@ TEST_CASE("ranks take what was planned, whatever the weights are and come from")
   run(model + " --stages 3 --memory-per-rank 700MiB", 0);
   // Hugging Face's files.
   check_within_plan(
-      run_program(2, "generate --fresh -v --threads 2 --prompt 'One day' --memory-per-rank 400MiB --dtype float32 --output " +
-                         (folder / "o.jsonl") + " --model " + kDemo),
+      run_program(
+          2, "generate --fresh -v --threads 2 --prompt 'One day' --memory-per-rank 400MiB --dtype float32 --output " +
+                 (folder / "o.jsonl") + " --model " + kDemo),
       2);
 }
 

@@ -48,7 +48,8 @@ std::vector<pid_t> ranks_with(const std::string& tag, int ranks) {
 // Loads for some seconds.
 std::string large(const std::string& tag, int timeout_s) {
   return fmt::format(
-      "bench --model synthetic:gpt2-large,dtype=float32,seed={} --prompt-tokens 2 --new-tokens 2 --repeat 1 --threads 1 "
+      "bench --model synthetic:gpt2-large,dtype=float32,seed={} --prompt-tokens 2 --new-tokens 2 --repeat 1 --threads "
+      "1 "
       "-v --timeout {}",
       tag, timeout_s);
 }

@@ -86,8 +86,8 @@ TEST_CASE("runs balance their stages by themselves, by measured speeds where the
              "  - {bandwidth_gb_s: 90, compute_gflop_s: 900}\n");
   const auto run = [&](const std::string& options, int ranks) {
     const Ended ended = run_program(
-        ranks, fmt::format("generate --fresh --model {} --prompts {} --max-new-tokens 9 --logprobs --output {} -v {}", kTiny,
-                           folder / "p.jsonl", folder / "o.jsonl", options));
+        ranks, fmt::format("generate --fresh --model {} --prompts {} --max-new-tokens 9 --logprobs --output {} -v {}",
+                           kTiny, folder / "p.jsonl", folder / "o.jsonl", options));
     INFO(ended.err);
     CHECK(ended.status == 0);
     return ended;

@@ -24,7 +24,8 @@ using namespace stagecoach::test;
 
 namespace {
 
-const std::string kModel = " --model synthetic:gpt2,n_layer=6,n_embd=64,n_head=2,n_positions=300,vocab_size=400,seed=1 ";
+const std::string kModel =
+    " --model synthetic:gpt2,n_layer=6,n_embd=64,n_head=2,n_positions=300,vocab_size=400,seed=1 ";
 
 std::string prompts_of(int count, std::mt19937& random) {
   std::string lines;
@@ -39,10 +40,9 @@ std::string prompts_of(int count, std::mt19937& random) {
 
 // One of the processes of the run with this output, mpirun and the shell around it included, hears `signal`.
 void strike(const std::string& output, const char* signal) {
-  static_cast<void>(
-      std::system(fmt::format("pgrep -f 'stagecoach [a-z]+ .*{}' | shuf -n 1 | xargs -r kill -{} 2>/dev/null", output,
-                              signal)
-                      .c_str()));
+  static_cast<void>(std::system(
+      fmt::format("pgrep -f 'stagecoach [a-z]+ .*{}' | shuf -n 1 | xargs -r kill -{} 2>/dev/null", output, signal)
+          .c_str()));
 }
 
 void damage(const std::string& path, std::mt19937& random) {
@@ -92,8 +92,8 @@ bool all_gone(const std::string& output) {
 
 // Starts the job until it is done, each time in another layout, and something dies at some moment of most runs.
 // Returns how many runs that took.
-int run_to_the_end(const std::string& arguments, const std::string& output, const std::string& expected,
-                   double whole_s, bool with_damage, std::mt19937& random) {
+int run_to_the_end(const std::string& arguments, const std::string& output, const std::string& expected, double whole_s,
+                   bool with_damage, std::mt19937& random) {
   constexpr int kMostRuns = 40;
   constexpr const char* kOrderly[] = {"TERM", "INT", "USR1"};
   for (int runs = 1; runs <= kMostRuns; ++runs) {
@@ -165,8 +165,7 @@ TEST_CASE("scores of texts go on window by window") {
   for (int t = 0; t < (slow_tests() ? 200000 : 20000); ++t) line += fmt::format(",{}", random() % 400);
   write_file(folder / "t.jsonl", line + "]}\n{\"tokens\":[5,6,7]}\n{\"tokens\":[8]}\n");
   const std::string output = folder / "scores.h5";
-  const std::string score =
-      "score --quiet --stride 100 --prompts " + (folder / "t.jsonl") + kModel + "--output ";
+  const std::string score = "score --quiet --stride 100 --prompts " + (folder / "t.jsonl") + kModel + "--output ";
   const Ended whole = run_program(0, score + (folder / "whole.jsonl"), 120);
   REQUIRE(whole.status == 0);
   const std::string expected = read_file(folder / "whole.jsonl");
@@ -254,7 +253,8 @@ TEST_CASE("what changes results is refused by name, what does not is welcome") {
   const std::string output = folder / "o.jsonl";
   std::mt19937 random(3);
   write_file(folder / "p.jsonl", prompts_of(400, random));
-  const std::string job = "generate --quiet --ignore-eos --prompts " + (folder / "p.jsonl") + kModel + "--output " + output;
+  const std::string job =
+      "generate --quiet --ignore-eos --prompts " + (folder / "p.jsonl") + kModel + "--output " + output;
   kill_when_under_way(job, output);
   REQUIRE_FALSE(std::filesystem::exists(output));
   REQUIRE(std::filesystem::exists(output + ".journal"));

@@ -158,7 +158,8 @@ TEST_CASE("results as HDF5 hold what the JSON lines say, and leave no lines") {
       CHECK(read_file(folder / "out.h5") == read_file(folder / "expected.h5"));
       std::filesystem::remove(folder / "out.h5");
       std::filesystem::remove(folder / "out.h5.journal");
-      CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 3);  // lines, their journal, expected
+      CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) ==
+            3);  // lines, their journal, expected
     }
   }
   std::filesystem::create_directory(folder / "dir.h5");

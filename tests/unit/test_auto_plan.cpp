@@ -91,9 +91,10 @@ TEST_CASE("scored prompts need the LM head for every token, other prompts for on
 
 TEST_CASE("a faster device gets more blocks") {
   const FitRequest request = job(2, 8, 64, 100);
-  OpenChoices open{true, false, parse_machine("devices:\n  - {bandwidth_gb_s: 10, compute_gflop_s: 100}\n"
-                                              "  - {bandwidth_gb_s: 30, compute_gflop_s: 300}\n",
-                                              "m.yaml")};
+  OpenChoices open{true, false,
+                   parse_machine("devices:\n  - {bandwidth_gb_s: 10, compute_gflop_s: 100}\n"
+                                 "  - {bandwidth_gb_s: 30, compute_gflop_s: 300}\n",
+                                 "m.yaml")};
   const std::vector<std::int32_t> blocks = blocks_of(choose(request, open));
   CHECK(blocks[1] > 2 * blocks[0]);
 }

@@ -301,12 +301,14 @@ TEST_CASE("memory budgets: of all ranks, of each stage, the command line wins") 
   for (const char* wrong : {"8GB", "0", "-1", "", "1.5GiB", "9999999999GiB", "GiB", "8 GiB", "lots"}) {
     CAPTURE(wrong);
     const std::string error = error_of(generate({fmt::format("--memory-per-rank={}", wrong)}));
-    CHECK(error == fmt::format("--memory-per-rank: {} is not a size; write bytes or a whole number with KiB, MiB or GiB, "
-                               "as in 8GiB",
-                               wrong));
+    CHECK(error ==
+          fmt::format("--memory-per-rank: {} is not a size; write bytes or a whole number with KiB, MiB or GiB, "
+                      "as in 8GiB",
+                      wrong));
   }
   const Words words = generate({"--config=r"});
-  const std::string yaml = "memory_per_rank: 2GiB\npipeline: {stages: [{blocks: [0, 1], memory: 1GiB}, {blocks: [2, 3]}]}";
+  const std::string yaml =
+      "memory_per_rank: 2GiB\npipeline: {stages: [{blocks: [0, 1], memory: 1GiB}, {blocks: [2, 3]}]}";
   const Options listed = options_of(words, yaml);
   CHECK(listed.memory_per_rank == std::int64_t{2} << 30);
   CHECK(listed.run_file.stages->at(0).memory_bytes == std::int64_t{1} << 30);

@@ -40,6 +40,11 @@ Sample random_sample(std::mt19937& random, std::int64_t index, std::int32_t numb
   return sample;
 }
 
+void record_one(Journal& journal, std::mt19937& random) {
+  journal.append(random_sample(random, 0, 0));
+  journal.sync();
+}
+
 std::string bytes_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
@@ -125,8 +130,7 @@ TEST_CASE("another job's journal is refused with what changed, unless it is to b
   const std::string output = folder.name() + "/o.jsonl";
   {
     Journal journal(output, kJob, false, {});
-    journal.append(random_sample(random, 0, 0));
-    journal.sync();
+    record_one(journal, random);
   }
   JobIdentity other = kJob;
   other.parts[1].second = "8";
@@ -141,8 +145,7 @@ TEST_CASE("another job's journal is refused with what changed, unless it is to b
   {
     Journal journal(output, other, true, {});
     CHECK(journal.recorded_samples() == 0);
-    journal.append(random_sample(random, 0, 0));
-    journal.sync();
+    record_one(journal, random);
   }
   CHECK_THROWS_AS(Journal(output, kJob, false, {}), JournalMismatch);
 }
@@ -153,8 +156,7 @@ TEST_CASE("complete results are known again by their bytes") {
   const std::string output = folder.name() + "/o.jsonl";
   {
     Journal journal(output, kJob, false, {});
-    journal.append(random_sample(random, 0, 0));
-    journal.sync();
+    record_one(journal, random);
     put_bytes(output, "results\n");
     journal.finish("3 texts");
   }
@@ -176,8 +178,7 @@ TEST_CASE("one writer: a second waits for the first; one that was cut off notice
   const test::TemporaryDirectory folder;
   const std::string output = folder.name() + "/o.jsonl";
   auto first = std::make_unique<Journal>(output, kJob, false, std::function<void()>{});
-  first->append(random_sample(random, 0, 0));
-  first->sync();
+  record_one(*first, random);
   int waits = 0;
   {
     const Journal second(output, kJob, false, [&] {
