@@ -173,7 +173,7 @@ TEST_CASE("a budget is the size of a GPU's pool, for each stage its own") {
   const ScratchFolder folder;
   write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3]}\n{\"tokens\": [7, 7, 60, 4, 11, 80, 2]}\n");
   const std::string output = folder / "out.jsonl";
-  const std::string common = "generate -v" + kModel + ",dtype=float32 --max-new-tokens 12 --prompts " +
+  const std::string common = "generate --fresh -v" + kModel + ",dtype=float32 --max-new-tokens 12 --prompts " +
                              (folder / "p.jsonl") + " --output " + output + " ";
   const std::string expected = completions(run_emulated(0, common), output);
   const Ended small = run_emulated(0, common + "--memory-per-rank 16MiB");
