@@ -191,7 +191,7 @@ int run_bench(const Options& options, const World& world) {
         fmt::format("only {} of {} sequences run at once; raise --in-flight to run more", limits.slots, options.batch));
   }
   std::vector<Timing> timings;
-  const std::vector<StageReport> reports = session.run([&](Leader& leader) {
+  const std::vector<StageReport> reports = session.run([&](Leader& leader, const OfficeOptions&) {
     Repeat(options, config, 0).run(leader, limits);  // not counted: first touch of pages, caches, threads
     for (std::int32_t r = 1; r <= options.repeat; ++r)
       timings.push_back(Repeat(options, config, r).run(leader, limits));

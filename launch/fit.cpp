@@ -50,17 +50,17 @@ class Attempt {
     const StageWork work{limits.max_rows(), static_cast<std::int32_t>(pages), limits.tables(), r_.plan.in_flight,
                          r_.plan.stage_count()};
     std::vector<StageNeed> result;
-    for (std::size_t s = 0; s < r_.plan.stages.size(); ++s) {
-      const BlockRange blocks = r_.plan.stages[s].blocks;
-      const StageRoom& room = r_.rooms[s];
-      const DeviceLayout layout = device_layout(*layouts_[s], r_.plan.model, r_.dtype, r_.kv_dtype);
+    for (std::size_t place = 0; place < r_.rooms.size(); ++place) {
+      const BlockRange blocks = r_.plan.stages[place % r_.plan.stages.size()].blocks;
+      const StageRoom& room = r_.rooms[place];
+      const DeviceLayout layout = device_layout(*layouts_[place], r_.plan.model, r_.dtype, r_.kv_dtype);
       StageNeed need;
       need.bytes = stage_bytes(r_.plan.model, blocks, layout, work);
       need.process = room.process_bytes;
       if (!room.cuda) {
         need.process += bookkeeping_bytes(r_.plan.model, work, stage_operations(r_.plan.model, blocks, layout, work),
                                           r_.work.remembers_tokens);
-        if (r_.loading_bytes) need.loading = r_.loading_bytes(blocks, r_.dtype, *layouts_[s]);
+        if (r_.loading_bytes) need.loading = r_.loading_bytes(blocks, r_.dtype, *layouts_[place]);
       }
       result.push_back(need);
     }
@@ -197,12 +197,14 @@ std::string stages_too_small(const FitRequest& request, const Attempt& attempt) 
       ++more;
       continue;
     }
-    const BlockRange blocks = request.plan.stages[s].blocks;
+    const std::size_t stages = request.plan.stages.size();
+    const BlockRange blocks = request.plan.stages[s % stages].blocks;
+    const std::string replica = needs.size() > stages ? fmt::format("replica {}, ", s / stages) : "";
     const bool cut = room.budget_bytes > room.available_bytes;
     const std::int64_t others = attempt.total_of_pot(needs, s) - needs[s].total();
     parts.push_back(fmt::format(
-        "stage {} (blocks {} to {}) needs {}{}, available {}{}", s, blocks.first, blocks.last, describe(needs[s]),
-        others > 0 ? fmt::format(" and the others beside it {}", readable_bytes(others)) : "",
+        "{}stage {} (blocks {} to {}) needs {}{}, available {}{}", replica, s % stages, blocks.first, blocks.last,
+        describe(needs[s]), others > 0 ? fmt::format(" and the others beside it {}", readable_bytes(others)) : "",
         readable_bytes(room.available_bytes),
         cut ? fmt::format(" of a budget of {}: there is no more", readable_bytes(room.budget_bytes)) : ""));
   }

@@ -87,10 +87,27 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
   session.catch_interrupts();
 }
 
+namespace {
+
+Scheduler make_scheduler(const Session& session) {
+  Scheduler::TokenBytes token_bytes;
+  if (const Tokenizer* tokenizer = tokenizer_of(session.model())) {
+    token_bytes = [tokenizer](std::int32_t token) { return token_text(*tokenizer, token); };
+  }
+  return Scheduler(session.scheduler_limits(), std::move(token_bytes));
+}
+
+// Requests that a replica has on its way: enough for the next microbatch, few for when it turns out to be slow.
+std::int32_t requests_ahead(const Session& session) {
+  return std::max(2, session.scheduler_limits().slots / 4);
+}
+
+}  // namespace
+
 void run_prompts(PromptJob& job, const Options& options, Session& session, const char* unit,
                  const std::function<std::string()>& last_words) {
   if (job.journal) session.drain_when_interrupted();
-  session.run([&](Leader& leader) {
+  const auto lead = [&](Leader& leader, const OfficeOptions& office) {
     StatusLine line(!options.output_path.empty() && !options.quiet);
     const auto start = std::chrono::steady_clock::now();
     job.hooks.on_progress = [&](const Written& written) {
@@ -100,22 +117,34 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, const
     };
     FrontDeskBounds bounds;
     bounds.n_positions = session.model().config.n_positions;
+    bounds.replicas = session.grid().replicas;
+    if (job.journal) job.hooks.on_complete = [&] { job.journal->finish(last_words ? last_words() : ""); };
     FrontDesk desk(*job.reader, *job.sink, job.hooks, job.split, bounds, job.journal.get());
     LeaderHooks hooks;
     hooks.next_request = [&desk] { return interrupt() ? std::nullopt : desk.next_request(); };
     hooks.exhausted = [&desk] { return interrupt() || desk.exhausted(); };
     hooks.on_finished = [&desk](Sample&& sample) { desk.deliver(std::move(sample)); };
     if (job.hooks.on_token) hooks.on_token = [&desk](const Scheduler::TokenEvent& event) { desk.token(event.token); };
-    Scheduler::TokenBytes token_bytes;
-    if (const Tokenizer* tokenizer = tokenizer_of(session.model())) {
-      token_bytes = [tokenizer](std::int32_t token) { return token_text(*tokenizer, token); };
+    Scheduler scheduler = make_scheduler(session);
+    std::optional<Dealer> dealer;
+    if (session.grid().replicas > 1) {
+      dealer.emplace(office, session.leaders(), requests_ahead(session), hooks, [] { return interrupt().has_value(); });
+      hooks = dealer->hooks();
     }
-    Scheduler scheduler(session.scheduler_limits(), std::move(token_bytes));
+    const auto stay = [&] {
+      leader.keep_alive();
+      if (dealer) dealer->service();
+    };
     leader.run(scheduler, hooks);
     throw_if_interrupted();
-    desk.finish();
-    if (job.journal) job.journal->finish(last_words ? last_words() : "");
-  });
+    desk.finish(stay);
+    if (dealer) dealer->end(stay);
+  };
+  const auto assist = [&](Leader& leader, const OfficeOptions& office) {
+    Scheduler scheduler = make_scheduler(session);
+    help(leader, scheduler, office, session.leaders().front());
+  };
+  session.run(lead, assist);
 }
 
 }  // namespace stagecoach

@@ -52,6 +52,7 @@ class World {
   int local_size() const { return mpi_ ? mpi_->local_size() : 1; }
   MpiProcess* mpi() const { return mpi_.get(); }
   std::string host() const { return mpi_ ? mpi_->host() : ""; }
+  std::string host_of(int rank) const { return mpi_ ? mpi_->host_of(rank) : ""; }
 
   // Runs `step` here and on all ranks (collective). When it threw anywhere, the lowest such rank's message is said once
   // and StartupFailed is thrown everywhere.
