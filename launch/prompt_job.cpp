@@ -1,5 +1,8 @@
 #include "launch/prompt_job.hpp"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -138,7 +141,9 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, const
     leader.run(scheduler, hooks);
     throw_if_interrupted();
     desk.finish(stay);
-    if (dealer) dealer->end(stay);
+    if (!dealer) return;
+    dealer->end(stay);
+    log_verbose(fmt::format("samples by replica: {}", fmt::join(dealer->delivered(), ", ")));
   };
   const auto assist = [&](Leader& leader, const OfficeOptions& office) {
     Scheduler scheduler = make_scheduler(session);

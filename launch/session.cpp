@@ -363,7 +363,7 @@ std::vector<StageReport> Session::run(const Lead& lead, const Lead& help) {
       const std::scoped_lock lock(mutex);
       const bool needs_prefix = outcome.status != 75 || (place != 0 && !threads_are_stages());
       if (!failure) {
-        failure = RunFailed{outcome.status, (needs_prefix ? prefix(place) : "") + outcome.message};
+        failure = RunFailed{outcome.status, (needs_prefix ? prefix(place) : "") + outcome.message, outcome.of_peer};
       }
       if (hub_) hub_->fail(outcome.message);
     }
