@@ -23,13 +23,15 @@ constexpr std::int64_t kMostPages = std::numeric_limits<std::int32_t>::max();
 // What a stage keeps on the host for each row and each page number, outside of its backend: microbatches on their way
 // in and out, page tables, rows as operations take them; on the last stage also which tokens each sequence has had.
 std::int64_t bookkeeping_bytes(const ModelConfig& model, const StageWork& work, const StageOperations& operations,
-                               bool remembers_tokens) {
-  constexpr std::int64_t kOfRow = 64;   // Row, its bytes in a message, and their copies
-  constexpr std::int64_t kOfPage = 16;  // in a table, a message, the scheduler's lists
+                               bool leads, bool remembers_tokens) {
+  constexpr std::int64_t kOfRow = 64;               // Row, its bytes in a message, and their copies
+  constexpr std::int64_t kOfPage = 16;              // in a table, a message
+  constexpr std::int64_t kOfPageAtScheduler = 400;  // with the tokens that it holds, to find it again
   constexpr std::int64_t kOfTableWord = 8;
   constexpr std::int64_t kOfToken = 8;  // in a list that grows
   std::int64_t bytes =
       kOfRow * work.max_rows * (work.in_flight + 1LL) + kOfPage * work.pages + kOfTableWord * operations.table_words;
+  if (leads) bytes += kOfPageAtScheduler * work.pages;
   if (remembers_tokens && operations.head_rows > 0) {
     bytes += work.slots * (model.vocab_size / 8 + kOfToken * std::min(model.vocab_size, model.n_positions));
   }
@@ -59,7 +61,7 @@ class Attempt {
       need.process = room.process_bytes;
       if (!room.cuda) {
         need.process += bookkeeping_bytes(r_.plan.model, work, stage_operations(r_.plan.model, blocks, layout, work),
-                                          r_.work.remembers_tokens);
+                                          blocks.first == 0, r_.work.remembers_tokens);
         if (r_.loading_bytes) need.loading = r_.loading_bytes(blocks, r_.dtype, *layouts_[place]);
       }
       result.push_back(need);
