@@ -331,8 +331,9 @@ const OptionSpec kTable[] = {
      "most prompt tokens that travel together, or the lengths of a prompt's chunks in order, the last one repeated "
      "[auto: planned, at most 256; on GPUs 2048, or planned with --machine]",
      false, set_chunks},
-    {"in-flight", "N|auto", kForRuns, kPipeline, "microbatches in the pipeline at once [auto: at least one per stage]",
-     false, [](Options& o, const std::string& v) { o.in_flight = count_or_auto(v, 1, 4096); }},
+    {"in-flight", "N|auto", kForRuns, kPipeline,
+     "microbatches in the pipeline at once [auto: one per stage, with many prompts half as many more]", false,
+     [](Options& o, const std::string& v) { o.in_flight = count_or_auto(v, 1, 4096); }},
     {"memory-per-rank", "SIZE", kForRuns, kPipeline,
      "most memory that a rank may take, with everything: bytes, or a whole number with KiB, MiB or GiB; on a GPU, of "
      "the GPU's [its share of what is free on its host or GPU]",

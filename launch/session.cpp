@@ -23,7 +23,10 @@ namespace stagecoach {
 namespace {
 
 constexpr std::int32_t kSequencesPerMicrobatch = 32;  // aimed at while memory allows
-constexpr std::int32_t kBlocksInQueue = 64;           // of about a dozen operations each
+// From so many for each stage on, half as many microbatches as stages wait between them, so that one that takes longer
+// holds nobody up.
+constexpr std::int32_t kManySequences = 8;
+constexpr std::int32_t kBlocksInQueue = 64;  // of about a dozen operations each
 
 }  // namespace
 
@@ -153,6 +156,10 @@ std::vector<std::optional<std::int64_t>> Session::local_budgets() const {
 // Chooses the numbers of sequences and KV pages.
 void Session::find_fit(const WorkSize& work) {
   const std::vector<std::optional<std::int64_t>> budgets = local_budgets();
+  const std::int64_t of_each = (work.sequences + grid_.replicas - 1) / grid_.replicas;
+  if (!options_.in_flight && of_each >= std::int64_t{kManySequences} * grid_.stages) {
+    plan_.in_flight = grid_.stages + grid_.stages / 2;
+  }
   rooms_ = find_rooms(world_, {devices_, budgets, threads_, grid_.leads(world_.rank()) ? work.prompt_bytes : 0});
   FitRequest request;
   request.plan = plan_;
@@ -160,7 +167,6 @@ void Session::find_fit(const WorkSize& work) {
   request.kv_dtype = kv_dtype_;
   request.work = work;
   const std::int64_t most = std::int64_t{kSequencesPerMicrobatch} * plan_.in_flight;
-  const std::int64_t of_each = (work.sequences + grid_.replicas - 1) / grid_.replicas;
   request.most_slots = static_cast<std::int32_t>(std::clamp<std::int64_t>(of_each, 1, most));
   request.chunks_may_shrink = !options_.chunk_tokens;
   request.rooms = rooms_;

@@ -28,10 +28,10 @@ bool is_plain_greedy(const SamplingOptions& options) {
   return options.temperature == 0.0 && options.repetition_penalty == 1.0;
 }
 
-// While others decode, a prompt goes in pieces no shorter than this part of a chunk, and at least some rows: fewer at
-// once waste the matrix kernels.
-constexpr std::int32_t kLeastOfChunk = 8;
-constexpr std::int32_t kLeastRows = 32;
+// While others decode, prompt rows that wait are spread over the microbatches of so many rounds, which makes those
+// alike, in pieces no shorter than this part of a chunk.
+constexpr std::int32_t kRoundsOfPrompts = 6;
+constexpr std::int32_t kLeastOfChunk = 32;
 
 }  // namespace
 
@@ -113,7 +113,7 @@ void Scheduler::note_in_flight(const Microbatch& microbatch) {
 
 // An equal share of the decoding sequences, so that all microbatches in flight cost about the same.
 void Scheduler::add_decode_rows(Microbatch& microbatch) {
-  std::int32_t share = (decoding_ + limits_.in_flight - 1) / limits_.in_flight;
+  std::int32_t share = decode_share();
   std::deque<Sequence*> no_page;
   while (share > 0 && !ready_.empty()) {
     Sequence& sequence = *ready_.front();
@@ -137,15 +137,18 @@ std::int32_t Scheduler::chunk_room(std::int32_t position) const {
   return static_cast<std::int32_t>(chunk_end(limits_.chunks, position) - position);
 }
 
-std::int32_t Scheduler::prompt_budget() const {
+// Prompt rows for a microbatch that has `decode_rows` already: a part of those that wait, and what it lacks of its
+// share of decode rows.
+std::int32_t Scheduler::prompt_budget(std::int32_t decode_rows) const {
   if (decoding_ == 0 || limits_.in_flight == 1) return limits_.chunk_tokens;
-  const std::int64_t share = (feeding_rows_ + limits_.in_flight - 1) / limits_.in_flight;
-  const std::int32_t least = std::max(kLeastRows, limits_.chunk_tokens / kLeastOfChunk);
-  return static_cast<std::int32_t>(std::min<std::int64_t>(limits_.chunk_tokens, std::max<std::int64_t>(least, share)));
+  const std::int64_t spread = std::int64_t{kRoundsOfPrompts} * limits_.in_flight;
+  const std::int64_t rows = (feeding_rows_ + spread - 1) / spread + std::max(0, decode_share() - decode_rows);
+  const std::int32_t least = std::max(1, limits_.chunk_tokens / kLeastOfChunk);
+  return static_cast<std::int32_t>(std::clamp<std::int64_t>(rows, least, limits_.chunk_tokens));
 }
 
 void Scheduler::add_prompt_rows(Microbatch& microbatch) {
-  std::int32_t budget = prompt_budget();
+  std::int32_t budget = prompt_budget(static_cast<std::int32_t>(microbatch.rows.size()));
   while (budget > 0 && !feeding_.empty()) {
     Sequence& sequence = *feeding_.begin()->second;
     const std::int32_t end = feed_end(sequence);

@@ -18,6 +18,7 @@
 // unless they have a repetition penalty, for which every token must be fed.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -71,8 +72,8 @@ class Scheduler {
   // `token_bytes` gives a token's text; needed only for requests with stop strings.
   explicit Scheduler(const SchedulerLimits& limits, TokenBytes token_bytes = {});
 
-  // True while it is worth handing over another request: few are waiting.
-  bool wants_requests() const { return waiting_.size() < 2; }
+  // True while it is worth handing over another request: few are waiting, or fewer than could begin.
+  bool wants_requests() const { return waiting_.size() < std::max<std::size_t>(2, free_slots_.size()); }
   // Throws std::invalid_argument when the request could never run (empty, longer than n_positions or than the pool).
   void add(Request request);
   // The next microbatch, or nothing when all work is in flight or the in-flight limit is reached.
@@ -148,7 +149,8 @@ class Scheduler {
 
   // What they feed and get.
   std::int32_t chunk_room(std::int32_t position) const;
-  std::int32_t prompt_budget() const;
+  std::int32_t prompt_budget(std::int32_t decode_rows) const;
+  std::int32_t decode_share() const { return (decoding_ + limits_.in_flight - 1) / limits_.in_flight; }
   std::int32_t token_at(const Sequence& sequence, std::int32_t position) const;
   void set_sampling(const Sequence& sequence);
   void add_row(Sequence& sequence, std::int32_t position, Microbatch& microbatch);
