@@ -57,6 +57,7 @@ class Planner {
     report.request = request(kinds_);
     report.plan = make_plan(report.request);
     report.machine_path = o_.machine_path;
+    report.replicas = o_.replicas;
     report.measured = machine_.has_value();
     for (const PlannedStage& stage : report.plan.stages) {
       report.device_names.push_back(device_name(stage.device));
@@ -66,7 +67,7 @@ class Planner {
     report.plan.prediction = simulate(report.plan.pipeline, report.request.job, kTimelineEntries);
     report.most_positions = most_positions(report.request, report.plan, report.plan.slots);
     report.most_sequences = most_sequences(report.request, report.plan, report.positions());
-    if (o_.auto_stages) explain_choice(report);
+    if (o_.auto_stages && o_.replicas == 1) explain_choice(report);
     check_measurement(report);
     return report;
   }
@@ -76,7 +77,11 @@ class Planner {
     if (o_.run_file.stages) {
       devices_ = static_cast<std::int32_t>(o_.run_file.stages->size());
     } else if (o_.auto_stages || !o_.stages) {
-      devices_ = machine_ ? machine_->device_count() : 1;
+      devices_ = machine_ ? machine_->device_count() / o_.replicas : 1;
+      if (devices_ < 1) {
+        throw UsageError(fmt::format("--replicas: {} pipelines of the machine file's {} devices", o_.replicas,
+                                     machine_->device_count()));
+      }
       if (o_.auto_stages && !machine_) {
         throw UsageError(
             "--stages: auto chooses among the devices of a machine file; give --machine FILE (stagecoach "
@@ -121,7 +126,7 @@ class Planner {
       throw UsageError(
           fmt::format("--context {} is more than the model's {} positions", positions, model_.config.n_positions));
     }
-    r.job.sequences = o_.batch;
+    r.job.sequences = (o_.batch + o_.replicas - 1) / o_.replicas;
     r.job.new_tokens =
         o_.plan_new_tokens.value_or(std::max<std::int64_t>(1, std::min(kDefaultNewTokens, positions / 4)));
     r.job.prompt_tokens = std::max<std::int64_t>(1, positions - r.job.new_tokens + 1);
@@ -181,10 +186,9 @@ class Planner {
     for (const Alternative& way : report.other_ways) {
       if (way.replicas > 1 && way.fits && way.total_s < report.plan.prediction.total_s) {
         report.notes.push_back(
-            fmt::format("{} pipelines of {} stages that share the sequences would be done {:.2f} times as fast; start "
-                        "them as jobs of "
-                        "their own with --shard I/{}.",
-                        way.replicas, way.stages, report.plan.prediction.total_s / way.total_s, way.replicas));
+            fmt::format("{0} pipelines of {1} stages that share the sequences would be done {2:.2f} times as fast: "
+                        "--replicas {0} --stages {1}.",
+                        way.replicas, way.stages, report.plan.prediction.total_s / way.total_s));
         return;
       }
     }

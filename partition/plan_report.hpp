@@ -13,6 +13,7 @@ struct PlanReport {
   std::string model;  // as given
   std::string dtype, kv_dtype;
   std::int64_t parameters = 0;
+  std::int32_t replicas = 1;  // of the pipeline, which share the job's sequences; the request is of one
   PlanRequest request;
   PipelinePlan plan;
   std::vector<std::string> device_names;  // [stage]

@@ -116,6 +116,7 @@ std::string chunks_text(const ChunkPlan& chunks) {
 std::string plan_text(const PlanReport& r) {
   std::string text = fmt::format("{}: {:.0f} million parameters, weights {}, keys and values {}\n", r.model,
                                  static_cast<double>(r.parameters) / 1e6, r.dtype, r.kv_dtype);
+  if (r.replicas > 1) text += fmt::format("{} replicas of this pipeline:\n", r.replicas);
   text += fmt::format(
       "{} stage{}, {} microbatch{} in flight; {} sequence{} of {} positions ({} prompt tokens, {} new)\n\n",
       r.plan.stages.size(), r.plan.stages.size() == 1 ? "" : "s", r.plan.in_flight, r.plan.in_flight == 1 ? "" : "es",

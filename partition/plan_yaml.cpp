@@ -16,14 +16,17 @@ std::string quoted(const std::string& text) {
 }  // namespace
 
 std::string plan_run_file(const PlanReport& r) {
+  const std::size_t ranks = r.plan.stages.size() * static_cast<std::size_t>(r.replicas);
   std::string text = fmt::format(
       "# Written by stagecoach plan for {} sequence{} of {} positions: start {} rank{}, or one process without "
       "mpirun.\n"
       "model: {}\ndtype: {}\nkv_dtype: {}\n",
-      r.plan.slots, r.plan.slots == 1 ? "" : "s", r.positions(), r.plan.stages.size(),
-      r.plan.stages.size() == 1 ? "" : "s", quoted(r.model), r.dtype, r.kv_dtype);
+      r.plan.slots, r.plan.slots == 1 ? "" : "s", r.positions(), ranks, ranks == 1 ? "" : "s", quoted(r.model), r.dtype,
+      r.kv_dtype);
   if (!r.machine_path.empty()) text += fmt::format("machine: {}\n", quoted(r.machine_path));
-  text += "pipeline:\n  stages:\n";
+  text += "pipeline:\n";
+  if (r.replicas > 1) text += fmt::format("  replicas: {}\n", r.replicas);
+  text += "  stages:\n";
   for (const PlannedStage& stage : r.plan.stages) {
     text += fmt::format("    - {{blocks: [{}, {}]", stage.blocks.first, stage.blocks.last);
     if (stage.budget_bytes) text += fmt::format(", memory: {}", *stage.budget_bytes);

@@ -22,7 +22,8 @@ namespace stagecoach {
 namespace {
 
 constexpr std::chrono::milliseconds kLockPause{100};
-constexpr std::size_t kWriteAt = 1 << 20;  // bytes that are kept back at most
+constexpr std::size_t kWriteAt = 1 << 20;     // bytes that are kept back at most
+constexpr std::size_t kLookAtOnce = 4 << 20;  // bytes of a file that are in memory at once
 
 [[noreturn]] void fail(const std::string& path, const char* what) {
   throw OutputError(fmt::format("{}: {}: {}", shown(path), what, std::strerror(errno)));
@@ -46,6 +47,10 @@ class View {
   View& operator=(const View&) = delete;
 
   std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(data_), size_}; }
+  // Pages that were read count as this process's memory, however many there are; they are read anew if need be.
+  void let_go() const {
+    if (size_ > 0) ::madvise(data_, size_, MADV_DONTNEED);
+  }
 
  private:
   void* data_ = nullptr;
@@ -104,7 +109,7 @@ void Journal::lock(const std::function<void()>& waiting) {
 void Journal::read_old(bool fresh) {
   const View view(fd_, path_);
   if (fresh) return;
-  JournalContents contents = read_journal(view.bytes(), key_);
+  JournalContents contents = read_journal(view.bytes(), key_, [&view] { view.let_go(); });
   if (contents.completion) {
     const std::optional<Completion> results = look_at_results();
     if (results && results->bytes == contents.completion->bytes && results->xxh3 == contents.completion->xxh3) {
@@ -129,7 +134,14 @@ std::optional<Completion> Journal::look_at_results() const {
   try {
     const View view(fd, output_);
     ::close(fd);
-    return Completion{static_cast<std::int64_t>(view.bytes().size()), xxh3_of(view.bytes()), {}};
+    Xxh3 hash;
+    for (std::span<const std::byte> rest = view.bytes(); !rest.empty();) {
+      const std::size_t size = std::min(kLookAtOnce, rest.size());
+      hash.update(rest.first(size));
+      rest = rest.subspan(size);
+      view.let_go();
+    }
+    return Completion{static_cast<std::int64_t>(view.bytes().size()), hash.value(), {}};
   } catch (const OutputError&) {
     ::close(fd);
     return std::nullopt;
@@ -156,6 +168,7 @@ void Journal::replace(std::span<const std::byte> head) {
       if (batch.size() < kWriteAt) continue;
       write_all(fresh_fd, text_of(batch), fresh_path);
       batch.clear();
+      old.let_go();
     }
     write_all(fresh_fd, text_of(batch), fresh_path);
     if (::fsync(fresh_fd) != 0) fail(fresh_path, "cannot make the journal durable");

@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::uint32_t kMagic = 0x314a4353U;  // "SCJ1"
 constexpr std::size_t kFrameBytes = 16;
+constexpr std::size_t kPassedBytes = 4 << 20;
 constexpr std::size_t kHashedFrom = 4;  // the size, then what follows the hash
 
 enum class Kind : std::uint8_t { kJob = 1, kSample = 2, kCompletion = 3 };
@@ -150,11 +151,17 @@ std::vector<std::byte> record_of(std::uint64_t key, const Completion& completion
   return framed(out);
 }
 
-JournalContents read_journal(std::span<const std::byte> bytes, std::uint64_t key) {
+JournalContents read_journal(std::span<const std::byte> bytes, std::uint64_t key,
+                             const std::function<void()>& some_passed) {
   Collector collector(key);
   std::int64_t damaged = 0;
   std::size_t at = 0;
+  std::size_t passed = 0;
   while (at < bytes.size()) {
+    if (some_passed && at - passed >= kPassedBytes) {
+      some_passed();
+      passed = at;
+    }
     const auto payload = payload_at(bytes.subspan(at));
     if (payload) {
       try {

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -52,8 +53,9 @@ struct JournalContents {
   std::optional<Completion> completion;  // of this job
 };
 
-// Takes any bytes.
-JournalContents read_journal(std::span<const std::byte> bytes, std::uint64_t key);
+// Takes any bytes. `some_passed` is called every few megabytes, when those before are not needed any more.
+JournalContents read_journal(std::span<const std::byte> bytes, std::uint64_t key,
+                             const std::function<void()>& some_passed = {});
 // The sample of a whole record. Throws WireError.
 Sample sample_of(std::span<const std::byte> record);
 

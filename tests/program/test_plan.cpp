@@ -19,6 +19,31 @@ std::int64_t whole(const stagecoach::Json& object, const char* field) {
 
 }  // namespace
 
+TEST_CASE("a plan for replicas, written, runs as one") {
+  const ScratchFolder folder;
+  const std::string model =
+      " --model synthetic:gpt2,n_layer=4,n_embd=64,n_head=2,n_positions=128,vocab_size=300,seed=2 ";
+  write_file(folder / "p.jsonl", "{\"tokens\":[1,2,3]}\n{\"tokens\":[4]}\n{\"tokens\":[5,6]}\n");
+  const Ended planned = run_program(
+      0, "plan --replicas 2 --stages 2 --batch 5 --context 60 --new-tokens 8 --write " + (folder / "run.yaml") + model);
+  INFO(planned.err);
+  REQUIRE(planned.status == 0);
+  CHECK(planned.out.find("2 replicas of this pipeline:\n2 stages, 2 microbatches in flight; 3 sequences") !=
+        std::string::npos);
+  CHECK(read_file(folder / "run.yaml").find("start 4 ranks") != std::string::npos);
+  const std::string generate = "generate --max-new-tokens 8 --fresh --prompts " + (folder / "p.jsonl") + " --output ";
+  REQUIRE(run_program(0, generate + (folder / "a.jsonl") + model).status == 0);
+  const std::string run = generate + (folder / "b.jsonl") + " -v --config " + (folder / "run.yaml");
+  for (const int ranks : {0, 4}) {
+    const Ended ended = run_program(ranks, run);
+    INFO(ended.err);
+    CHECK(ended.status == 0);
+    CHECK(ended.says("samples by replica: "));
+    CHECK(read_file(folder / "b.jsonl") == read_file(folder / "a.jsonl"));
+  }
+  CHECK(run_program(2, run).says("2 ranks but 2 replicas of 2 stages; start 4 ranks"));
+}
+
 TEST_CASE("a prompt that no device can hold is refused with the numbers, and planned over four") {
   const std::string plan =
       "plan --model synthetic:gpt2-xl,n_positions=16384,dtype=float16 --kv-dtype float16 --context 16064 "
