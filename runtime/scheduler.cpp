@@ -140,7 +140,7 @@ std::int32_t Scheduler::chunk_room(std::int32_t position) const {
 // Prompt rows for a microbatch that has `decode_rows` already: a part of those that wait, and what it lacks of its
 // share of decode rows.
 std::int32_t Scheduler::prompt_budget(std::int32_t decode_rows) const {
-  if (decoding_ == 0 || limits_.in_flight == 1) return limits_.chunk_tokens;
+  if (decoding_ == 0 || limits_.in_flight == 1 || limits_.hold_decode) return limits_.chunk_tokens;
   const std::int64_t spread = std::int64_t{kRoundsOfPrompts} * limits_.in_flight;
   const std::int64_t rows = (feeding_rows_ + spread - 1) / spread + std::max(0, decode_share() - decode_rows);
   const std::int32_t least = std::max(1, limits_.chunk_tokens / kLeastOfChunk);
