@@ -43,6 +43,8 @@ int run_command(const Options& options, const World& world) {
       return run_plan(options, world);
     case Command::kProfile:
       return run_profile(options, world);
+    case Command::kSlurm:
+      return run_slurm(options, world);
   }
   return 2;
 }
