@@ -3,6 +3,8 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <cstdlib>
+
 #include "tests/program/run_program.hpp"
 
 using namespace stagecoach::test;
@@ -88,6 +90,37 @@ TEST_CASE("what cannot be a batch job is refused, with the place") {
           "device: each task of the batch job sees one GPU, its own; write cuda");
   refused(kJob + "pipeline: {stages: [{blocks: [0, 5], host: a}]}\n", "", 2, "host");
   refused(kJob + "memory_per_rank: 8MiB\n", "", 3, "does not fit");
+}
+
+TEST_CASE("a job that was stopped is queued again, unless that is of no use or Slurm ends it") {
+  const ScratchFolder folder;
+  // What Slurm says of the job, and what is asked of Slurm.
+  write_file(folder / "squeue", "#!/bin/sh\n[ \"$3\" = --jobs=$JOB ] && echo $STATE\n");
+  write_file(folder / "scontrol", "#!/bin/sh\necho asked: $@\n");
+  CHECK(std::system(fmt::format("chmod +x '{}' '{}'", folder / "squeue", folder / "scontrol").c_str()) == 0);
+  const auto ends = [&](int status, const std::string& environment) {
+    write_file(folder / "job", fmt::format("set -u\nexport {}\nPATH={}:$PATH\nsource {}/launch/slurm/requeue.sh\n"
+                                           "(exit {})\ngo_on $?\n",
+                                           environment, folder.path().string(), STAGECOACH_SOURCE_DIR, status));
+    const int ended = std::system(fmt::format("bash {} > {} 2>&1", folder / "job", folder / "log").c_str());
+    const std::string log = read_file(folder / "log");
+    INFO(log);
+    CHECK(WEXITSTATUS(ended) == status);
+    return log;
+  };
+  const std::string running = "SLURM_JOB_ID=7 JOB=7 STATE=RUNNING";
+  for (const int status : {0, 2, 3}) CHECK(ends(status, running).empty());
+  for (const int status : {1, 75, 137, 143}) {
+    CHECK(ends(status, running) ==
+          fmt::format("stagecoach: status {}; queued again (restart 1 of at most 20)\nasked: requeue 7\n", status));
+  }
+  CHECK(ends(75, running + " SLURM_RESTART_COUNT=19").ends_with("(restart 20 of at most 20)\nasked: requeue 7\n"));
+  CHECK(ends(75, running + " SLURM_RESTART_COUNT=20").starts_with("stagecoach: status 75 after 20 restarts, so not "));
+  CHECK(ends(75, "SLURM_JOB_ID=9 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=2 JOB=7_2 STATE=RUNNING")
+            .ends_with("asked: requeue 7_2\n"));
+  CHECK(ends(75, "SLURM_JOB_ID=7 JOB=7 STATE=SIGNALING").ends_with("asked: requeue 7\n"));
+  CHECK(ends(143, "SLURM_JOB_ID=7 JOB=7 STATE=COMPLETING").empty());  // cancelled, or preempted
+  CHECK(ends(143, "SLURM_JOB_ID=7 JOB=8 STATE=RUNNING").empty());     // Slurm does not answer
 }
 
 TEST_CASE("several tasks of srun that MPI does not connect are refused once, and nothing else is") {
