@@ -36,7 +36,7 @@ constexpr CommandSpec kCommands[] = {
     {Command::kBench, "bench", "--model M [options]", "measure prefill and decode"},
     {Command::kProfile, "profile", "--model M --output FILE.yaml [options]",
      "measure the devices for plan, with as many ranks as will run"},
-    {Command::kSlurm, "slurm", "--config run.yaml [generate|score] [--stages N] [options]",
+    {Command::kSlurm, "slurm", "--config run.yaml [generate|score] [--stages N] [--replicas N] [options]",
      "write a batch file for Slurm that runs what a run file says"},
 };
 

@@ -363,7 +363,7 @@ const OptionSpec kTable[] = {
      "pipeline stages: under mpirun as many as there are ranks for each replica; otherwise N stages in "
      "this process [number of ranks]; auto: of plan and slurm as many as are best, of runs the default",
      false, set_stages},
-    {"replicas", "N", kForPrompts | kForPlan, kPipeline,
+    {"replicas", "N", kForPrompts | kForPlan | kForSlurm, kPipeline,
      "pipelines that share the prompts: under mpirun replicas x stages are the ranks; otherwise all in this process "
      "[1]",
      false, [](Options& o, const std::string& v) { o.replicas = count(v, 1, 1 << 20); }},

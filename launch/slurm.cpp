@@ -42,6 +42,7 @@ Options read_job(const Options& o) {
   const Command command = o.job.value_or(o.text_paths.empty() ? Command::kGenerate : Command::kScore);
   std::vector<std::string> arguments = {command == Command::kScore ? "score" : "generate", "--config", o.run_file.path};
   if (o.stages && !o.run_file.stages) arguments.insert(arguments.end(), {"--stages", std::to_string(*o.stages)});
+  if (o.replicas > 1) arguments.insert(arguments.end(), {"--replicas", std::to_string(o.replicas)});
   return std::get<Options>(parse_command_line(arguments, {}));
 }
 
@@ -77,29 +78,9 @@ bool has_own_budgets(const Options& o) {
                                }));
 }
 
-std::string title_of(const Options& options, const BatchJob& job) {
-  return fmt::format("{}: {} stage{}, each a task with {} CPU{}, {} MiB{}", shown(options.run_file.path), job.tasks,
-                     job.tasks == 1 ? "" : "s", job.cpus, job.cpus == 1 ? "" : "s", in_mib(job.task_bytes),
-                     job.gpus ? " and a GPU" : "");
-}
-
-BatchJob fitted_job(Options options) {
-  const Options read = read_job(options);
-  require_batch(read);
-  BatchJob job;
-  job.cpus = options.threads.value_or(kDefaultCpus);
-  const bool leaves_threads = !options.threads;
-  options.threads = job.cpus;
-  const std::vector<PlannedRank> ranks = planned_ranks(options);
-  job.tasks = static_cast<std::int32_t>(ranks.size());
-  job.gpus = std::ranges::any_of(ranks, &PlannedRank::cuda);
-  job.command = {std::filesystem::read_symlink("/proc/self/exe"),
-                 read.command == Command::kScore ? "score" : "generate", "--config", options.run_file.path};
-  if (!options.run_file.stages) job.command.insert(job.command.end(), {"--stages", std::to_string(job.tasks)});
-  if (leaves_threads) job.command.insert(job.command.end(), {"--threads", std::to_string(job.cpus)});
-  if (!job.gpus) {
-    job.command.insert(job.command.end(), {"--device", "cpu"});  // as planned, whatever the nodes have
-  }
+// Of the host's memory, of the rank that takes most: its budget, or what the plan says and some slack.
+std::int64_t most_bytes(const Options& options, const std::vector<PlannedRank>& ranks) {
+  std::int64_t most = 0;
   for (std::size_t s = 0; s < ranks.size(); ++s) {
     std::int64_t bytes = ranks[s].cuda ? kBesideGpuBytes : ranks[s].needed_bytes;
     if (!ranks[s].cuda) {
@@ -107,11 +88,47 @@ BatchJob fitted_job(Options options) {
       const auto own = stages && (*stages)[s].memory_bytes ? (*stages)[s].memory_bytes : options.memory_per_rank;
       bytes = own.value_or(bytes + bytes / 20 + kSlackBytes);
     }
-    job.task_bytes = std::max(job.task_bytes, bytes);
+    most = std::max(most, bytes);
   }
-  job.task_bytes = in_mib(job.task_bytes) * kMiB;
-  if (!job.gpus && !has_own_budgets(options) && !options.check) {
-    job.command.insert(job.command.end(), {"--memory-per-rank", fmt::format("{}MiB", in_mib(job.task_bytes))});
+  return in_mib(most) * kMiB;
+}
+
+std::string counted(std::int32_t count, std::string_view what) {
+  return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
+}
+
+std::string title_of(const Options& options, const BatchJob& job) {
+  const std::string replicas = options.replicas > 1 ? fmt::format("{} replicas of ", options.replicas) : "";
+  return fmt::format("{}: {}{}, each a task with {}, {} MiB{}", shown(options.run_file.path), replicas,
+                     counted(job.tasks / options.replicas, "stage"), counted(job.cpus, "CPU"), in_mib(job.task_bytes),
+                     job.gpus ? " and a GPU" : "");
+}
+
+BatchJob fitted_job(Options options) {
+  const Options read = read_job(options);
+  require_batch(read);
+  BatchJob job;
+  job.command = {std::filesystem::read_symlink("/proc/self/exe"),
+                 read.command == Command::kScore ? "score" : "generate", "--config", options.run_file.path};
+  const auto say = [&job](const char* option, const std::string& value) {
+    job.command.insert(job.command.end(), {option, value});
+  };
+  job.cpus = options.threads.value_or(kDefaultCpus);
+  const bool leaves_threads = !options.threads;
+  options.threads = job.cpus;
+  const std::vector<PlannedRank> ranks = planned_ranks(options);
+  const auto stages = static_cast<std::int32_t>(ranks.size());
+  job.tasks = stages * options.replicas;
+  job.gpus = std::ranges::any_of(ranks, &PlannedRank::cuda);
+  job.task_bytes = most_bytes(options, ranks);
+  if (!options.run_file.stages) say("--stages", std::to_string(stages));
+  if (options.replicas > 1) say("--replicas", std::to_string(options.replicas));
+  if (leaves_threads) say("--threads", std::to_string(job.cpus));
+  if (!job.gpus) {
+    say("--device", "cpu");  // as planned, whatever the nodes have
+    if (!has_own_budgets(options) && !options.check) {
+      say("--memory-per-rank", fmt::format("{}MiB", in_mib(job.task_bytes)));
+    }
   }
   job.folder = std::filesystem::current_path();
   job.time = options.slurm_time;

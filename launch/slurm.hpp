@@ -1,5 +1,5 @@
-// A batch file for Slurm that runs a run file's job: one task for each stage, with what its plan needs, queued again
-// until the job is done.
+// A batch file for Slurm that runs a run file's job: one task for each stage of each replica, with what its plan needs,
+// queued again until the job is done.
 //
 // The file stands alone: it holds the program's path, and the shell function of launch/slurm/requeue.sh.
 #pragma once

@@ -47,6 +47,11 @@ TEST_CASE("a batch file asks for a task with its CPUs and memory for each stage"
   has(plain, "0 | 2 | 3)");
   lacks(plain, "gpu");
 
+  const std::string replicas = batch("pipeline: {stages: 3, replicas: 2}\n", "--replicas 4");
+  has(replicas, ": 4 replicas of 3 stages, each a task with 4 CPUs, ");
+  has(replicas, "\n#SBATCH --ntasks=12\n");
+  has(replicas, " --stages 3 --replicas 4 ");
+
   // A budget is what the task gets, and a sixteenth besides.
   const std::string budgets =
       batch("threads: 2\npipeline:\n  stages: [{blocks: [0, 1], memory: 1GiB}, {blocks: [2, 5], memory: 2GiB}]\n");
