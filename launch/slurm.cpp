@@ -93,7 +93,7 @@ std::int64_t most_bytes(const Options& options, const std::vector<PlannedRank>& 
   return in_mib(most) * kMiB;
 }
 
-std::string counted(std::int32_t count, std::string_view what) {
+std::string counted(std::int64_t count, std::string_view what) {
   return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
 }
 
@@ -118,7 +118,7 @@ BatchJob fitted_job(Options options) {
   options.threads = job.cpus;
   const std::vector<PlannedRank> ranks = planned_ranks(options);
   const auto stages = static_cast<std::int32_t>(ranks.size());
-  job.tasks = stages * options.replicas;
+  job.tasks = std::int64_t{stages} * options.replicas;
   job.gpus = std::ranges::any_of(ranks, &PlannedRank::cuda);
   job.task_bytes = most_bytes(options, ranks);
   if (!options.run_file.stages) say("--stages", std::to_string(stages));

@@ -14,7 +14,7 @@ struct BatchJob {
   std::vector<std::string> command;  // the program with all its arguments
   std::string folder;                // that paths count from
   std::string title;                 // what the job is, in words
-  std::int32_t tasks = 1;
+  std::int64_t tasks = 1;
   std::int32_t cpus = 1;        // of each task
   std::int64_t task_bytes = 0;  // of the host's memory
   bool gpus = false;            // one for each task

@@ -64,7 +64,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0
 MessageTimeout=5
 $(for ((n = 1; n <= cluster_nodes; ++n)); do
-    echo "NodeName=n$n NodeHostname=n$n NodeAddr=10.77.0.$((10 + n)) Port=6818 Sockets=1 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:2 State=UNKNOWN"
+    echo "NodeName=n$n NodeHostname=n$n NodeAddr=10.77.0.$((10 + n)) Port=6818 Sockets=1 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=16000 Gres=gpu:2 State=UNKNOWN"
   done)
 PartitionName=low Nodes=n[1-$cluster_nodes] Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=n[1-$cluster_nodes] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
