@@ -36,8 +36,9 @@ constexpr CommandSpec kCommands[] = {
     {Command::kBench, "bench", "--model M [options]", "measure prefill and decode"},
     {Command::kProfile, "profile", "--model M --output FILE.yaml [options]",
      "measure the devices for plan, with as many ranks as will run"},
+    {Command::kSlurm, "slurm", "--config run.yaml [generate|score] [--stages N] [--replicas N] [options]",
+     "write a batch file for Slurm that runs what a run file says"},
 };
-constexpr std::string_view kLaterCommands[] = {"slurm"};
 
 // Values per option name, in the order of the command line.
 using Values = std::map<std::string_view, std::vector<std::string>>;
@@ -129,9 +130,6 @@ const CommandSpec& find_command(const std::string& name) {
     known.emplace_back(command.name);
   }
   const std::string have = fmt::format("this version has {}", fmt::join(known, ", "));
-  if (std::count(std::begin(kLaterCommands), std::end(kLaterCommands), name) > 0) {
-    throw UsageError(fmt::format("{}: not part of this version yet; {}", name, have));
-  }
   if (name.starts_with('-')) {
     throw UsageError(
         fmt::format("{}: the command comes first, as in stagecoach generate {}", shown(name), shown(name)));
@@ -234,9 +232,10 @@ bool overrides(const Values& values, std::string_view name) {
 
 void apply_run_file(const Values& values, Options& options) {
   for (const Setting& setting : options.run_file.settings) {
-    const Command owner = setting.group == "bench"  ? Command::kBench
-                          : setting.group == "plan" ? Command::kPlan
-                                                    : options.command;
+    const Command owner = setting.group == "bench"   ? Command::kBench
+                          : setting.group == "plan"  ? Command::kPlan
+                          : setting.group == "slurm" ? Command::kSlurm
+                                                     : options.command;
     const OptionSpec* spec = find_option(setting.key, owner);
     if (spec == nullptr) throw UsageError(fmt::format("{}: {}: unknown key", setting.where, setting.key));
     if (overrides(values, spec->name)) continue;
@@ -283,6 +282,9 @@ void settle_stages(const Values& values, Options& options) {
 }
 
 void require_consistent(const Options& options) {
+  if (options.command == Command::kSlurm && options.run_file.path.empty()) {
+    throw UsageError("--config: missing; give the run file that the job is to run, with model, prompts and output");
+  }
   if (options.model.empty()) {
     throw UsageError("--model: missing; give a model directory, or synthetic:gpt2 for random weights");
   }
@@ -338,6 +340,14 @@ void take_operands(std::vector<std::string> rest, Options& options) {
     return;
   }
   if (rest.empty()) return;
+  if (options.command == Command::kSlurm && rest.size() == 1) {
+    if (rest.front() == "generate" || rest.front() == "score") {
+      options.job = rest.front() == "score" ? Command::kScore : Command::kGenerate;
+      return;
+    }
+    throw UsageError(fmt::format("{}: not a command that batch jobs run; give generate or score", shown(rest.front())));
+  }
+  if (options.command == Command::kSlurm) rest.erase(rest.begin());
   const char* hint = options.command == Command::kGenerate ? "; a prompt is given with --prompt TEXT, in quotes" : "";
   throw UsageError(fmt::format("{}: unexpected argument{}", shown(rest.front()), hint));
 }

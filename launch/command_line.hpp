@@ -28,7 +28,7 @@ class UsageError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-enum class Command : std::uint8_t { kGenerate, kTokenize, kBench, kConvert, kScore, kPlan, kProfile };
+enum class Command : std::uint8_t { kGenerate, kTokenize, kBench, kConvert, kScore, kPlan, kProfile, kSlurm };
 enum class TransportChoice : std::uint8_t { kAuto, kMpi, kNccl };
 enum class SimdChoice : std::uint8_t { kBest, kAvx2, kAvx512, kNeon };
 
@@ -102,6 +102,12 @@ struct Options {
   bool json = false;       // the plan as JSON on standard output
   std::string write_path;  // run file to write; empty: none
   std::string svg_path;    // drawing to write
+
+  // slurm
+  std::optional<Command> job;   // what is to run, generate or score; unset: what the run file has input for
+  std::string slurm_time;       // as Slurm takes it; empty: the partition's
+  std::string slurm_partition;  // empty: the default one
+  std::string slurm_path;       // file to write; empty: standard output
 };
 
 // For standard output, status 0.

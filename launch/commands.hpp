@@ -13,5 +13,6 @@ int run_convert(const Options& options, const World& world);
 int run_bench(const Options& options, const World& world);
 int run_plan(const Options& options, const World& world);
 int run_profile(const Options& options, const World& world);
+int run_slurm(const Options& options, const World& world);
 
 }  // namespace stagecoach

@@ -43,6 +43,8 @@ int run_command(const Options& options, const World& world) {
       return run_plan(options, world);
     case Command::kProfile:
       return run_profile(options, world);
+    case Command::kSlurm:
+      return run_slurm(options, world);
   }
   return 2;
 }
@@ -84,7 +86,9 @@ int main(int argc, char** argv) {
   stagecoach::set_up_log(stagecoach::LogLevel::kNormal);
   try {
     return stagecoach::run(argc, argv);
-  } catch (...) {  // MPI itself did not start
+  } catch (const stagecoach::StartupFailed& failed) {
+    return failed.status;  // another process says why
+  } catch (...) {          // MPI itself did not start, or not as one job
     const stagecoach::Outcome outcome = stagecoach::outcome_of_current_exception();
     stagecoach::log_error(outcome.message);
     return outcome.status;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -198,15 +199,49 @@ void set_chunks(Options& o, const std::string& v) {
   o.chunk_tokens = longest_chunk(o.chunks);
 }
 
+// As sbatch takes it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+void set_time(Options& o, const std::string& v) {
+  const std::size_t dash = v.find('-');
+  const std::string rest = dash == std::string::npos ? v : v.substr(dash + 1);
+  bool good = dash == std::string::npos || parse<std::int32_t>(v.substr(0, dash)).value_or(-1) >= 0;
+  std::int64_t sum = dash == std::string::npos ? 0 : parse<std::int32_t>(v.substr(0, dash)).value_or(0);
+  std::size_t parts = 0;
+  for (std::size_t begin = 0; begin <= rest.size(); ++parts) {
+    const std::size_t end = std::min(rest.find(':', begin), rest.size());
+    const auto part = parse<std::int32_t>(rest.substr(begin, end - begin));
+    good = good && part && *part >= 0;
+    sum += part.value_or(0);
+    begin = end + 1;
+  }
+  if (!good || parts > 3 || sum == 0) {  // no time at all would be no limit
+    throw UsageError(
+        fmt::format("{} is not a time as Slurm takes it: minutes, hours:minutes:seconds or "
+                    "days-hours:minutes:seconds, as in 1-12:00:00",
+                    shown(v)));
+  }
+  o.slurm_time = v;
+}
+
+void set_partition(Options& o, const std::string& v) {
+  const bool plain = std::ranges::all_of(v, [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-' ||
+           c == '.' || c == ',';
+  });
+  if (v.empty() || !plain) throw UsageError(fmt::format("{} is not the name of a partition", shown(v)));
+  o.slurm_partition = v;
+}
+
 constexpr std::uint8_t kForPrompts = kForGenerate | kForScore;
 constexpr std::uint8_t kForRuns = kForPrompts | kForBench | kForPlan | kForProfile;  // a plan is of a run
 constexpr std::uint8_t kForAll = kForRuns | kForTokenize | kForConvert;
+constexpr std::uint8_t kForEvery = kForAll | kForSlurm;
 constexpr std::string_view kModel = "Model";
 constexpr std::string_view kInOut = "Prompts and results";
 constexpr std::string_view kGeneration = "Generation";
 constexpr std::string_view kScoring = "Scoring";
 constexpr std::string_view kMeasure = "Measurement";
 constexpr std::string_view kPipeline = "Pipeline and devices";
+constexpr std::string_view kBatch = "Batch job";
 constexpr std::string_view kTalk = "Messages";
 constexpr std::string_view kTests = "For tests and debugging";
 constexpr std::string_view kLater = "";
@@ -216,7 +251,7 @@ const OptionSpec kTable[] = {
      "model directory as downloaded, model file of convert, or synthetic:gpt2-xl (also gpt2, gpt2-medium, "
      "gpt2-large; synthetic:gpt2,n_layer=4,seed=3 changes any dimension)",
      false, [](Options& o, const std::string& v) { o.model = path(v); }},
-    {"config", "FILE", kForAll, kModel,
+    {"config", "FILE", kForEvery, kModel,
      "run file (YAML) with any of these options; the command line wins. Paths in it "
      "count from the current directory",
      false, [](Options&, const std::string&) {}},
@@ -317,11 +352,18 @@ const OptionSpec kTable[] = {
     {"svg", "FILE", kForPlan, kMeasure, "draw the stages' memory and the simulated timeline", false,
      [](Options& o, const std::string& v) { o.svg_path = path(v); }},
 
-    {"stages", "N|auto", kForRuns, kPipeline,
+    {"time", "TIME", kForSlurm, kBatch,
+     "time limit of the job: minutes, hours:minutes:seconds or days-hours:minutes:seconds [the partition's]", false,
+     set_time},
+    {"partition", "P", kForSlurm, kBatch, "partition to run in [the default one]", false, set_partition},
+    {"write", "FILE", kForSlurm, kBatch, "write the batch file to FILE [standard output]", false,
+     [](Options& o, const std::string& v) { o.slurm_path = path(v); }},
+
+    {"stages", "N|auto", kForRuns | kForSlurm, kPipeline,
      "pipeline stages: under mpirun as many as there are ranks for each replica; otherwise N stages in "
-     "this process [number of ranks]; auto: of plan as many as are best, of runs the default",
+     "this process [number of ranks]; auto: of plan and slurm as many as are best, of runs the default",
      false, set_stages},
-    {"replicas", "N", kForPrompts | kForPlan, kPipeline,
+    {"replicas", "N", kForPrompts | kForPlan | kForSlurm, kPipeline,
      "pipelines that share the prompts: under mpirun replicas x stages are the ranks; otherwise all in this process "
      "[1]",
      false, [](Options& o, const std::string& v) { o.replicas = count(v, 1, 1 << 20); }},
@@ -357,12 +399,12 @@ const OptionSpec kTable[] = {
     {"metrics", "FILE", kForRuns, kLater, "", false, refuse},
     {"trace", "FILE", kForRuns, kLater, "", false, refuse},
 
-    {"quiet", "", kForAll, kTalk, "no progress messages", false,
+    {"quiet", "", kForEvery, kTalk, "no progress messages", false,
      [](Options& o, const std::string& v) { o.quiet = flag(v); }},
-    {"verbose", "", kForAll, kTalk, "say more about what happens", false,
+    {"verbose", "", kForEvery, kTalk, "say more about what happens", false,
      [](Options& o, const std::string& v) { o.verbose = flag(v); }, 'v'},
-    {"help", "", kForAll, kTalk, "this text", false, [](Options&, const std::string&) {}, 'h'},
-    {"version", "", kForAll, kTalk, "version and features of this build", false, [](Options&, const std::string&) {}},
+    {"help", "", kForEvery, kTalk, "this text", false, [](Options&, const std::string&) {}, 'h'},
+    {"version", "", kForEvery, kTalk, "version and features of this build", false, [](Options&, const std::string&) {}},
 
     {"simd", "NAME", kForRuns, kTests, "instructions to use: best, avx2, avx512 or neon [best]", false, set_simd},
     {"check", "", kForRuns, kTests, "run every operation against the slow reference as well and compare", false,

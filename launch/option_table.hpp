@@ -20,7 +20,16 @@ class NotYet : public UsageError {
   using UsageError::UsageError;
 };
 
-enum CommandBits : std::uint8_t { kForGenerate = 1, kForTokenize = 2, kForBench = 4, kForConvert = 8, kForScore = 16, kForPlan = 32, kForProfile = 64 };
+enum CommandBits : std::uint8_t {
+  kForGenerate = 1,
+  kForTokenize = 2,
+  kForBench = 4,
+  kForConvert = 8,
+  kForScore = 16,
+  kForPlan = 32,
+  kForProfile = 64,
+  kForSlurm = 128
+};
 
 struct OptionSpec {
   std::string_view name;   // without dashes

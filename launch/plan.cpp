@@ -11,6 +11,7 @@
 #include "launch/devices.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
+#include "launch/plan.hpp"
 #include "launch/plan_advice.hpp"
 #include "launch/room.hpp"
 #include "partition/plan_report.hpp"
@@ -72,6 +73,15 @@ class Planner {
     return report;
   }
 
+  bool is_cuda(std::int32_t d) const {
+    DeviceWish wish = o_.device;
+    if (o_.run_file.stages && (*o_.run_file.stages)[static_cast<std::size_t>(d)].device != DeviceWish{}) {
+      wish = (*o_.run_file.stages)[static_cast<std::size_t>(d)].device;
+    }
+    if (wish.kind != DeviceKind::kAuto) return wish.kind == DeviceKind::kCuda;
+    return machine_ && machine_->device(d).cuda;
+  }
+
  private:
   void count_devices() {
     if (o_.run_file.stages) {
@@ -92,15 +102,6 @@ class Planner {
     }
     if (devices_ > kMostDevices) throw UsageError(fmt::format("--stages: {} is more than {}", devices_, kMostDevices));
     if (devices_ > model_.config.n_layer && !o_.auto_stages) even_split(model_.config, devices_);  // throws
-  }
-
-  bool is_cuda(std::int32_t d) const {
-    DeviceWish wish = o_.device;
-    if (o_.run_file.stages && (*o_.run_file.stages)[static_cast<std::size_t>(d)].device != DeviceWish{}) {
-      wish = (*o_.run_file.stages)[static_cast<std::size_t>(d)].device;
-    }
-    if (wish.kind != DeviceKind::kAuto) return wish.kind == DeviceKind::kCuda;
-    return machine_ && machine_->device(d).cuda;
   }
 
   std::optional<std::int64_t> budget(std::int32_t d) const {
@@ -223,6 +224,16 @@ void write_file(const std::string& path, const std::string& text) {
 }
 
 }  // namespace
+
+std::vector<PlannedRank> planned_ranks(const Options& options) {
+  Planner planner(options);
+  const PlanReport report = planner.report();
+  std::vector<PlannedRank> ranks;
+  for (const PlannedStage& stage : report.plan.stages) {
+    ranks.push_back({planner.is_cuda(stage.device), stage.needed_bytes()});
+  }
+  return ranks;
+}
 
 int run_plan(const Options& options, const World& world) {
   world.agree([&] {

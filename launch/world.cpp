@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <optional>
+#include <string_view>
 
 #include "launch/command_line.hpp"
 #include "launch/interrupt.hpp"
@@ -23,14 +25,30 @@ bool launched_by_mpi() {
   return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
 }
 
-// mpirun sends TERM to all ranks when it was interrupted, and when a rank has died.
-constexpr const char* kEndedByLauncher = "interrupted: mpirun ends the job with SIGTERM; start the same command again";
 // In which another rank's failure, said by that rank, is known to rank 0. mpirun kills after a second.
 constexpr std::chrono::milliseconds kEchoTime{100};
 // What a rank leaves lower ones to say what it saw of a peer.
 constexpr std::chrono::milliseconds kPeerTime{1000}, kPeerTurn{1000};
 // In which ranks that mpirun ends can still agree that it was nobody's failure, in seconds.
 constexpr double kAgreeOnEnd = 0.3;
+
+std::string_view environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? std::string_view() : std::string_view(value);
+}
+
+// This process is alone, as far as MPI knows. In a step that srun started with several tasks each of them would be, do
+// all the work, and write the same files. Only steps of srun have the variable: a batch script has SLURM_NTASKS alone.
+void refuse_copies() {
+  const std::string_view text = environment("SLURM_STEP_NUM_TASKS");
+  int tasks = 0;
+  if (std::from_chars(text.data(), text.data() + text.size(), tasks).ec != std::errc() || tasks < 2) return;
+  if (environment("SLURM_PROCID") != "0") throw StartupFailed{2};  // task 0 says it
+  throw UsageError(
+      fmt::format("srun started {} tasks that MPI does not connect, so each would do the whole job; start them with "
+                  "srun --mpi=pmix, with mpirun inside the allocation, or a single one with srun -n 1",
+                  tasks));
+}
 
 std::vector<std::byte> bytes_of(const Outcome& outcome) {
   std::vector<std::byte> bytes(1 + outcome.message.size());
@@ -68,7 +86,15 @@ Outcome outcome_of_current_exception() {
 }
 
 World::World(int* argc, char*** argv) {
+  by_mpirun_ = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;  // asked before MPI's start, which sets it as well
   if (launched_by_mpi()) mpi_ = std::make_unique<MpiProcess>(argc, argv);
+  if (!by_mpirun_ && size() == 1) refuse_copies();
+}
+
+// A launcher sends TERM to all ranks when it was interrupted, and when a rank has died.
+std::string World::ended_by_launcher() const {
+  return fmt::format("interrupted: {} ends the job with SIGTERM; start the same command again",
+                     by_mpirun_ ? "mpirun" : "Slurm");
 }
 
 namespace {
@@ -134,7 +160,7 @@ void World::settle(const std::vector<std::vector<std::byte>>& all) const {
     // A mistake that all ranks see, or one in what only rank 0 reads, needs no rank named.
     const bool everywhere = std::ranges::all_of(all, [&](const auto& other) { return other == *failed; });
     const auto r = failed - all.begin();
-    log_error(message.empty()        ? kEndedByLauncher
+    log_error(message.empty()        ? ended_by_launcher()
               : everywhere || r == 0 ? message
                                      : fmt::format("rank {}: {}", r, message));
   }
@@ -176,7 +202,7 @@ bool World::lower_rank_ends_it() const {
 int World::fail(const RunFailed& failure) const {
   if (failure.of_peer && rank() > 0 && lower_rank_ends_it()) return failure.status;
   if (failure.message.empty()) {  // mpirun ends the job; if for another rank's failure, then that was said
-    if (rank() == 0 && mpi_ && !mpi_->hears_of_abort(kEchoTime)) log_error(kEndedByLauncher);
+    if (rank() == 0 && mpi_ && !mpi_->hears_of_abort(kEchoTime)) log_error(ended_by_launcher());
     return failure.status;
   }
   log_error(failure.message);

@@ -45,7 +45,8 @@ Outcome outcome_of_current_exception();
 
 class World {
  public:
-  // Initialises MPI only when a launcher started this process as a rank.
+  // Initialises MPI only when a launcher started this process as a rank. Throws UsageError in the first of several tasks
+  // that srun started without connecting them, and StartupFailed in the others.
   World(int* argc, char*** argv);
 
   int rank() const { return mpi_ ? mpi_->rank() : 0; }
@@ -87,6 +88,9 @@ class World {
   // Others cannot be waited for: says what happened here, otherwise `why`, and ends the job.
   [[noreturn]] void give_up(const TransportError& why, const Outcome& mine) const;
 
+  std::string ended_by_launcher() const;
+
+  bool by_mpirun_ = false;  // not srun
   std::thread::id main_thread_ = std::this_thread::get_id();  // MPI's
   std::unique_ptr<MpiProcess> mpi_;
 };

@@ -85,8 +85,11 @@ constexpr Key kKeys[] = {
     {"plan", "new_tokens", Type::kWhole},
     {"plan", "write", Type::kText},
     {"plan", "svg", Type::kText},
+    {"slurm", "time", Type::kText},
+    {"slurm", "partition", Type::kText},
+    {"slurm", "write", Type::kText},
 };
-constexpr std::string_view kGroups[] = {"pipeline", "generation", "score", "bench", "plan"};
+constexpr std::string_view kGroups[] = {"pipeline", "generation", "score", "bench", "plan", "slurm"};
 
 void require_type(const YamlNode& node, std::string_view key, Type type) {
   const auto require = [&](bool good, const char* wanted) {

@@ -231,10 +231,9 @@ TEST_CASE("mistakes name the option and what would work") {
   const Row rows[] = {
       {{}, "no command; see stagecoach --help"},
       {{"genrate"}, "genrate: unknown command; did you mean generate?"},
-      {{"dance"}, "dance: unknown command; this version has generate, score, tokenize, convert, plan, bench, profile"},
-      {{"slurm"},
-       "slurm: not part of this version yet; this version has generate, score, tokenize, convert, plan, bench, "
-       "profile"},
+      {{"dance"},
+       "dance: unknown command; this version has generate, score, tokenize, convert, plan, bench, profile, "
+       "slurm"},
       {{"--model", "m"}, "--model: the command comes first, as in stagecoach generate --model"},
       {{"generate", "--prompt", "p"}, "--model: missing; give a model directory, or synthetic:gpt2 for random weights"},
       {{"generate", "--model", "m"},
@@ -274,6 +273,8 @@ TEST_CASE("mistakes name the option and what would work") {
        "--profile and --check exclude each other; checked operations take another time"},
       {generate({"--profile"}), "--profile: this command has no such option"},
       {{"score", "--model", "m", "--text", "a", "--profile"}, "--profile: this command has no such option"},
+      {{"slurm"}, "--config: missing; give the run file that the job is to run, with model, prompts and output"},
+      {{"slurm", "--config", "r", "--threads", "2"}, "--threads: this command has no such option"},
   };
   for (const Row& row : rows) {
     CAPTURE(row.words.size());
@@ -464,6 +465,37 @@ TEST_CASE("convert has a model, an output that ends in .h5 and a dtype") {
         std::string::npos);
   CHECK(options_of({"convert", "--config", "r.yaml", "--output", "x.h5"}, "model: m\ndtype: bfloat16\n").dtype ==
         DType::kBFloat16);
+}
+
+TEST_CASE("batch jobs: times as Slurm takes them, and the run file has them too") {
+  const Options o =
+      options_of({"slurm", "--config", "r", "--time", "1-12:00:00", "score", "--write", "j"},
+                 "model: m\nplan: {write: p}\nslurm: {time: 2:00:00, partition: low}\npipeline: {stages: 3}\n");
+  CHECK(o.slurm_time == "1-12:00:00");
+  CHECK(o.slurm_partition == "low");
+  CHECK(o.slurm_path == "j");
+  CHECK(o.job == Command::kScore);
+  CHECK(o.stages == 3);
+  const auto error = [](const char* option, const char* value) {
+    try {
+      options_of({"slurm", "--config", "r", option, value}, "model: m\n");
+    } catch (const std::exception& e) {
+      return std::string(e.what());
+    }
+    return std::string("no error");
+  };
+  for (const char* time : {"90", "90:00", "1:30:00", "2-0", "2-12:30", "0-0:0:1"}) {
+    CAPTURE(time);
+    CHECK(error("--time", time) == "no error");
+  }
+  for (const char* time : {"", "0", "1h", "1:", ":1", "-1", "1-", "1:2:3:4", "1-2-3", "1:-2", "99999999999", "1 2"}) {
+    CAPTURE(time);
+    CHECK(error("--time", time).find("is not a time as Slurm takes it") != std::string::npos);
+  }
+  for (const char* partition : {"", "a b", "a;b", "a\nb"}) {
+    CHECK(error("--partition", partition).find("is not the name of a partition") != std::string::npos);
+  }
+  CHECK(options_of(generate({"--config", "r"}), "slurm: {time: 2:00:00}\n").slurm_time == "2:00:00");
 }
 
 TEST_CASE("run-file keys and options are the same set") {
