@@ -292,7 +292,7 @@ void Scheduler::take_token(const PickedToken& picked, Progress& progress) {
   sample.tokens.push_back(picked.token);
   if (request.logprobs) sample.logprobs.push_back(picked.logprob);
   sequence.last_token = picked.token;
-  progress.tokens.push_back({sample.index, picked.token});
+  progress.tokens.push_back({sample.index, picked.token, sample.sample});
   const std::int32_t length = sequence.group->prompt() + static_cast<std::int32_t>(sample.tokens.size());
   if (picked.token == limits_.eos && !request.ignore_eos) {
     finish(picked.slot, FinishReason::kEos, progress);
