@@ -36,6 +36,8 @@ struct Session::Stage {
   std::unique_ptr<StageExecutor> executor;
   std::unique_ptr<Mailbox> mailbox;
   std::unique_ptr<Transport> transport;
+  std::unique_ptr<TraceBuffer> trace;  // with --trace
+  StageReport report;                  // after the run
 };
 
 Session::Session(const Options& options, const World& world) : options_(options), world_(world) {
@@ -129,10 +131,17 @@ std::vector<std::optional<std::int64_t>> Session::local_budgets() const {
   return budgets;
 }
 
+// Most that the events of this process's stages may take, with a piece on its way to the file.
+std::int64_t Session::trace_bytes() const {
+  if (options_.trace_path.empty()) return 0;
+  const auto stages = static_cast<std::int64_t>(local_stages().size());
+  return stages * TraceBuffer::kMostBytes + 8 * TraceBuffer::kPieceEvents * std::int64_t{sizeof(TraceEvent)};
+}
+
 // Chooses the numbers of sequences and KV pages.
 void Session::find_fit(const WorkSize& work) {
   const std::vector<std::optional<std::int64_t>> budgets = local_budgets();
-  rooms_ = find_rooms(world_, {devices_, budgets, threads_, leads() ? work.prompt_bytes : 0});
+  rooms_ = find_rooms(world_, {devices_, budgets, threads_, trace_bytes() + (leads() ? work.prompt_bytes : 0)});
   FitRequest request;
   request.plan = plan_;
   request.dtype = dtype_;
@@ -197,6 +206,7 @@ void Session::make_stages() {
       stage->profiler = profiler.get();
       stage->backend = std::move(profiler);
     }
+    if (!options_.trace_path.empty()) stage->trace = std::make_unique<TraceBuffer>();
     stages_.push_back(std::move(stage));
   }
 }
@@ -306,6 +316,7 @@ StageContext Session::context(Stage& stage) const {
   context.executor = stage.executor.get();
   context.mailbox = stage.mailbox.get();
   context.transport = stage.transport.get();
+  context.trace = stage.trace.get();
   context.check = [follows = !leads(), drains = drains_] {
     const std::optional<Interrupt> noted = interrupt();
     // What every rank was told is for rank 0, which ends the job with one message.
@@ -336,7 +347,9 @@ std::vector<StageReport> Session::run(const std::function<void(Leader&)>& lead) 
     std::vector<std::jthread> followers;
     for (const auto& stage : stages_) {
       if (stage->index == 0) continue;
-      const auto follow = [&guarded, this, s = stage.get()] { guarded(s->index, [&] { run_follower(context(*s)); }); };
+      const auto follow = [&guarded, this, s = stage.get()] {
+        guarded(s->index, [&] { s->report = run_follower(context(*s)); });
+      };
       if (threads_are_stages()) {
         followers.emplace_back(follow);
       } else {
@@ -348,6 +361,7 @@ std::vector<StageReport> Session::run(const std::function<void(Leader&)>& lead) 
         Leader leader(context(*stages_.front()));
         lead(leader);
         reports = leader.stop();
+        stages_.front()->report = reports.front();
       });
     }
   }
@@ -376,6 +390,14 @@ std::vector<Session::StageProfile> Session::profiles() const {
     if (stage->profiler != nullptr) profiles.push_back({stage->index, stage->profiler->profile()});
   }
   return profiles;
+}
+
+std::vector<Session::StageRecord> Session::records() const {
+  std::vector<StageRecord> records;
+  for (const auto& stage : stages_) {
+    records.push_back({stage->index, stage->backend->name(), stage->report, stage->trace.get()});
+  }
+  return records;
 }
 
 }  // namespace stagecoach

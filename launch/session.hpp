@@ -63,11 +63,20 @@ class Session {
     Profile profile;
   };
   std::vector<StageProfile> profiles() const;
+  // This process's stages and what they did; after `run`. `trace` is null unless --trace was given.
+  struct StageRecord {
+    std::int32_t stage = 0;
+    std::string device;
+    StageReport report;
+    const TraceBuffer* trace = nullptr;
+  };
+  std::vector<StageRecord> records() const;
 
  private:
   struct Stage;
   bool threads_are_stages() const { return world_.size() == 1; }
   std::vector<std::int32_t> local_stages() const;
+  std::int64_t trace_bytes() const;
   void make_plan();
   void make_stages();
   std::vector<std::optional<std::int64_t>> local_budgets() const;
