@@ -302,3 +302,19 @@ TEST_CASE("a file that cannot be made is a mistake, before anything runs; an old
   CHECK(read_file(folder / "m.json") == "older");
   CHECK(!std::filesystem::exists(folder / "m.json.partial"));
 }
+
+TEST_CASE("a disk too small for the trace: status 1, and the results are there") {
+  const ScratchFolder folder;
+  const SmallDisk small(folder / "disk", 16);
+  if (!small.mounted()) return;
+  write_file(folder / "p.jsonl",
+             "{\"tokens\": [1, 2], \"max_new_tokens\": 35, \"num_samples\": 300, \"temperature\": 1}\n");
+  const std::string generate = "generate --ignore-eos --fresh --model " + kTiny + " --prompts " + (folder / "p.jsonl") +
+                               " --output " + (folder / "o.jsonl");
+  CHECK(run_program(0, generate).status == 0);
+  const std::string results = read_file(folder / "o.jsonl");
+  std::filesystem::remove(folder / "o.jsonl");
+  expect({generate + " --trace " + (folder / "disk/t.json"), 1, "No space left on device"});
+  CHECK(read_file(folder / "o.jsonl") == results);
+  CHECK(std::filesystem::is_empty(folder / "disk"));
+}
