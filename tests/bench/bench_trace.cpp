@@ -184,10 +184,14 @@ int main(int argc, char** argv) {
     }
     const auto row = [&](const char* what, const std::vector<double>& a, const std::vector<double>& b) {
       const double to_us = 1e6 / (kNewTokens - 1);
+      std::vector<double> ratios;  // of neighbours in time
+      for (std::size_t i = 0; i < a.size(); ++i) ratios.push_back(b[i] / a[i]);
       fmt::print(
-          "{} stage{}, {}: {:.1f} us a step without, {:.1f} with, ratio {:.4f} (medians of {}); best {:.1f}, {:.1f}\n",
+          "{} stage{}, {}: {:.1f} us a step without, {:.1f} with, ratio {:.4f} (medians of {}), median of pairs' "
+          "ratios "
+          "{:.4f}; best {:.1f}, {:.1f}\n",
           count, count == 1 ? "" : "s", what, to_us * median(a), to_us * median(b), median(b) / median(a), rounds,
-          to_us * std::ranges::min(a), to_us * std::ranges::min(b));
+          median(ratios), to_us * std::ranges::min(a), to_us * std::ranges::min(b));
     };
     row("wall", without.seconds, with.seconds);
     if (count == 1) row("on a core", without.core_seconds, with.core_seconds);
