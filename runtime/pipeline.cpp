@@ -86,17 +86,18 @@ class Pipeline {
   // What is moved in or out of the buffer, as an event if those are kept.
   void begin_move(int slot, Activity activity, const Microbatch& microbatch) {
     if (c_.trace == nullptr) return;
-    end_move(slot, Activity::kReceive);  // a device may have waited for the rows without our knowing
-    TraceEvent& event = slots_[static_cast<std::size_t>(slot)].moving.emplace();
+    std::optional<TraceEvent>& moving = slots_[static_cast<std::size_t>(slot)].moving;
+    if (moving) end_move(slot, moving->activity, moving->microbatch);  // rows that the device waited for, not we
+    TraceEvent& event = moving.emplace();
     event.activity = activity;
     event.microbatch = static_cast<std::uint32_t>(microbatch.id);
     event.rows = static_cast<std::int32_t>(microbatch.rows.size());
     event.lane = static_cast<std::uint16_t>(kFirstBufferLane + slot);
     event.start_ns = now_ns();
   }
-  void end_move(int slot, Activity activity) {
+  void end_move(int slot, Activity activity, std::uint64_t microbatch) {
     std::optional<TraceEvent>& moving = slots_[static_cast<std::size_t>(slot)].moving;
-    if (!moving || moving->activity != activity) return;
+    if (!moving || moving->activity != activity || moving->microbatch != static_cast<std::uint32_t>(microbatch)) return;
     moving->duration_ns = now_ns() - moving->start_ns;
     c_.trace->add(*moving);
     moving.reset();
@@ -196,7 +197,7 @@ class Pipeline {
     if (!c_.transport->done(*slot.sending)) return true;
     slot.sending.reset();
     slot.used = false;
-    end_move(static_cast<int>(index), Activity::kSend);
+    if (slot.moving) end_move(static_cast<int>(index), Activity::kSend, slot.moving->microbatch);
     return false;
   }
 
@@ -282,7 +283,7 @@ class Follower {
   bool arrived(Work& work) {
     if (work.arrived) return true;
     work.arrived = p_.context().transport->done(work.ticket);
-    if (work.arrived) p_.end_move(work.slot, Activity::kReceive);
+    if (work.arrived) p_.end_move(work.slot, Activity::kReceive, work.microbatch.id);
     return work.arrived;
   }
 

@@ -262,6 +262,41 @@ TEST_CASE("scoring and measuring are watched as well, with either file alone") {
   }
 }
 
+TEST_CASE("GPUs that wait for rows by themselves are watched alike") {
+  const ScratchFolder folder;
+  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3]}\n{\"tokens\": [7, 7, 60, 4, 11, 80, 2]}\n");
+  for (const char* transport : {"nccl", "mpi"}) {
+    CAPTURE(transport);
+    const Ended ended = run_emulated(
+        3,
+        fmt::format("generate --model synthetic:gpt2,n_layer=4,n_embd=64,n_head=2,n_positions=128,vocab_size=90,seed=5 "
+                    "--ignore-eos --max-new-tokens 6 --transport {} --prompts {} --metrics {} --trace {}",
+                    transport, folder / "p.jsonl", folder / "m.json", folder / "t.json"),
+        120, "devices=4");
+    INFO(ended.err);
+    REQUIRE(ended.status == 0);
+    auto events = events_of(parse_json(read_file(folder / "t.json")), 3);
+    const Json metrics = parse_json(read_file(folder / "m.json"));
+    const Json::Array& ranks = *metrics.find("ranks")->array();
+    REQUIRE(ranks.size() == 3);
+    const auto microbatches = static_cast<std::size_t>(number(ranks[0], "microbatches"));
+    CHECK(events["compute"].size() == 3 * microbatches);
+    CHECK(events["send"].size() == 2 * microbatches);
+    CHECK(events["receive"].size() == 2 * microbatches);
+    for (std::size_t s = 0; s < 3; ++s) {
+      CAPTURE(s);
+      CHECK(*ranks[s].find("device")->string() == fmt::format("cuda (Emulated device, device {})", s));
+      double first_us = 1e300, last_us = 0;
+      for (const Event& event : events["compute"]) {
+        if (event.stage != static_cast<std::int64_t>(s)) continue;
+        first_us = std::min(first_us, event.start);
+        last_us = std::max(last_us, event.end);
+      }
+      check_times(ranks[s], number(metrics, "wall_s"), 1e-6 * (last_us - first_us));
+    }
+  }
+}
+
 TEST_CASE("a run that goes on counts what it did itself") {
   const ScratchFolder folder;
   const Work work = some_work();
