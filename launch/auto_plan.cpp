@@ -65,10 +65,11 @@ class Chooser {
     request.job.prompt_tokens = std::clamp<std::int64_t>(r_.work.prompt_tokens / count, 1, plan.model.n_positions);
     request.job.new_tokens = std::max<std::int64_t>(1, r_.work.scored ? 1 : r_.work.new_tokens / count);
     request.job.scored = r_.work.scored;
-    for (std::size_t s = 0; s < r_.rooms.size(); ++s) {
-      const StageRoom& room = r_.rooms[s];
+    for (std::size_t s = 0; s < plan.stages.size(); ++s) {
+      const std::size_t place = tightest(s, plan.stages.size());
+      const StageRoom& room = r_.rooms[place];
       PlannerDevice device;
-      device.layout = device_layout(*layouts_[s], plan.model, r_.dtype, r_.kv_dtype);
+      device.layout = device_layout(*layouts_[place], plan.model, r_.dtype, r_.kv_dtype);
       device.speed = device_speed(open_.machine, static_cast<std::int32_t>(s), room.cuda, r_.dtype, r_.kv_dtype);
       device.link = link_speed(open_.machine);
       if (tight) device.budget_bytes = room.available_bytes / stages_of_pot(room.pot);
@@ -76,6 +77,15 @@ class Chooser {
       request.devices.push_back(std::move(device));
     }
     return request;
+  }
+
+  // Of the places of stage `s` in all replicas, which have the same blocks, the one with the least room.
+  std::size_t tightest(std::size_t s, std::size_t stages) const {
+    std::size_t best = s;
+    for (std::size_t place = s; place < r_.rooms.size(); place += stages) {
+      if (r_.rooms[place].available_bytes < r_.rooms[best].available_bytes) best = place;
+    }
+    return best;
   }
 
   std::int64_t stages_of_pot(std::int32_t pot) const { return std::ranges::count(r_.rooms, pot, &StageRoom::pot); }

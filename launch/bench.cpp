@@ -45,7 +45,7 @@ class Repeat {
     }
   }
 
-  Timing run(Leader& leader, const SchedulerLimits& limits, RunWatch& watch) {
+  Timing run(Leader& leader, const SchedulerLimits& limits, RunMeter* meter) {
     Scheduler scheduler(limits);
     LeaderHooks hooks;
     std::size_t next = 0;
@@ -72,7 +72,8 @@ class Repeat {
         before_decode = tokens;
       }
     };
-    watch.attach(hooks);
+    count_prompts(hooks, meter);
+    attach(hooks, meter);
     const Clock::time_point start = Clock::now();
     leader.run(scheduler, hooks);
     const Clock::time_point end = Clock::now();
@@ -197,10 +198,11 @@ int run_bench(const Options& options, const World& world) {
   }
   std::vector<Timing> timings;
   watch.begin();
-  const std::vector<StageReport> reports = session.run([&](Leader& leader) {
-    Repeat(options, config, 0).run(leader, limits, watch);  // not counted: first touch of pages, caches, threads
+  RunMeter* meter = watch.add_meter();
+  const std::vector<StageReport> reports = session.run([&](Leader& leader, const OfficeOptions&) {
+    Repeat(options, config, 0).run(leader, limits, meter);  // not counted: first touch of pages, caches, threads
     for (std::int32_t r = 1; r <= options.repeat; ++r)
-      timings.push_back(Repeat(options, config, r).run(leader, limits, watch));
+      timings.push_back(Repeat(options, config, r).run(leader, limits, meter));
   });
   watch.finish(session);
   const std::string profiles = options.profile ? profile_tables(session, world) : "";

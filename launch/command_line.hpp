@@ -47,6 +47,7 @@ struct Options {
   bool deterministic = false;     // on CUDA; CPUs always are
   std::optional<std::int32_t> stages;
   std::optional<std::int32_t> threads;
+  std::int32_t replicas = 1;                 // pipelines that share the prompts
   bool auto_stages = false;                  // --stages auto: as many as are best
   std::optional<std::int32_t> chunk_tokens;  // the longest of `chunks`, if they are given
   ChunkPlan chunks;                          // lengths by position of the prompt

@@ -23,13 +23,15 @@ constexpr std::int64_t kMostPages = std::numeric_limits<std::int32_t>::max();
 // What a stage keeps on the host for each row and each page number, outside of its backend: microbatches on their way
 // in and out, page tables, rows as operations take them; on the last stage also which tokens each sequence has had.
 std::int64_t bookkeeping_bytes(const ModelConfig& model, const StageWork& work, const StageOperations& operations,
-                               bool remembers_tokens) {
-  constexpr std::int64_t kOfRow = 64;   // Row, its bytes in a message, and their copies
-  constexpr std::int64_t kOfPage = 16;  // in a table, a message, the scheduler's lists
+                               bool leads, bool remembers_tokens) {
+  constexpr std::int64_t kOfRow = 64;               // Row, its bytes in a message, and their copies
+  constexpr std::int64_t kOfPage = 16;              // in a table, a message
+  constexpr std::int64_t kOfPageAtScheduler = 400;  // with the tokens that it holds, to find it again
   constexpr std::int64_t kOfTableWord = 8;
   constexpr std::int64_t kOfToken = 8;  // in a list that grows
   std::int64_t bytes =
       kOfRow * work.max_rows * (work.in_flight + 1LL) + kOfPage * work.pages + kOfTableWord * operations.table_words;
+  if (leads) bytes += kOfPageAtScheduler * work.pages;
   if (remembers_tokens && operations.head_rows > 0) {
     bytes += work.slots * (model.vocab_size / 8 + kOfToken * std::min(model.vocab_size, model.n_positions));
   }
@@ -50,17 +52,17 @@ class Attempt {
     const StageWork work{limits.max_rows(), static_cast<std::int32_t>(pages), limits.tables(), r_.plan.in_flight,
                          r_.plan.stage_count()};
     std::vector<StageNeed> result;
-    for (std::size_t s = 0; s < r_.plan.stages.size(); ++s) {
-      const BlockRange blocks = r_.plan.stages[s].blocks;
-      const StageRoom& room = r_.rooms[s];
-      const DeviceLayout layout = device_layout(*layouts_[s], r_.plan.model, r_.dtype, r_.kv_dtype);
+    for (std::size_t place = 0; place < r_.rooms.size(); ++place) {
+      const BlockRange blocks = r_.plan.stages[place % r_.plan.stages.size()].blocks;
+      const StageRoom& room = r_.rooms[place];
+      const DeviceLayout layout = device_layout(*layouts_[place], r_.plan.model, r_.dtype, r_.kv_dtype);
       StageNeed need;
       need.bytes = stage_bytes(r_.plan.model, blocks, layout, work);
       need.process = room.process_bytes;
       if (!room.cuda) {
         need.process += bookkeeping_bytes(r_.plan.model, work, stage_operations(r_.plan.model, blocks, layout, work),
-                                          r_.work.remembers_tokens);
-        if (r_.loading_bytes) need.loading = r_.loading_bytes(blocks, r_.dtype, *layouts_[s]);
+                                          blocks.first == 0, r_.work.remembers_tokens);
+        if (r_.loading_bytes) need.loading = r_.loading_bytes(blocks, r_.dtype, *layouts_[place]);
       }
       result.push_back(need);
     }
@@ -197,12 +199,14 @@ std::string stages_too_small(const FitRequest& request, const Attempt& attempt) 
       ++more;
       continue;
     }
-    const BlockRange blocks = request.plan.stages[s].blocks;
+    const std::size_t stages = request.plan.stages.size();
+    const BlockRange blocks = request.plan.stages[s % stages].blocks;
+    const std::string replica = needs.size() > stages ? fmt::format("replica {}, ", s / stages) : "";
     const bool cut = room.budget_bytes > room.available_bytes;
     const std::int64_t others = attempt.total_of_pot(needs, s) - needs[s].total();
     parts.push_back(fmt::format(
-        "stage {} (blocks {} to {}) needs {}{}, available {}{}", s, blocks.first, blocks.last, describe(needs[s]),
-        others > 0 ? fmt::format(" and the others beside it {}", readable_bytes(others)) : "",
+        "{}stage {} (blocks {} to {}) needs {}{}, available {}{}", replica, s % stages, blocks.first, blocks.last,
+        describe(needs[s]), others > 0 ? fmt::format(" and the others beside it {}", readable_bytes(others)) : "",
         readable_bytes(room.available_bytes),
         cut ? fmt::format(" of a budget of {}: there is no more", readable_bytes(room.budget_bytes)) : ""));
   }

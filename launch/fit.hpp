@@ -61,7 +61,7 @@ struct FitRequest {
   WorkSize work;
   std::int32_t most_slots = 1;     // sequences at once, if there is room
   bool chunks_may_shrink = false;  // plan.chunk_tokens is only what would be best
-  std::vector<StageRoom> rooms;    // by stage
+  std::vector<StageRoom> rooms;    // by place (grid.hpp): as many replicas as there are rooms for
   // Host memory that reading a stage's weights as `dtype` takes beside them.
   std::function<std::int64_t(BlockRange blocks, DType dtype, const MemoryLayout& layout)> loading_bytes;
 };
@@ -70,7 +70,7 @@ struct Fit {
   std::int32_t slots = 0;
   std::int32_t pages = 0;
   std::int32_t chunk_tokens = 0;
-  std::vector<StageNeed> needs;  // by stage
+  std::vector<StageNeed> needs;  // by place
 };
 
 std::unique_ptr<MemoryLayout> layout_of(const StageRoom& room);

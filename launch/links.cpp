@@ -43,8 +43,10 @@ std::vector<Place> all_places(const World& world, const StageDevice& device) {
   return places;
 }
 
-std::string name_of(const std::vector<Place>& places, std::int32_t stage) {
-  return fmt::format("rank {} (stage {}, host {})", stage, stage, places.at(static_cast<std::size_t>(stage)).host);
+std::string name_of(const std::vector<Place>& places, const Grid& grid, std::int32_t rank) {
+  const std::string replica = grid.replicas > 1 ? fmt::format("replica {}, ", grid.replica(rank)) : "";
+  return fmt::format("rank {} ({}stage {}, host {})", rank, replica, grid.stage(rank),
+                     places.at(static_cast<std::size_t>(rank)).host);
 }
 
 // As far as it can be known from outside NCCL.
@@ -58,7 +60,7 @@ std::string way_between(const Place& from, const Place& to, const LinkSetUp& set
                 : "on one host, through its memory, since the GPUs do not reach each other";
 }
 
-// The id of the link to the next stage, by stage.
+// The id of the link to the next stage, by rank.
 std::vector<NcclId> all_ids(const World& world, bool sends) {
   NcclId mine = {};
   world.agree([&] {
@@ -72,18 +74,20 @@ std::vector<NcclId> all_ids(const World& world, bool sends) {
 }
 
 std::unique_ptr<Transport> connect_nccl(const World& world, const LinkSetUp& set_up, const std::vector<Place>& places) {
-  const std::int32_t stage = world.rank();
-  const std::vector<NcclId> ids = all_ids(world, stage + 1 < set_up.stages);
+  const std::int32_t rank = world.rank();
+  const std::int32_t stage = set_up.grid.stage(rank);
+  const bool sends = stage + 1 < set_up.grid.stages;
+  const std::vector<NcclId> ids = all_ids(world, sends);
   NcclOptions options;
-  options.self = name_of(places, stage);
+  options.self = name_of(places, set_up.grid, rank);
   options.timeout_s = set_up.timeout_s;
   options.waits_on_device = set_up.waits_on_device;
   options.check = throw_if_interrupted;
   const auto link_with = [&](std::int32_t upstream, std::int32_t peer) {
-    return NcclLink{ids[static_cast<std::size_t>(upstream)], name_of(places, peer)};
+    return NcclLink{ids[static_cast<std::size_t>(upstream)], name_of(places, set_up.grid, peer)};
   };
-  if (stage > 0) options.previous = link_with(stage - 1, stage - 1);
-  if (stage + 1 < set_up.stages) options.next = link_with(stage, stage + 1);
+  if (stage > 0) options.previous = link_with(rank - 1, rank - 1);
+  if (sends) options.next = link_with(rank, rank + 1);
   std::unique_ptr<Transport> transport;
   world.agree([&] { transport = make_nccl_transport(options, *set_up.queue); });
   return transport;
@@ -124,34 +128,35 @@ bool choose_nccl(const World& world, TransportChoice choice, std::int32_t stages
 }
 
 Links connect_stages(const World& world, const LinkSetUp& set_up) {
-  const std::int32_t stage = world.rank();
+  const std::int32_t stage = set_up.grid.stage(world.rank());
+  const std::int32_t first = world.rank() - stage;  // of this replica
   const std::vector<Place> places = all_places(world, *set_up.device);
   Links links;
-  links.mailbox = world.mpi()->mailbox(0);
+  links.mailbox = world.mpi()->mailbox(first);
   if (set_up.queue != nullptr) {
     links.transport = connect_nccl(world, set_up, places);
   } else {
-    links.transport = make_staged_transport(world.mpi()->transport(stage, 0), *set_up.backend);
+    links.transport = make_staged_transport(world.mpi()->transport(stage, first), *set_up.backend);
   }
   std::optional<RingFigures> figures;
   world.agree_within(set_up.timeout_s + kPatience, [&] {
     RingParts parts;
     parts.stage = stage;
-    parts.stages = set_up.stages;
+    parts.stages = set_up.grid.stages;
     parts.timeout_s = set_up.timeout_s;
     parts.backend = set_up.backend;
     parts.mailbox = links.mailbox.get();
     parts.transport = links.transport.get();
-    parts.name = [&](std::int32_t s) { return name_of(places, s); };
+    parts.name = [&](std::int32_t s) { return name_of(places, set_up.grid, first + s); };
     parts.check = throw_if_interrupted;
     figures = ring_test(parts);
   });
   if (figures) {
-    const auto me = static_cast<std::size_t>(stage);
-    log_verbose(fmt::format("{}: rows come from stage {} over {}, {}; {:.0f} us for a few and the answer, {:.2f} GB/s",
-                            name_of(places, stage), stage - 1, set_up.queue != nullptr ? nccl_version() : "MPI",
-                            way_between(places[me - 1], places[me], set_up), figures->latency_us,
-                            figures->gigabytes_per_s));
+    const auto me = static_cast<std::size_t>(world.rank());
+    log_verbose(fmt::format(
+        "{}: rows come from stage {} over {}, {}; {:.0f} us for a few and the answer, {:.2f} GB/s",
+        name_of(places, set_up.grid, world.rank()), stage - 1, set_up.queue != nullptr ? nccl_version() : "MPI",
+        way_between(places[me - 1], places[me], set_up), figures->latency_us, figures->gigabytes_per_s));
   }
   return links;
 }

@@ -12,6 +12,7 @@
 #include "launch/command_line.hpp"
 #include "launch/devices.hpp"
 #include "launch/world.hpp"
+#include "partition/grid.hpp"
 #include "runtime/transport.hpp"
 
 namespace stagecoach {
@@ -25,7 +26,7 @@ struct DeviceQueue;
 bool choose_nccl(const World& world, TransportChoice choice, std::int32_t stages, std::span<const StageDevice> devices);
 
 struct LinkSetUp {
-  std::int32_t stages = 1;
+  Grid grid;  // of the ranks
   double timeout_s = 60.0;
   Backend* backend = nullptr;
   const StageDevice* device = nullptr;

@@ -69,7 +69,7 @@ int run(int argc, char** argv) {
     return world.fail(failed);
   } catch (...) {
     const Outcome outcome = outcome_of_current_exception();
-    return world.fail({outcome.status, outcome.message});
+    return world.fail({outcome.status, outcome.message, outcome.of_peer});
   }
 }
 

@@ -315,9 +315,13 @@ const OptionSpec kTable[] = {
      [](Options& o, const std::string& v) { o.svg_path = path(v); }},
 
     {"stages", "N|auto", kForRuns, kPipeline,
-     "pipeline stages: under mpirun as many as there are ranks; otherwise N stages in "
+     "pipeline stages: under mpirun as many as there are ranks for each replica; otherwise N stages in "
      "this process [number of ranks]; auto: of plan as many as are best, of runs the default",
      false, set_stages},
+    {"replicas", "N", kForPrompts | kForPlan, kPipeline,
+     "pipelines that share the prompts: under mpirun replicas x stages are the ranks; otherwise all in this process "
+     "[1]",
+     false, [](Options& o, const std::string& v) { o.replicas = count(v, 1, 1 << 20); }},
     {"threads", "N|auto", kForRuns, kPipeline, "threads of each rank [auto: its share of the cores]", false,
      [](Options& o, const std::string& v) { o.threads = count_or_auto(v, 1, 4096); }},
     {"chunk-tokens", "N|N,N,...|auto", kForRuns, kPipeline,
@@ -342,7 +346,6 @@ const OptionSpec kTable[] = {
     {"deterministic", "", kForRuns, kPipeline,
      "on GPUs too the same bits for every layout, at some cost; on CPUs they always are", false,
      [](Options& o, const std::string& v) { o.deterministic = flag(v); }},
-    {"replicas", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
     {"context-shards", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
     {"machine", "FILE", kForPlan | kForPrompts | kForBench, kPipeline,
      "machine file of profile: how fast the devices are, to balance stages by [assumed]", false,

@@ -1,5 +1,8 @@
 #include "launch/prompt_job.hpp"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -110,6 +113,19 @@ class TracedSink final : public ResultSink {
   TraceBuffer& trace_;
 };
 
+Scheduler make_scheduler(const Session& session) {
+  Scheduler::TokenBytes token_bytes;
+  if (const Tokenizer* tokenizer = tokenizer_of(session.model())) {
+    token_bytes = [tokenizer](std::int32_t token) { return token_text(*tokenizer, token); };
+  }
+  return Scheduler(session.scheduler_limits(), std::move(token_bytes));
+}
+
+// Requests that a replica has on its way: enough for the next microbatch, few for when it turns out to be slow.
+std::int32_t requests_ahead(const Session& session) {
+  return std::max(2, session.scheduler_limits().slots / 4);
+}
+
 }  // namespace
 
 void run_prompts(PromptJob& job, const Options& options, Session& session, RunWatch& watch, const char* unit,
@@ -117,7 +133,7 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, RunWa
   if (job.journal) session.drain_when_interrupted();
   if (TraceBuffer* trace = watch.results()) job.sink = std::make_unique<TracedSink>(std::move(job.sink), *trace);
   watch.begin();
-  session.run([&](Leader& leader) {
+  const auto lead = [&](Leader& leader, const OfficeOptions& office) {
     StatusLine line(!options.output_path.empty() && !options.quiet);
     const auto start = std::chrono::steady_clock::now();
     std::int64_t earlier_tokens = 0;  // the front desk's, while it is there
@@ -129,24 +145,41 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, RunWa
     };
     FrontDeskBounds bounds;
     bounds.n_positions = session.model().config.n_positions;
+    bounds.replicas = session.grid().replicas;
+    if (job.journal) job.hooks.on_complete = [&] { job.journal->finish(last_words ? last_words() : ""); };
     FrontDesk desk(*job.reader, *job.sink, job.hooks, job.split, bounds, job.journal.get());
     LeaderHooks hooks;
     hooks.next_request = [&desk] { return interrupt() ? std::nullopt : desk.next_request(); };
     hooks.exhausted = [&desk] { return interrupt() || desk.exhausted(); };
     hooks.on_finished = [&desk](Sample&& sample) { desk.deliver(std::move(sample)); };
     if (job.hooks.on_token) hooks.on_token = [&desk](const Scheduler::TokenEvent& event) { desk.token(event.token); };
-    watch.attach(hooks);
-    Scheduler::TokenBytes token_bytes;
-    if (const Tokenizer* tokenizer = tokenizer_of(session.model())) {
-      token_bytes = [tokenizer](std::int32_t token) { return token_text(*tokenizer, token); };
+    RunMeter* meter = watch.add_meter();
+    count_prompts(hooks, meter);
+    Scheduler scheduler = make_scheduler(session);
+    std::optional<Dealer> dealer;
+    if (session.grid().replicas > 1) {
+      dealer.emplace(office, session.leaders(), requests_ahead(session), hooks, [] { return interrupt().has_value(); });
+      hooks = dealer->hooks();
     }
-    Scheduler scheduler(session.scheduler_limits(), std::move(token_bytes));
+    attach(hooks, meter);
+    const auto stay = [&] {
+      leader.keep_alive();
+      if (dealer) dealer->service();
+    };
     leader.run(scheduler, hooks);
     throw_if_interrupted();
-    desk.finish();
+    desk.finish(stay);
     watch.set_earlier_tokens(earlier_tokens);
-    if (job.journal) job.journal->finish(last_words ? last_words() : "");
-  });
+    if (!dealer) return;
+    dealer->end(stay);
+    log_verbose(fmt::format("samples by replica: {}", fmt::join(dealer->delivered(), ", ")));
+  };
+  const auto assist = [&](Leader& leader, const OfficeOptions& office) {
+    Scheduler scheduler = make_scheduler(session);
+    RunMeter* meter = watch.add_meter();
+    help(leader, scheduler, office, session.leaders().front(), [meter](LeaderHooks& hooks) { attach(hooks, meter); });
+  };
+  session.run(lead, assist);
   watch.finish(session);
 }
 

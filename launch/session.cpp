@@ -29,12 +29,13 @@ constexpr std::int32_t kBlocksInQueue = 64;           // of about a dozen operat
 
 // One stage of this process. Members are destroyed in reverse: whatever holds buffers before the backend.
 struct Session::Stage {
-  std::int32_t index = 0;
+  std::int32_t place = 0;
   std::unique_ptr<Backend> backend;
   const cuda::DeviceQueue* queue = nullptr;    // of `backend`, for NCCL
   const ProfilingBackend* profiler = nullptr;  // `backend`, when it is one
   std::unique_ptr<StageExecutor> executor;
   std::unique_ptr<Mailbox> mailbox;
+  std::unique_ptr<Mailbox> office;  // of a replica's leader, when there are several
   std::unique_ptr<Transport> transport;
   std::unique_ptr<TraceBuffer> trace;  // with --trace
   StageReport report;                  // after the run
@@ -42,16 +43,20 @@ struct Session::Stage {
 
 Session::Session(const Options& options, const World& world) : options_(options), world_(world) {
   world_.agree([this] {
-    model_ = std::make_unique<Model>(open_model(options_.model, leads() ? ModelParts::kAll : ModelParts::kNoTokenizer));
+    find_grid();
+    // Leaders of pipelines look for stop strings.
+    const bool needs_tokens = leads() || grid_.leads(world_.rank());
+    model_ =
+        std::make_unique<Model>(open_model(options_.model, needs_tokens ? ModelParts::kAll : ModelParts::kNoTokenizer));
     make_plan();
     dtype_ = options_.dtype.value_or(model_->dtype);
     require_convertible(*model_, dtype_);
-    const std::int32_t sharers = threads_are_stages() ? plan_.stage_count() : world_.local_size();
+    const std::int32_t sharers = threads_are_stages() ? grid_.size() : world_.local_size();
     threads_ = options_.threads.value_or(default_threads(sharers));
   });
   std::vector<DeviceWish> wishes;
-  for (const std::int32_t stage : local_stages()) {
-    const DeviceWish& own = plan_.stages[static_cast<std::size_t>(stage)].device;
+  for (const std::int32_t place : local_places()) {
+    const DeviceWish& own = spec(place).device;
     wishes.push_back(own == DeviceWish{} ? options_.device : own);
   }
   devices_ = choose_devices(world_, wishes, local_budgets());
@@ -75,20 +80,19 @@ Session::~Session() {
   for (std::unique_ptr<Stage>& stage : stages_) static_cast<void>(stage.release());
 }
 
+void Session::find_grid() {
+  const auto& listed = options_.run_file.stages;
+  const std::int32_t stages = listed ? static_cast<std::int32_t>(listed->size()) : options_.stages.value_or(0);
+  grid_ = make_grid(world_.size(), options_.replicas, stages);
+}
+
 void Session::make_plan() {
   plan_.model = model_->config;
-  const std::int32_t ranks = world_.size();
   if (options_.run_file.stages) {
     check_stage_blocks(options_.run_file, model_->config);
     plan_.stages = *options_.run_file.stages;
   } else {
-    plan_.stages = even_split(model_->config, options_.stages.value_or(ranks));
-  }
-  if (ranks > 1 && plan_.stage_count() != ranks) {
-    throw UsageError(
-        fmt::format("{} ranks but {} stages; start as many ranks as there are stages (mpirun -n {}), or leave "
-                    "the stages out",
-                    ranks, plan_.stage_count(), plan_.stage_count()));
+    plan_.stages = even_split(model_->config, grid_.stages);
   }
   plan_.chunk_tokens = options_.chunk_tokens.value_or(kDefaultChunkTokens);
   plan_.chunks = options_.chunks;
@@ -96,17 +100,34 @@ void Session::make_plan() {
   validate(plan_);
 }
 
-std::vector<std::int32_t> Session::local_stages() const {
+std::vector<std::int32_t> Session::local_places() const {
   if (!threads_are_stages()) return {world_.rank()};
   std::vector<std::int32_t> all;
-  for (std::int32_t s = 0; s < plan_.stage_count(); ++s) all.push_back(s);
+  for (std::int32_t place = 0; place < grid_.size(); ++place) all.push_back(place);
   return all;
 }
 
+std::vector<std::int32_t> Session::leaders() const {
+  std::vector<std::int32_t> leaders;
+  for (std::int32_t replica = 0; replica < grid_.replicas; ++replica) leaders.push_back(grid_.first(replica));
+  return leaders;
+}
+
+const StageSpec& Session::spec(std::int32_t place) const {
+  return plan_.stages[static_cast<std::size_t>(grid_.stage(place))];
+}
+
+// "rank 3 (replica 1, stage 1, host n7)"; stages that are threads have no rank.
+std::string Session::name_of_place(std::int32_t place) const {
+  const std::string replica = grid_.replicas > 1 ? fmt::format("replica {}, ", grid_.replica(place)) : "";
+  const std::string stage = fmt::format("{}stage {}", replica, grid_.stage(place));
+  if (threads_are_stages()) return stage;
+  return fmt::format("rank {} ({}, host {})", place, stage, world_.host_of(place));
+}
+
 // Who speaks: nothing when there is only one.
-std::string Session::prefix(std::int32_t stage) const {
-  if (world_.size() > 1) return fmt::format("rank {} (stage {}, host {}): ", world_.rank(), stage, world_.host());
-  return plan_.stage_count() > 1 ? fmt::format("stage {}: ", stage) : "";
+std::string Session::prefix(std::int32_t place) const {
+  return grid_.size() > 1 ? name_of_place(place) + ": " : "";
 }
 
 SchedulerLimits Session::scheduler_limits() const {
@@ -124,8 +145,8 @@ SchedulerLimits Session::scheduler_limits() const {
 // What the user lets this process's stages take: each stage's own, or what holds for all.
 std::vector<std::optional<std::int64_t>> Session::local_budgets() const {
   std::vector<std::optional<std::int64_t>> budgets;
-  for (const std::int32_t stage : local_stages()) {
-    const std::optional<std::int64_t>& own = plan_.stages[static_cast<std::size_t>(stage)].memory_bytes;
+  for (const std::int32_t place : local_places()) {
+    const std::optional<std::int64_t>& own = spec(place).memory_bytes;
     budgets.push_back(own ? own : options_.memory_per_rank);
   }
   return budgets;
@@ -134,21 +155,23 @@ std::vector<std::optional<std::int64_t>> Session::local_budgets() const {
 // Most that the events of this process's stages may take, with a piece on its way to the file.
 std::int64_t Session::trace_bytes() const {
   if (options_.trace_path.empty()) return 0;
-  const auto stages = static_cast<std::int64_t>(local_stages().size());
+  const auto stages = static_cast<std::int64_t>(local_places().size());
   return stages * TraceBuffer::kMostBytes + 8 * TraceBuffer::kPieceEvents * std::int64_t{sizeof(TraceEvent)};
 }
 
 // Chooses the numbers of sequences and KV pages.
 void Session::find_fit(const WorkSize& work) {
   const std::vector<std::optional<std::int64_t>> budgets = local_budgets();
-  rooms_ = find_rooms(world_, {devices_, budgets, threads_, trace_bytes() + (leads() ? work.prompt_bytes : 0)});
+  rooms_ = find_rooms(
+      world_, {devices_, budgets, threads_, trace_bytes() + (grid_.leads(world_.rank()) ? work.prompt_bytes : 0)});
   FitRequest request;
   request.plan = plan_;
   request.dtype = dtype_;
   request.kv_dtype = kv_dtype_;
   request.work = work;
   const std::int64_t most = std::int64_t{kSequencesPerMicrobatch} * plan_.in_flight;
-  request.most_slots = static_cast<std::int32_t>(std::clamp<std::int64_t>(work.sequences, 1, most));
+  const std::int64_t of_each = (work.sequences + grid_.replicas - 1) / grid_.replicas;
+  request.most_slots = static_cast<std::int32_t>(std::clamp<std::int64_t>(of_each, 1, most));
   request.chunks_may_shrink = !options_.chunk_tokens;
   request.rooms = rooms_;
   request.loading_bytes = [this](BlockRange blocks, DType dtype, const MemoryLayout& layout) {
@@ -183,22 +206,22 @@ Plan Session::settle_open(const FitRequest& request) const {
   return plan;
 }
 
-std::unique_ptr<Backend> Session::make_backend(const StageDevice& device, std::int32_t stage) const {
+std::unique_ptr<Backend> Session::make_backend(const StageDevice& device, std::int32_t place) const {
   if (device.cuda) return make_cuda_backend({device.index, device.pool_bytes, options_.deterministic});
   CpuOptions cpu{threads_, simd_of(options_.simd)};
-  const StageRoom& room = rooms_[static_cast<std::size_t>(stage)];
+  const StageRoom& room = rooms_[static_cast<std::size_t>(place)];
   if (room.budget_bytes > 0) {
-    cpu.budget_bytes = room.available_bytes - needs_[static_cast<std::size_t>(stage)].process;
+    cpu.budget_bytes = room.available_bytes - needs_[static_cast<std::size_t>(place)].process;
   }
   return make_cpu_backend(cpu);
 }
 
 void Session::make_stages() {
-  const std::vector<std::int32_t> indices = local_stages();
-  for (std::size_t i = 0; i < indices.size(); ++i) {
+  const std::vector<std::int32_t> places = local_places();
+  for (std::size_t i = 0; i < places.size(); ++i) {
     auto stage = std::make_unique<Stage>();
-    stage->index = indices[i];
-    stage->backend = make_backend(devices_[i], stage->index);
+    stage->place = places[i];
+    stage->backend = make_backend(devices_[i], stage->place);
     if (use_nccl_) stage->queue = &device_queue(*stage->backend);
     if (options_.check) stage->backend = make_checking_backend(std::move(stage->backend));
     if (profile_after_rows_) {
@@ -234,18 +257,19 @@ bool Session::prepare(const std::function<std::optional<WorkSize>()>& size) {
 void Session::connect() {
   Stage& stage = *stages_.front();
   LinkSetUp set_up;
-  set_up.stages = plan_.stage_count();
+  set_up.grid = grid_;
   set_up.timeout_s = options_.timeout_s;
   set_up.backend = stage.backend.get();
   set_up.device = &devices_.front();
   set_up.queue = stage.queue;
   // Comparing and measuring wait for the device between operations, and a queue takes about a thousand of them before
   // it lets the host wait.
-  const std::int32_t blocks = plan_.stages[static_cast<std::size_t>(stage.index)].blocks.count();
+  const std::int32_t blocks = spec(stage.place).blocks.count();
   set_up.waits_on_device = !options_.check && stage.profiler == nullptr && blocks <= kBlocksInQueue;
   Links links = connect_stages(world_, set_up);
   stage.mailbox = std::move(links.mailbox);
   stage.transport = std::move(links.transport);
+  if (grid_.replicas > 1) stage.office = world_.mpi()->mailbox(0);
 }
 
 void Session::catch_interrupts() const {
@@ -253,8 +277,8 @@ void Session::catch_interrupts() const {
 }
 
 void Session::load(Stage& stage) {
-  const BlockRange blocks = plan_.stages[static_cast<std::size_t>(stage.index)].blocks;
-  StatusLine line(stage.index == 0 && !options_.quiet);
+  const BlockRange blocks = spec(stage.place).blocks;
+  StatusLine line(stage.place == 0 && !options_.quiet);
   StageWeights weights =
       load_stage(*stage.backend, *model_->weights, plan_.model, blocks, dtype_,
                  [this, &line](std::int64_t done, std::int64_t total) {
@@ -264,14 +288,16 @@ void Session::load(Stage& stage) {
                  });
   const StageLimits limits{scheduler_limits().max_rows(), pages_, scheduler_limits().tables(), kv_dtype_};
   stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits);
-  if (plan_.stage_count() == 1 || !threads_are_stages()) return;
-  stage.mailbox = hub_->mailbox(stage.index);
-  stage.transport = make_staged_transport(hub_->transport(stage.index), *stage.backend);
+  if (!threads_are_stages()) return;
+  if (grid_.replicas > 1) stage.office = hub_->mailbox(stage.place);
+  if (grid_.stages == 1) return;
+  stage.mailbox = hub_->mailbox(stage.place, grid_.first(grid_.replica(stage.place)));
+  stage.transport = make_staged_transport(hub_->transport(stage.place), *stage.backend);
 }
 
 // Stages of one process load side by side: packing is bound by one core, reading by the disk.
 void Session::load_all() {
-  if (threads_are_stages()) hub_ = std::make_unique<LoopbackHub>(plan_.stage_count(), LoopbackMode::kRendezvous);
+  if (threads_are_stages()) hub_ = std::make_unique<LoopbackHub>(grid_.size(), LoopbackMode::kRendezvous);
   std::vector<std::exception_ptr> failures(stages_.size());
   if (stages_.size() == 1) {  // here, where signs of life can be given
     load(*stages_.front());
@@ -295,20 +321,20 @@ void Session::load_all() {
                             chunks_text(plan_.chunks.empty() ? ChunkPlan{plan_.chunk_tokens} : plan_.chunks)));
   }
   for (const auto& stage : stages_) {
-    const BlockRange blocks = plan_.stages[static_cast<std::size_t>(stage->index)].blocks;
+    const BlockRange blocks = spec(stage->place).blocks;
     log_verbose(fmt::format("{}blocks {} to {}, {} of weights ({}), {} KV pages ({}), {} threads, {}",
-                            prefix(stage->index), blocks.first, blocks.last,
+                            prefix(stage->place), blocks.first, blocks.last,
                             readable_bytes(stage->executor->weight_bytes()), name_of(dtype_), pages_,
                             readable_bytes(stage->executor->kv_bytes()), threads_, stage->backend->name()));
-    const auto s = static_cast<std::size_t>(stage->index);
-    log_verbose(fmt::format("{}planned memory: {}, of {}", prefix(stage->index), describe(needs_[s]),
-                            readable_bytes(rooms_[s].available_bytes)));
+    const auto place = static_cast<std::size_t>(stage->place);
+    log_verbose(fmt::format("{}planned memory: {}, of {}", prefix(stage->place), describe(needs_[place]),
+                            readable_bytes(rooms_[place].available_bytes)));
   }
 }
 
 StageContext Session::context(Stage& stage) const {
   StageContext context;
-  context.stage = stage.index;
+  context.stage = grid_.stage(stage.place);
   context.stages = plan_.stage_count();
   context.in_flight = plan_.in_flight;
   context.timeout_s = options_.timeout_s;
@@ -326,40 +352,53 @@ StageContext Session::context(Stage& stage) const {
   return context;
 }
 
-std::vector<StageReport> Session::run(const std::function<void(Leader&)>& lead) {
+// Of a stage that is not the first of all.
+void Session::run_stage(Stage& stage, const Lead& help) const {
+  if (!grid_.leads(stage.place)) {
+    stage.report = run_follower(context(stage));
+    return;
+  }
+  Leader leader(context(stage));
+  help(leader, office(stage));
+  stage.report = leader.stop().front();
+}
+
+OfficeOptions Session::office(const Stage& stage) const {
+  return {stage.office.get(), options_.timeout_s, [this](std::int32_t place) { return name_of_place(place); }};
+}
+
+std::vector<StageReport> Session::run(const Lead& lead, const Lead& help) {
   std::mutex mutex;
   std::optional<RunFailed> failure;  // the first; others are its echo
-  const auto guarded = [&](std::int32_t stage, const std::function<void()>& body) {
+  const auto guarded = [&](std::int32_t place, const std::function<void()>& body) {
     try {
       body();
     } catch (...) {
       const Outcome outcome = outcome_of_current_exception();
       const std::scoped_lock lock(mutex);
-      const bool needs_prefix = outcome.status != 75 || (stage != 0 && !threads_are_stages());
+      const bool needs_prefix = outcome.status != 75 || (place != 0 && !threads_are_stages());
       if (!failure) {
-        failure = RunFailed{outcome.status, (needs_prefix ? prefix(stage) : "") + outcome.message};
+        failure = RunFailed{outcome.status, (needs_prefix ? prefix(place) : "") + outcome.message, outcome.of_peer};
       }
       if (hub_) hub_->fail(outcome.message);
     }
   };
   std::vector<StageReport> reports;
   {
-    std::vector<std::jthread> followers;
+    std::vector<std::jthread> others;
     for (const auto& stage : stages_) {
-      if (stage->index == 0) continue;
-      const auto follow = [&guarded, this, s = stage.get()] {
-        guarded(s->index, [&] { s->report = run_follower(context(*s)); });
-      };
+      if (stage->place == 0) continue;
+      const auto body = [&, this, s = stage.get()] { guarded(s->place, [&] { run_stage(*s, help); }); };
       if (threads_are_stages()) {
-        followers.emplace_back(follow);
+        others.emplace_back(body);
       } else {
-        follow();
+        body();
       }
     }
     if (leads()) {
       guarded(0, [&] {
         Leader leader(context(*stages_.front()));
-        lead(leader);
+        lead(leader, office(*stages_.front()));
         reports = leader.stop();
         stages_.front()->report = reports.front();
       });
@@ -378,7 +417,7 @@ void Session::log_peak() const {
                                  readable_bytes(peak), peak);
   if (std::ranges::none_of(devices_, &StageDevice::cuda)) {
     std::int64_t planned = 0;
-    for (const std::int32_t stage : local_stages()) planned += needs_[static_cast<std::size_t>(stage)].total();
+    for (const std::int32_t place : local_places()) planned += needs_[static_cast<std::size_t>(place)].total();
     text += fmt::format(", planned {} ({} bytes)", readable_bytes(planned), planned);
   }
   log_verbose(text);
@@ -387,7 +426,7 @@ void Session::log_peak() const {
 std::vector<Session::StageProfile> Session::profiles() const {
   std::vector<StageProfile> profiles;
   for (const auto& stage : stages_) {
-    if (stage->profiler != nullptr) profiles.push_back({stage->index, stage->profiler->profile()});
+    if (stage->profiler != nullptr) profiles.push_back({grid_.stage(stage->place), stage->profiler->profile()});
   }
   return profiles;
 }
@@ -395,7 +434,7 @@ std::vector<Session::StageProfile> Session::profiles() const {
 std::vector<Session::StageRecord> Session::records() const {
   std::vector<StageRecord> records;
   for (const auto& stage : stages_) {
-    records.push_back({stage->index, stage->backend->name(), stage->report, stage->trace.get()});
+    records.push_back({stage->place, stage->backend->name(), stage->report, stage->trace.get()});
   }
   return records;
 }

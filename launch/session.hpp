@@ -1,5 +1,5 @@
-// Assembles a pipeline for one command: opens the model, makes the plan, sizes the KV pool, loads weights and runs the
-// loops, either as one rank of an MPI job or as all stages in threads of this process.
+// Assembles the pipelines for one command: opens the model, makes the plan, sizes the KV pools, loads weights and runs
+// the loops, either as one rank of an MPI job or as all stages of all replicas in threads of this process.
 //
 // Steps are collective: every rank makes the same calls in the same order. Mistakes end all ranks with one message.
 #pragma once
@@ -15,9 +15,11 @@
 #include "launch/devices.hpp"
 #include "launch/fit.hpp"
 #include "launch/world.hpp"
+#include "partition/grid.hpp"
 #include "partition/plan.hpp"
 #include "runtime/loopback.hpp"
 #include "runtime/pipeline.hpp"
+#include "runtime/replicas.hpp"
 #include "runtime/weight_source.hpp"
 
 namespace stagecoach {
@@ -32,6 +34,10 @@ class Session {
 
   const Model& model() const { return *model_; }
   const Plan& plan() const { return plan_; }
+  const Grid& grid() const { return grid_; }
+  // Places of the replicas' leaders.
+  std::vector<std::int32_t> leaders() const;
+  // This process is rank 0.
   bool leads() const { return world_.rank() == 0; }
   // To be called now and then in what takes long before or in `prepare`: other ranks wait for this one.
   void alive() const { world_.alive(); }
@@ -53,9 +59,11 @@ class Session {
   std::string_view device() const { return devices_.front().cuda ? "cuda" : "cpu"; }
   std::int32_t threads() const { return threads_; }
 
-  // Runs the pipeline: `lead` on rank 0, the other stages follow until it returns. Reports by stage on rank 0,
-  // otherwise none. Throws RunFailed.
-  std::vector<StageReport> run(const std::function<void(Leader&)>& lead);
+  // What a leader gets beside its pipeline, to talk to those of other replicas.
+  using Lead = std::function<void(Leader&, const OfficeOptions&)>;
+  // Runs the pipelines: `lead` on rank 0, `help` for the first stage of every other replica; the other stages follow
+  // until these return. Reports by stage of the first replica on rank 0, otherwise none. Throws RunFailed.
+  std::vector<StageReport> run(const Lead& lead, const Lead& help = {});
 
   // This process's stages and what their operations took; after `run`, if asked for.
   struct StageProfile {
@@ -65,7 +73,7 @@ class Session {
   std::vector<StageProfile> profiles() const;
   // This process's stages and what they did; after `run`. `trace` is null unless --trace was given.
   struct StageRecord {
-    std::int32_t stage = 0;
+    std::int32_t place = 0;
     std::string device;
     StageReport report;
     const TraceBuffer* trace = nullptr;
@@ -75,33 +83,39 @@ class Session {
  private:
   struct Stage;
   bool threads_are_stages() const { return world_.size() == 1; }
-  std::vector<std::int32_t> local_stages() const;
+  std::vector<std::int32_t> local_places() const;
+  const StageSpec& spec(std::int32_t place) const;
   std::int64_t trace_bytes() const;
+  void find_grid();
   void make_plan();
   void make_stages();
   std::vector<std::optional<std::int64_t>> local_budgets() const;
   void find_fit(const WorkSize& work);
   Plan settle_open(const FitRequest& request) const;
   void log_peak() const;
-  std::unique_ptr<Backend> make_backend(const StageDevice& device, std::int32_t stage) const;
+  std::unique_ptr<Backend> make_backend(const StageDevice& device, std::int32_t place) const;
   void connect();
   void load(Stage& stage);
   void load_all();
   StageContext context(Stage& stage) const;
-  std::string prefix(std::int32_t stage) const;
+  void run_stage(Stage& stage, const Lead& help) const;
+  OfficeOptions office(const Stage& stage) const;
+  std::string prefix(std::int32_t place) const;
+  std::string name_of_place(std::int32_t place) const;
 
   Options options_;
   const World& world_;
   std::unique_ptr<Model> model_;
-  Plan plan_;
+  Grid grid_;
+  Plan plan_;  // of each replica
   DType dtype_ = DType::kFloat32;
   DType kv_dtype_ = DType::kFloat32;
   std::int32_t threads_ = 1;
   std::int32_t slots_ = 1;
   std::int32_t pages_ = 1;
   std::vector<StageDevice> devices_;  // of this process's stages
-  std::vector<StageRoom> rooms_;      // by stage
-  std::vector<StageNeed> needs_;      // by stage
+  std::vector<StageRoom> rooms_;      // by place
+  std::vector<StageNeed> needs_;      // by place
   bool chunks_are_open_ = false;      // for the partitioner to choose
   bool use_nccl_ = false;
   bool failed_ = false;  // `run` did

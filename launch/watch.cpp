@@ -63,28 +63,61 @@ void RunWatch::begin() {
   begun_ns_ = now_ns();
 }
 
-void RunWatch::attach(LeaderHooks& hooks) {
-  if (!metrics_file_) return;
-  hooks.next_request = [this, next = std::move(hooks.next_request)] {
+void attach(LeaderHooks& hooks, RunMeter* meter) {
+  if (meter == nullptr) return;
+  hooks.next_request = [meter, next = std::move(hooks.next_request)] {
     std::optional<Request> request = next();
-    if (request) meter_.taken(*request, now_ns());
+    if (request) meter->taken(*request, now_ns());
     return request;
   };
-  hooks.on_token = [this, next = std::move(hooks.on_token)](const Scheduler::TokenEvent& event) {
-    meter_.token(event, now_ns());
+  hooks.on_token = [meter, next = std::move(hooks.on_token)](const Scheduler::TokenEvent& event) {
+    meter->token(event, now_ns());
     if (next) next(event);
   };
-  hooks.on_finished = [this, next = std::move(hooks.on_finished)](Sample&& sample) {
-    meter_.finished(sample);
+  hooks.on_finished = [meter, next = std::move(hooks.on_finished)](Sample&& sample) {
+    meter->finished(sample);
     next(std::move(sample));
   };
+}
+
+void count_prompts(LeaderHooks& hooks, RunMeter* meter) {
+  if (meter == nullptr) return;
+  hooks.next_request = [meter, next = std::move(hooks.next_request)] {
+    std::optional<Request> request = next();
+    if (request) meter->given(*request);
+    return request;
+  };
+}
+
+RunMeter* RunWatch::add_meter() {
+  if (options_.metrics_path.empty()) return nullptr;
+  const std::scoped_lock lock(mutex_);
+  return &meters_.emplace_back();
+}
+
+// Of all ranks.
+RunMeter RunWatch::gather_meters() const {
+  RunMeter mine;
+  for (const RunMeter& meter : meters_) mine.merge(meter);
+  wire::Writer out;
+  mine.put(out);
+  RunMeter all;
+  for (const std::vector<std::byte>& bytes : world_.from_all(out.bytes())) {
+    wire::Reader in(bytes);
+    all.merge(RunMeter::read(in));
+    in.end();
+  }
+  return all;
 }
 
 void RunWatch::finish(const Session& session) {
   if (options_.metrics_path.empty() && options_.trace_path.empty()) return;
   const double wall_s = 1e-9 * static_cast<double>(now_ns() - begun_ns_);
   const std::vector<Stage> stages = gather(session);
-  if (metrics_file_) write_metrics(session, stages, wall_s);
+  if (!options_.metrics_path.empty()) {
+    const RunMeter meter = gather_meters();
+    if (metrics_file_) write_metrics(session, meter, stages, wall_s);
+  }
   if (!options_.trace_path.empty()) write_trace(session, stages);
 }
 
@@ -94,7 +127,7 @@ std::vector<RunWatch::Stage> RunWatch::gather(const Session& session) const {
   const std::vector<Session::StageRecord> records = session.records();
   out.put_count(records.size());
   for (const Session::StageRecord& record : records) {
-    out.put(record.stage);
+    out.put(record.place);
     out.put(std::string_view(record.device));
     out.put(std::string_view(host_of(world_)));
     for (const std::int64_t number : numbers_of(record.report)) out.put(number);
@@ -108,7 +141,9 @@ std::vector<RunWatch::Stage> RunWatch::gather(const Session& session) const {
     for (std::size_t left = in.count(1); left > 0; --left) {
       Stage& stage = stages.emplace_back();
       stage.figures.rank = rank;
-      stage.figures.stage = in.i32();
+      const std::int32_t place = in.i32();
+      stage.figures.replica = session.grid().replica(place);
+      stage.figures.stage = session.grid().stage(place);
       stage.figures.device = in.text();
       stage.figures.host = in.text();
       stage.figures.report = report_of(in);
@@ -121,25 +156,28 @@ std::vector<RunWatch::Stage> RunWatch::gather(const Session& session) const {
   return stages;
 }
 
-void RunWatch::write_metrics(const Session& session, const std::vector<Stage>& stages, double wall_s) {
+void RunWatch::write_metrics(const Session& session, const RunMeter& meter, const std::vector<Stage>& stages,
+                             double wall_s) {
   RunFigures run;
   run.command = name_of(options_.command);
   run.model = session.model().name;
   run.dtype = stagecoach::name_of(session.dtype());
   run.kv_dtype = stagecoach::name_of(session.kv_dtype());
+  run.replicas = session.grid().replicas;
   run.stages = session.plan().stage_count();
   run.wall_s = wall_s;
   run.earlier_tokens = earlier_tokens_;
   std::vector<StageFigures> figures;
   for (const Stage& stage : stages) figures.push_back(stage.figures);
-  metrics_file_->write(metrics_json(run, meter_, figures));
+  metrics_file_->write(metrics_json(run, meter, figures));
   metrics_file_->commit();
 }
 
-TraceProcess RunWatch::process_of(const Stage& stage, const std::vector<ClockOffset>& last,
+TraceProcess RunWatch::process_of(const Session& session, const Stage& stage, const std::vector<ClockOffset>& last,
                                   std::int64_t last_ns) const {
   TraceProcess process;
   process.rank = stage.figures.rank;
+  if (session.grid().replicas > 1) process.replica = stage.figures.replica;
   process.stage = stage.figures.stage;
   process.host = stage.figures.host;
   process.dropped = stage.dropped;
@@ -163,8 +201,8 @@ void RunWatch::write_trace(const Session& session, const std::vector<Stage>& sta
     const std::int32_t rank = stage.figures.rank;
     const TraceBuffer* trace = rank == world_.rank() ? mine[next_of_mine++].trace : nullptr;
     if (out) {
-      TraceProcess process = process_of(stage, last, last_ns);
-      const bool leads = rank == 0 && stage.figures.stage == 0;
+      TraceProcess process = process_of(session, stage, last, last_ns);
+      const bool leads = rank == 0 && stage.figures.replica == 0 && stage.figures.stage == 0;
       if (leads) process.dropped += results_->dropped();
       out->begin(process);
       for (std::size_t i = 0; leads && i < results_->pieces(); ++i) out->write(results_->piece(i));

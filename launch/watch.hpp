@@ -4,7 +4,8 @@
 // names only when they are complete. Everything is per rank and stage: whoever calls `finish` gathers all of them.
 #pragma once
 
-#include <memory>
+#include <list>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -19,6 +20,10 @@
 
 namespace stagecoach {
 
+// Puts a meter, which may be null, around the hooks of a pipeline's leader, or of whoever hands out the prompts.
+void attach(LeaderHooks& hooks, RunMeter* meter);
+void count_prompts(LeaderHooks& hooks, RunMeter* meter);
+
 class RunWatch {
  public:
   RunWatch(const Options& options, const World& world) : options_(options), world_(world) {}
@@ -27,8 +32,9 @@ class RunWatch {
   void open();
   // Before the run; collective.
   void begin();
-  // On rank 0: counts what passes between the leader and these.
-  void attach(LeaderHooks& hooks);
+  // Another meter, for the leader of a pipeline in this process; null without --metrics. `finish` adds them up. May be
+  // called from any thread.
+  RunMeter* add_meter();
   // For the thread that writes results; null when nobody asked.
   TraceBuffer* results() { return results_ ? &*results_ : nullptr; }
   // What an earlier run of the job had finished.
@@ -43,14 +49,17 @@ class RunWatch {
     std::int64_t dropped = 0;
   };
   std::vector<Stage> gather(const Session& session) const;
-  void write_metrics(const Session& session, const std::vector<Stage>& stages, double wall_s);
+  RunMeter gather_meters() const;
+  void write_metrics(const Session& session, const RunMeter& meter, const std::vector<Stage>& stages, double wall_s);
   void write_trace(const Session& session, const std::vector<Stage>& stages);
-  TraceProcess process_of(const Stage& stage, const std::vector<ClockOffset>& last, std::int64_t last_ns) const;
+  TraceProcess process_of(const Session& session, const Stage& stage, const std::vector<ClockOffset>& last,
+                          std::int64_t last_ns) const;
 
   const Options& options_;
   const World& world_;
   std::optional<OutputFile> metrics_file_, trace_file_;
-  RunMeter meter_;
+  std::mutex mutex_;
+  std::list<RunMeter> meters_;
   std::optional<TraceBuffer> results_;
   std::vector<ClockOffset> first_;  // by rank
   std::int64_t begun_ns_ = 0;

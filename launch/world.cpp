@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <optional>
 
 #include "launch/command_line.hpp"
 #include "launch/interrupt.hpp"
@@ -26,6 +27,8 @@ bool launched_by_mpi() {
 constexpr const char* kEndedByLauncher = "interrupted: mpirun ends the job with SIGTERM; start the same command again";
 // In which another rank's failure, said by that rank, is known to rank 0. mpirun kills after a second.
 constexpr std::chrono::milliseconds kEchoTime{100};
+// What a rank leaves lower ones to say what it saw of a peer.
+constexpr std::chrono::milliseconds kPeerTime{1000}, kPeerTurn{1000};
 // In which ranks that mpirun ends can still agree that it was nobody's failure, in seconds.
 constexpr double kAgreeOnEnd = 0.3;
 
@@ -57,6 +60,8 @@ Outcome outcome_of_current_exception() {
     return {75, e.what()};
   } catch (const std::bad_alloc&) {
     return {1, "out of memory on the host"};
+  } catch (const TransportError& e) {
+    return {1, e.what(), true};
   } catch (const std::exception& e) {
     return {1, e.what()};
   }
@@ -158,7 +163,18 @@ std::int64_t World::minimum(std::int64_t value) const {
   return value;
 }
 
+// Signs of life come every second at most, so that others notice a little later than this rank.
+bool World::lower_rank_ends_it() const {
+  const auto end = std::chrono::steady_clock::now() + kPeerTime + std::min(rank(), 8) * kPeerTurn;
+  while (std::chrono::steady_clock::now() < end) {
+    if (const std::optional<Interrupt> noted = interrupt(); noted && noted->from_launcher) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return false;
+}
+
 int World::fail(const RunFailed& failure) const {
+  if (failure.of_peer && rank() > 0 && lower_rank_ends_it()) return failure.status;
   if (failure.message.empty()) {  // mpirun ends the job; if for another rank's failure, then that was said
     if (rank() == 0 && mpi_ && !mpi_->hears_of_abort(kEchoTime)) log_error(kEndedByLauncher);
     return failure.status;

@@ -25,12 +25,14 @@ class FitError : public std::runtime_error {
 struct Outcome {
   int status = 0;
   std::string message;
+  bool of_peer = false;  // about another rank, which others may know as well
 };
 
 // A failure after start-up: thrown on the rank that saw it.
 struct RunFailed {
   int status;
   std::string message;
+  bool of_peer = false;  // as in Outcome
 };
 
 // Thrown on every rank when a step of start-up failed on some; already said. main ends with the status.
@@ -52,6 +54,7 @@ class World {
   int local_size() const { return mpi_ ? mpi_->local_size() : 1; }
   MpiProcess* mpi() const { return mpi_.get(); }
   std::string host() const { return mpi_ ? mpi_->host() : ""; }
+  std::string host_of(int rank) const { return mpi_ ? mpi_->host_of(rank) : ""; }
 
   // Runs `step` here and on all ranks (collective). When it threw anywhere, the lowest such rank's message is said once
   // and StartupFailed is thrown everywhere.
@@ -74,10 +77,12 @@ class World {
   std::int64_t minimum(std::int64_t value) const;
 
   // For main: says the message and, when others would wait for this rank, ends the job. Returns the status otherwise.
-  // No message: mpirun is ending the job, which rank 0 says unless a failed rank did.
+  // No message: mpirun is ending the job, which rank 0 says unless a failed rank did. What several ranks see of a peer,
+  // the lowest of them says.
   int fail(const RunFailed& failure) const;
 
  private:
+  bool lower_rank_ends_it() const;
   void settle(const std::vector<std::vector<std::byte>>& outcomes) const;
   // Others cannot be waited for: says what happened here, otherwise `why`, and ends the job.
   [[noreturn]] void give_up(const TransportError& why, const Outcome& mine) const;

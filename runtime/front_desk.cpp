@@ -19,6 +19,7 @@ constexpr std::size_t kReadyRequests = 64;
 constexpr std::int64_t kReadyBytes = 4 << 20;
 // What was delivered is durable so much later at most, the time that the disk takes aside.
 constexpr std::chrono::milliseconds kSyncEvery{200};
+constexpr std::chrono::milliseconds kWaitingEvery{50};  // `waiting` of `finish`
 
 std::int64_t bytes_of(const Request& request) {
   return static_cast<std::int64_t>(sizeof(Request) + request.tokens.capacity() * sizeof(std::int32_t));
@@ -103,7 +104,7 @@ struct FrontDesk::State {
   std::int64_t ready_bytes = 0;
   std::vector<Sample> finished;
   std::vector<std::int32_t> tokens;
-  bool handed_out_all = false, closing = false, stopping = false;
+  bool handed_out_all = false, closing = false, stopping = false, ended = false;
   std::exception_ptr failure;
   std::thread thread;
 
@@ -112,11 +113,25 @@ struct FrontDesk::State {
       while (step()) {
       }
       record_rest();
+      if (is_closing()) complete();
     } catch (...) {
       const std::scoped_lock lock(mutex);
       failure = std::current_exception();
-      changed.notify_all();
     }
+    const std::scoped_lock lock(mutex);
+    ended = true;
+    changed.notify_all();
+  }
+
+  bool is_closing() {
+    const std::scoped_lock lock(mutex);
+    return closing && !stopping;
+  }
+
+  void complete() {
+    if (journal != nullptr) journal->require_mine();
+    sink.finish();
+    if (hooks.on_complete) hooks.on_complete();
   }
 
   // One round: wait for something to do, do it without the lock. False when it is time to end.
@@ -182,7 +197,7 @@ struct FrontDesk::State {
     const auto samples = static_cast<std::int32_t>(parts.value_or(request->num_samples));
     if (journal != nullptr) next.samples = journal->recorded(request->index);
     next.found_tokens = tokens_of(next.samples);
-    next.wanted = missing(next.samples, samples, parts ? 1 : samples);
+    next.wanted = missing(next.samples, samples, parts ? 1 : (samples - 1) / bounds.replicas + 1);
     next.expected = static_cast<std::size_t>(samples);
     next.bytes = desk_bytes(*request, parts, bounds.n_positions);
     next.request = std::move(*request);
@@ -288,16 +303,16 @@ void FrontDesk::deliver(Sample&& sample) {
   state_->changed.notify_all();
 }
 
-void FrontDesk::finish() {
-  {
-    const std::scoped_lock lock(state_->mutex);
-    state_->closing = true;
-  }
+void FrontDesk::finish(const std::function<void()>& waiting) {
+  std::unique_lock lock(state_->mutex);
+  state_->closing = true;
   state_->changed.notify_all();
-  state_->thread.join();
+  while (!state_->changed.wait_for(lock, kWaitingEvery, [this] { return state_->ended; })) {
+    lock.unlock();
+    if (waiting) waiting();
+    lock.lock();
+  }
   state_->rethrow();
-  if (state_->journal != nullptr) state_->journal->require_mine();
-  state_->sink.finish();
 }
 
 }  // namespace stagecoach

@@ -32,10 +32,11 @@ struct Written {
 };
 
 struct FrontDeskHooks {
-  // Both run on the front desk's thread and may be empty.
+  // All run on the front desk's thread and may be empty.
   std::function<void(const Request&)> on_read;       // a prompt was taken from the input
   std::function<void(std::int32_t token)> on_token;  // tokens as they come, of all requests
   std::function<void(const Written&)> on_progress;   // after every change
+  std::function<void()> on_complete;                 // last, when the sink is finished
 };
 
 // The requests that a prompt stands for, none is allowed; `part` makes them one at a time, in order. None is longer
@@ -48,6 +49,7 @@ struct Split {
 struct FrontDeskBounds {
   std::int32_t prompts = 4096;
   std::int64_t bytes = 32 << 20;
+  std::int32_t replicas = 1;  // pipelines that share them: each may have a part of a prompt's samples
   std::int32_t n_positions = std::numeric_limits<std::int32_t>::max();  // of the model: no sample grows beyond
 };
 
@@ -68,8 +70,9 @@ class FrontDesk {
   bool exhausted();                       // all prompts were handed out
   void token(std::int32_t token);
   void deliver(Sample&& sample);
-  // Waits until everything delivered is written and calls ResultSink::finish. All requests must have been delivered.
-  void finish();
+  // All requests must have been delivered. Waits until they are written and complete, which may take long; `waiting` is
+  // called now and then meanwhile.
+  void finish(const std::function<void()>& waiting = {});
 
  private:
   struct State;

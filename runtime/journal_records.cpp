@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "runtime/checksum.hpp"
-#include "runtime/wire.hpp"
+#include "runtime/request_wire.hpp"
 
 namespace stagecoach {
 namespace {
@@ -68,22 +68,6 @@ JobIdentity read_job(wire::Reader& in) {
     job.parts.emplace_back(std::move(name), in.text());
   }
   return job;
-}
-
-Sample read_sample(wire::Reader& in) {
-  Sample sample;
-  sample.index = in.i64();
-  sample.sample = in.i32();
-  sample.prompt_tokens = in.i32();
-  const std::uint8_t finish = in.u8();
-  if (finish > static_cast<std::uint8_t>(FinishReason::kStop)) throw WireError("sample ends for no known reason");
-  sample.finish = static_cast<FinishReason>(finish);
-  sample.text_bytes = in.i64();
-  sample.tokens.resize(in.count(sizeof(std::int32_t)));
-  for (std::int32_t& token : sample.tokens) token = in.i32();
-  sample.logprobs.resize(in.count(sizeof(float)));
-  for (float& logprob : sample.logprobs) logprob = in.f32();
-  return sample;
 }
 
 Completion read_completion(wire::Reader& in) {
@@ -154,15 +138,7 @@ std::vector<std::byte> record_of(const JobIdentity& job) {
 
 std::vector<std::byte> record_of(std::uint64_t key, const Sample& sample) {
   wire::Writer out = begin(Kind::kSample, key);
-  out.put(sample.index);
-  out.put(sample.sample);
-  out.put(sample.prompt_tokens);
-  out.put(static_cast<std::uint8_t>(sample.finish));
-  out.put(sample.text_bytes);
-  out.put_count(sample.tokens.size());
-  for (const std::int32_t token : sample.tokens) out.put(token);
-  out.put_count(sample.logprobs.size());
-  for (const float logprob : sample.logprobs) out.put(logprob);
+  put(out, sample);
   return framed(out);
 }
 

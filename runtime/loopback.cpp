@@ -69,16 +69,16 @@ struct LoopbackHub::State {
 
 class LoopbackMailbox final : public Mailbox {
  public:
-  LoopbackMailbox(LoopbackHub::State& state, int stage) : state_(state), stage_(stage) {}
+  LoopbackMailbox(LoopbackHub::State& state, int stage, int first) : state_(state), stage_(stage), first_(first) {}
 
   void post(int peer, Channel channel, std::span<const std::byte> bytes) override {
     const std::scoped_lock lock(state_.mutex);
     state_.check_alive();
-    state_.mail[{stage_, peer, channel}].emplace_back(bytes.begin(), bytes.end());
+    state_.mail[{stage_, first_ + peer, channel}].emplace_back(bytes.begin(), bytes.end());
   }
   std::optional<std::vector<std::byte>> take(int peer, Channel channel) override {
     const std::scoped_lock lock(state_.mutex);
-    const auto found = state_.mail.find({peer, stage_, channel});
+    const auto found = state_.mail.find({first_ + peer, stage_, channel});
     if (found == state_.mail.end() || found->second.empty()) {
       state_.check_alive();
       return std::nullopt;
@@ -91,7 +91,7 @@ class LoopbackMailbox final : public Mailbox {
 
  private:
   LoopbackHub::State& state_;
-  int stage_;
+  int stage_, first_;
 };
 
 class LoopbackTransport final : public Transport {
@@ -157,8 +157,8 @@ LoopbackHub::LoopbackHub(int stages, LoopbackMode mode) : state_(std::make_uniqu
 }
 LoopbackHub::~LoopbackHub() = default;
 
-std::unique_ptr<Mailbox> LoopbackHub::mailbox(int stage) {
-  return std::make_unique<LoopbackMailbox>(*state_, stage);
+std::unique_ptr<Mailbox> LoopbackHub::mailbox(int stage, int first) {
+  return std::make_unique<LoopbackMailbox>(*state_, stage, first);
 }
 std::unique_ptr<Transport> LoopbackHub::transport(int stage) {
   return std::make_unique<LoopbackTransport>(*state_, stage);

@@ -1,4 +1,5 @@
-// Stages as threads of one process: a Mailbox and a Transport per stage over shared memory.
+// Stages as threads of one process, of one pipeline or several side by side: a Mailbox and a Transport per stage over
+// shared memory.
 //
 // The hub outlives its stages' endpoints. In rendezvous mode a send is done only when its receive has been posted, as a
 // large message over MPI or NCCL behaves, which exposes deadlocks that buffering would hide. When a stage fails it
@@ -21,7 +22,8 @@ class LoopbackHub {
   LoopbackHub(const LoopbackHub&) = delete;
   LoopbackHub& operator=(const LoopbackHub&) = delete;
 
-  std::unique_ptr<Mailbox> mailbox(int stage);
+  // Peer p of it is stage first + p of the hub, as MpiProcess::mailbox has it for ranks.
+  std::unique_ptr<Mailbox> mailbox(int stage, int first = 0);
   std::unique_ptr<Transport> transport(int stage);
   // The first reason is kept.
   void fail(const std::string& reason);

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "runtime/request_wire.hpp"
+
 namespace stagecoach {
 namespace {
 
@@ -39,10 +41,7 @@ void write_command(wire::Writer& out, const SlotCommand& command) {
       out.put(command.source);
       break;
     case SlotCommand::Kind::kSampling:
-      out.put(command.sampling.options.temperature);
-      out.put(command.sampling.options.top_k);
-      out.put(command.sampling.options.top_p);
-      out.put(command.sampling.options.repetition_penalty);
+      put(out, command.sampling.options);
       out.put(command.sampling.seed);
       out.put(command.sampling.sample);
       break;
@@ -71,13 +70,9 @@ SlotCommand read_command(wire::Reader& in) {
       command.source = in.i32();
       return command;
     case SlotCommand::Kind::kSampling:
-      command.sampling.options.temperature = in.f64();
-      command.sampling.options.top_k = in.i32();
-      command.sampling.options.top_p = in.f64();
-      command.sampling.options.repetition_penalty = in.f64();
+      command.sampling.options = read_sampling_options(in);
       command.sampling.seed = in.u64();
       command.sampling.sample = in.u32();
-      if (!is_valid(command.sampling.options)) throw WireError("sampling options out of range");
       return command;
   }
   throw WireError(fmt::format("slot command of unknown kind {}", kind));

@@ -200,6 +200,10 @@ MpiProcess::MpiProcess(int* argc, char*** argv)
   }
 }
 
+const std::string& MpiProcess::host_of(int rank) const {
+  return watch_->hosts.at(static_cast<std::size_t>(rank));
+}
+
 void MpiProcess::sign() const {
   const Clock::time_point now = Clock::now();
   if (size_ == 1 || now < watch_->next_sign) return;

@@ -29,6 +29,7 @@ class MpiProcess {
   int local_size() const { return local_size_; }  // ranks on this host
   int local_rank() const { return local_rank_; }
   const std::string& host() const { return host_; }
+  const std::string& host_of(int rank) const;
 
   // From here on a rank that gives no sign of life for so long while others wait in `all_gather` ends their waiting.
   // Rank 0 watches all others, rank 1 watches rank 0.

@@ -139,6 +139,9 @@ class Pipeline {
   // Moves pending messages and rows along and exchanges signs of life; cheap enough to call between any two operations.
   void keep_alive() {
     if (c_.check) c_.check();
+    exchange_signs();
+  }
+  void exchange_signs() {
     if (c_.mailbox == nullptr) return;
     c_.mailbox->flushed();
     sends_done();
@@ -168,7 +171,7 @@ class Pipeline {
   // One round of waiting for `peer`.
   void wait_for(std::int32_t peer, const std::string& what) {
     keep_alive();
-    watch(peer, what);
+    if (peer != c_.stage) watch(peer, what);
     idle_.wait();
   }
   void progressed() { idle_.reset(); }
@@ -354,8 +357,13 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
     for (Sample& sample : progress.finished) hooks.on_finished(std::move(sample));
     p.clock().scheduled(begin_ns, tokens.id);
   };
+  const auto service = [&] {
+    p.keep_alive();
+    if (hooks.service) hooks.service();
+  };
   const std::int32_t last = p.context().stages - 1;
   while (true) {
+    if (hooks.service) hooks.service();
     while (!alone) {
       const auto bytes = p.take(last, Channel::kTokens);
       if (!bytes) break;
@@ -375,7 +383,7 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
         p.claim(slot, microbatch->rows.size());
         if (!alone) p.context().mailbox->post(p.next(), Channel::kHeader, encode(*microbatch));
         p.clock().scheduled(begin_ns, microbatch->id);
-        const TokenBatch tokens = p.run(*microbatch, slot, [&p] { p.keep_alive(); });
+        const TokenBatch tokens = p.run(*microbatch, slot, service);
         if (alone) {
           p.release(slot);
           handle(tokens);
@@ -386,6 +394,10 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
     p.wait_for(last, scheduler.in_flight() > 0 ? fmt::format("the tokens of {} microbatches", scheduler.in_flight())
                                                : std::string("prompts"));
   }
+}
+
+void Leader::keep_alive() {
+  pipeline_->exchange_signs();
 }
 
 std::vector<StageReport> Leader::stop() {

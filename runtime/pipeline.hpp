@@ -60,6 +60,7 @@ struct LeaderHooks {
   std::function<bool()> exhausted;                             // no request will come any more
   std::function<void(const Scheduler::TokenEvent&)> on_token;  // may be empty
   std::function<void(Sample&&)> on_finished;
+  std::function<void()> service;  // called between operations and while waiting; may be empty
 };
 
 class Pipeline;  // residual buffers and waits, shared by both loops
@@ -74,6 +75,8 @@ class Leader {
 
   // Runs until the hooks are exhausted and all is finished.
   void run(Scheduler& scheduler, const LeaderHooks& hooks);
+  // To be called now and then by who takes long between `run` and `stop`: other stages wait for this one.
+  void keep_alive();
   // Index = stage.
   std::vector<StageReport> stop();
 

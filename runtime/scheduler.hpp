@@ -1,19 +1,29 @@
 // Decides which rows travel in which microbatch: a pure state machine, without devices, clocks, threads or MPI.
 //
-// Runs on stage 0 only. Requests are admitted in order while a slot is free and the KV pool can hold a whole sample (so
-// nothing that was started ever waits for pages). A microbatch mixes one share of the sequences that are ready to
-// decode with up to `chunk_tokens` prompt rows; several chunks of one prompt may be in flight, one behind the other,
-// and their lengths may be planned by position. Tokens do not depend on any of these choices.
+// Runs on stage 0 only. A microbatch mixes one share of the sequences that are ready to decode with prompt rows;
+// several chunks of one prompt may be in flight, one behind the other, and their lengths may be planned by position.
+// While others decode, prompt rows are spread over the microbatches in flight, so that all cost about the same. Tokens
+// do not depend on any of these choices.
 //
-// Several samples of one prompt share its pages: a slot of its own (the holder) takes the prompt but for its last
-// token, then each sample forks from it as slots and pages allow, shares the full pages, copies the partial one, and
-// feeds the prompt's last token itself.
+// Pages: a sequence is admitted, in order, when there is a slot and there are pages for what it feeds first, with some
+// to spare; more come as it grows. When they run out, whoever came last is put back: it gives up slot and pages, waits
+// in its old place, and later feeds its prompt and what it has generated once more, which gives the same K and V and so
+// the same tokens. The first of all is never put back and can always have what it needs, so everybody gets on in the
+// end: this is the recomputation of Kwon et al., "Efficient Memory Management for Large Language Model Serving with
+// PagedAttention" (2023), with its block table.
+//
+// Shared pages: several samples of one prompt share its pages. A slot of its own (the holder) takes the prompt but for
+// its last token, then each sample forks from it as slots and pages allow, shares the full pages, copies the partial
+// one, and feeds the prompt's last token itself. Prompts with a common beginning share full pages, too (page_pool.hpp),
+// unless they have a repetition penalty, for which every token must be fed.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <list>
+#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -21,6 +31,7 @@
 
 #include "partition/chunking.hpp"
 #include "runtime/microbatch.hpp"
+#include "runtime/page_pool.hpp"
 #include "runtime/request.hpp"
 #include "runtime/stop_strings.hpp"
 
@@ -73,68 +84,103 @@ class Scheduler {
   bool idle() const { return waiting_.empty() && groups_.empty() && in_flight_.empty(); }
   std::int32_t in_flight() const { return static_cast<std::int32_t>(in_flight_.size()); }
   std::int32_t active() const { return active_; }
-  std::int32_t free_pages() const { return static_cast<std::int32_t>(free_pages_.size()); }
+  std::int32_t free_pages() const { return pool_.free(); }
+  std::int64_t times_put_back() const { return times_put_back_; }  // how often a sequence was
+  std::int64_t shared_rows() const { return shared_rows_; }        // prompt rows of earlier prompts' pages
 
  private:
-  // An admitted request and its samples.
+  struct Group;
+  // Who comes first: order of the group, then -1 for its holder and the number of the sample in it.
+  using Rank = std::pair<std::int64_t, std::int32_t>;
+  // A sample, or the holder of its group's prompt.
+  struct Sequence {
+    Group* group = nullptr;
+    Rank rank;
+    Sample sample;
+    StopStrings stop;
+    std::int32_t slot = -1;           // -1: put back
+    std::int32_t fed = 0;             // positions handed out or taken over
+    std::int32_t awaited = 0;         // rows in flight that get an answer
+    std::int32_t scores = 0;          // that have come
+    std::int32_t forked_pages = 0;    // of the holder, at the beginning
+    std::vector<std::int32_t> pages;  // then these
+    std::int32_t announced = 0;       // of these, in the slot's table
+    std::int32_t remembered = 0;      // of these, known to the pool
+    bool decodes = false;             // all but the next token is fed
+    bool in_current = false;          // has rows in the microbatch that is being made
+
+    bool holds() const { return rank.second < 0; }
+    std::int32_t have_pages() const { return forked_pages + static_cast<std::int32_t>(pages.size()); }
+  };
+  // An admitted request.
   struct Group {
     Request request;
+    std::int64_t order = 0;
     std::int32_t started = 0, finished = 0;  // samples
-    std::int32_t sample_pages = 0;           // that each sample may need of its own
-    std::int32_t holder = -1;                // slot of the shared prompt
-    bool prompt_ready = true;                // the holder's rows have all left
+    std::unique_ptr<Sequence> holder;
+    std::map<std::int32_t, std::unique_ptr<Sequence>> samples;  // started, not finished
+    bool prompt_ready = true;                                   // the holder's rows have all left
 
     std::int32_t prompt() const { return static_cast<std::int32_t>(request.tokens.size()); }
     bool scores() const { return request.score_from > 0; }
   };
-  struct Sequence {
-    Group* group = nullptr;
-    Sample sample;
-    StopStrings stop;
-    std::int32_t prefilled = 0;  // prompt rows handed out or taken over
-    std::int32_t last_token = 0;
-    std::int32_t unscored = 0;  // scores that have not come yet
-    std::int32_t shared_pages = 0;
-    std::vector<std::int32_t> pages;  // its own
-  };
   struct Awaited {
+    Sequence* sequence;
     std::int32_t slot, position;
   };
 
+  // Who runs, in scheduler_pages.cpp.
   void admit();
-  bool admit_front();
-  bool start_samples(Group& group);
-  void start_sample(Group& group);
-  std::int32_t prefill_end(std::int32_t slot) const;
+  bool open_front();
+  bool start_sample(Group& group);
+  bool place(Sequence& sequence);
+  bool find_pages(Sequence& sequence);
+  void fork(Sequence& sequence);
+  bool can_grow(Sequence& sequence);
+  void put_back(Sequence& sequence);
+  void leave_slot(Sequence& sequence);
+  void give_back_pages(Sequence& sequence);
+  Sequence* last_after(const Sequence& sequence, bool with_slot) const;
+  static bool is_sharer(const Sequence& sequence) { return sequence.group->holder && !sequence.holds(); }
+  void announce_pages(Sequence& sequence, std::int32_t positions, std::vector<SlotCommand>& commands);
+  void remember_prompt(Sequence& sequence);
+  std::int32_t most_pages(const Sequence& sequence) const;
+  std::int32_t feed_end(const Sequence& sequence) const;
+
+  // What they feed and get.
   std::int32_t chunk_room(std::int32_t position) const;
-  void append_pages(std::int32_t slot, std::int32_t positions, std::vector<SlotCommand>& commands);
-  void set_sampling(std::int32_t slot, const Request& request, std::int32_t sample);
+  std::int32_t prompt_budget() const;
+  std::int32_t token_at(const Sequence& sequence, std::int32_t position) const;
+  void set_sampling(const Sequence& sequence);
+  void add_row(Sequence& sequence, std::int32_t position, Microbatch& microbatch);
   void add_decode_rows(Microbatch& microbatch);
-  void add_prefill_rows(Microbatch& microbatch);
-  void add_prompt_row(std::int32_t slot, std::int32_t position, Microbatch& microbatch) const;
-  void take_token(const PickedToken& picked, Progress& progress);
-  void take_score(const PickedToken& picked, std::int32_t position, Progress& progress);
-  void finish(std::int32_t slot, FinishReason reason, Progress& progress);
-  void release(std::int32_t slot);
+  void add_prompt_rows(Microbatch& microbatch);
+  void note_in_flight(const Microbatch& microbatch);
+  void prompt_fed(Sequence& sequence);
+  void take_token(Sequence& sequence, const PickedToken& picked, Progress& progress);
+  void take_score(Sequence& sequence, const PickedToken& picked, std::int32_t position, Progress& progress);
+  void finish(Sequence& sequence, FinishReason reason, Progress& progress);
   void close(Group& group);
-  bool is_holder(std::int32_t slot) const { return slot >= limits_.slots; }
-  Sequence& at(std::int32_t slot) { return sequences_[static_cast<std::size_t>(slot)]; }
-  const Sequence& at(std::int32_t slot) const { return sequences_[static_cast<std::size_t>(slot)]; }
 
   SchedulerLimits limits_;
   TokenBytes token_bytes_;
   std::uint64_t next_id_ = 1;
+  std::int64_t next_order_ = 0;
   std::deque<Request> waiting_;
-  std::list<Group> groups_;          // admitted, not finished, in order
-  std::vector<Sequence> sequences_;  // [slot]
+  std::list<Group> groups_;  // admitted, not finished, in order
   std::vector<std::int32_t> free_slots_, free_holders_;
-  std::vector<std::int32_t> free_pages_;
-  std::int32_t unpromised_pages_ = 0;    // pages that nothing admitted may still ask for
-  std::int32_t active_ = 0;              // samples started, not finished
-  std::int32_t decoding_ = 0;            // of these, past their prompt
-  std::deque<std::int32_t> prefilling_;  // slots with prompt rows left, in order of admission
-  std::deque<std::int32_t> ready_;       // slots whose next decode row may go
-  std::vector<SlotCommand> commands_;    // for the next microbatch, before those of its rows
+  std::vector<Sequence*> in_slot_;  // [slot]
+  PagePool pool_;
+  std::map<Rank, Sequence*> running_, put_back_;
+  std::map<Rank, Sequence*> feeding_;  // of those that run, with prompt rows left
+  std::int64_t feeding_rows_ = 0;      // all of these
+  std::deque<Sequence*> ready_;        // whose next decode row may go
+  std::int64_t promised_pages_ = 0;    // that those who run may still ask for
+  std::int32_t active_ = 0;            // samples that run
+  std::int32_t decoding_ = 0;          // of these, past their prompt
+  std::int64_t times_put_back_ = 0, shared_rows_ = 0;
+  bool held_up_ = false;               // somebody wanted a page and there was none
+  std::vector<SlotCommand> commands_;  // for the next microbatch, before those of its rows
   std::unordered_map<std::uint64_t, std::vector<Awaited>> in_flight_;  // id -> rows that get an answer
 };
 

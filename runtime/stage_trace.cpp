@@ -22,7 +22,7 @@ void PrefillCounter::set(std::int32_t slot, bool decodes) {
 
 std::int32_t PrefillCounter::count(const Microbatch& microbatch) {
   for (const SlotCommand& command : microbatch.commands) {
-    if (command.kind == SlotCommand::Kind::kFork) set(command.slot, false);
+    if (command.kind == SlotCommand::Kind::kDrop || command.kind == SlotCommand::Kind::kFork) set(command.slot, false);
   }
   std::int32_t rows = 0;
   for (const Row& row : microbatch.rows) {

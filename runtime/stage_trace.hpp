@@ -75,7 +75,7 @@ class TraceBuffer {
 std::int64_t now_ns();
 
 // Which rows of microbatches are of prompts: those of a slot, from its first or from where it forks, up to the first
-// that a token is picked for.
+// that a token is picked for. Those that a sequence feeds once more after it had to give up its pages count again.
 class PrefillCounter {
  public:
   std::int32_t count(const Microbatch& microbatch);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -20,6 +21,7 @@ namespace stagecoach {
 // One process of the trace.
 struct TraceProcess {
   std::int32_t rank = 0;
+  std::optional<std::int32_t> replica = {};  // where there are several
   std::int32_t stage = 0;
   std::string host;
   std::int64_t dropped = 0;  // events that had no room

@@ -22,8 +22,8 @@ class TransportError : public std::runtime_error {
 };
 
 // Small byte messages, FIFO per (peer, channel).
-enum class Channel : std::uint8_t { kHeader = 0, kTokens = 1, kAlive = 2, kReport = 3 };
-inline constexpr int kChannels = 4;
+enum class Channel : std::uint8_t { kHeader = 0, kTokens = 1, kAlive = 2, kReport = 3, kWork = 4, kResults = 5 };
+inline constexpr int kChannels = 6;
 
 class Mailbox {
  public:

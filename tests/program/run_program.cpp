@@ -55,6 +55,26 @@ Ended run_emulated(int ranks, const std::string& arguments, int limit_s, const s
   return start_and_wait(STAGECOACH_EMULATED_PROGRAM, ranks, arguments, limit_s, before);
 }
 
+std::vector<pid_t> ranks_with(const std::string& tag, int ranks) {
+  std::vector<pid_t> found(static_cast<std::size_t>(ranks), 0);
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string pid = entry.path().filename();
+    if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
+    std::string command, environment;
+    try {
+      command = read_file(entry.path() / "cmdline");
+      environment = read_file(entry.path() / "environ");
+    } catch (const std::exception&) {  // it has just ended
+      continue;
+    }
+    const std::size_t at = environment.find("OMPI_COMM_WORLD_RANK=");
+    if (!command.starts_with(STAGECOACH_PROGRAM) || command.find(tag) == std::string::npos || at == std::string::npos)
+      continue;
+    found.at(static_cast<std::size_t>(std::stoi(environment.substr(at + 21)))) = std::stoi(pid);
+  }
+  return found;
+}
+
 ScratchFolder::ScratchFolder() {
   std::random_device random;
   path_ = std::filesystem::temp_directory_path() / fmt::format("stagecoach-test-{:08x}{:08x}", random(), random());

@@ -1,8 +1,11 @@
 // Starts the program as a shell would, alone or under mpirun, and keeps what it printed.
 #pragma once
 
+#include <sys/types.h>
+
 #include <filesystem>
 #include <string>
+#include <vector>
 
 namespace stagecoach::test {
 
@@ -24,6 +27,9 @@ Ended run_program(int ranks, const std::string& arguments, int limit_s = 60, con
 // The same of the program whose GPUs are emulated: one for each process, with one name, unless `machine` says otherwise
 // (STAGECOACH_EMULATION: tests/cuda_emulation/machine_state.cpp).
 Ended run_emulated(int ranks, const std::string& arguments, int limit_s = 60, const std::string& machine = "");
+
+// Process ids of the ranks under mpirun whose command line contains `tag`, by rank; 0 where there is none.
+std::vector<pid_t> ranks_with(const std::string& tag, int ranks);
 
 // A fresh folder, removed with the object.
 class ScratchFolder {

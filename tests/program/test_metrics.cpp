@@ -71,19 +71,17 @@ void check_times(const Json& rank, double wall_s, double span_s) {
 }
 
 struct Event {
-  std::int64_t stage = 0, microbatch = 0;
+  std::int64_t place = 0, microbatch = 0;
   double start = 0, end = 0;
   std::int64_t rows = 0, prefill = 0, decode = 0;
 };
 
 // By kind; also checks what holds of any trace.
-std::map<std::string, std::vector<Event>> events_of(const Json& trace, std::size_t stages) {
+std::map<std::string, std::vector<Event>> events_of(const Json& trace, std::size_t places) {
   const Json::Array& processes = *trace.find("otherData")->find("stages")->array();
-  REQUIRE(processes.size() == stages);
-  std::vector<std::int64_t> stage_of;
+  REQUIRE(processes.size() == places);
   for (const Json& process : processes) {
     CHECK(number(process, "dropped_events") == 0);
-    stage_of.push_back(*process.find("stage")->integer());
   }
   std::map<std::string, std::vector<Event>> events;
   std::map<std::pair<double, double>, std::vector<std::pair<double, double>>> lanes;
@@ -96,9 +94,8 @@ std::map<std::string, std::vector<Event>> events_of(const Json& trace, std::size
     };
     const double start = number(json, "ts"), end = start + number(json, "dur");
     CHECK(number(json, "dur") >= 0);
-    events[*json.find("name")->string()].push_back({stage_of.at(static_cast<std::size_t>(number(json, "pid"))),
-                                                    whole("microbatch"), start, end, whole("rows"),
-                                                    whole("prefill_rows"), whole("decode_rows")});
+    events[*json.find("name")->string()].push_back({*json.find("pid")->integer(), whole("microbatch"), start, end,
+                                                    whole("rows"), whole("prefill_rows"), whole("decode_rows")});
     lanes[{number(json, "pid"), number(json, "tid")}].emplace_back(start, end);
   }
   for (auto& [lane, spans] : lanes) {
@@ -111,10 +108,14 @@ std::map<std::string, std::vector<Event>> events_of(const Json& trace, std::size
 struct Way {
   int ranks;
   const char* options;
-  std::size_t stages;
+  std::size_t replicas, stages;
 };
-const Way kWays[] = {
-    {0, "", 1}, {0, "--stages 3 --chunk-tokens 16", 3}, {2, "--chunk-tokens 16", 2}, {3, "--in-flight 5", 3}};
+const Way kWays[] = {{0, "", 1, 1},
+                     {0, "--stages 3 --chunk-tokens 16", 1, 3},
+                     {2, "--chunk-tokens 16", 1, 2},
+                     {3, "--in-flight 5", 1, 3},
+                     {0, "--replicas 2 --stages 2", 2, 2},
+                     {4, "--replicas 2", 2, 2}};
 
 }  // namespace
 
@@ -143,13 +144,16 @@ TEST_CASE("figures and events of a run agree with its results, which are the sam
     const int tokens = tokens_in(results);
     const double wall_s = number(metrics, "wall_s");
     CHECK(*metrics.find("command")->string() == "generate");
+    CHECK(number(metrics, "replicas") == way.replicas);
     CHECK(number(metrics, "stages") == way.stages);
     CHECK(number(metrics, "prompts") == work.count);
     CHECK(number(metrics, "samples") == work.samples);
     CHECK(number(metrics, "prompt_tokens") == work.prompt_tokens);
     CHECK(number(metrics, "generated_tokens") == tokens);
     CHECK(number(metrics, "tokens_per_s") == doctest::Approx(tokens / wall_s).epsilon(0.001));
-    CHECK(number(*metrics.find("ttft_s"), "count") == work.count);
+    const double first_tokens = number(*metrics.find("ttft_s"), "count");  // of each replica that had samples of it
+    CHECK(first_tokens >= work.count);
+    CHECK(first_tokens <= static_cast<double>(way.replicas) * work.count);
     CHECK(number(*metrics.find("itl_s"), "count") == tokens - work.samples);
     for (const char* latency : {"ttft_s", "itl_s"}) {
       const Json& l = *metrics.find(latency);
@@ -160,58 +164,66 @@ TEST_CASE("figures and events of a run agree with its results, which are the sam
       CHECK(number(l, "max") <= wall_s);
     }
     const Json::Array& ranks = *metrics.find("ranks")->array();
-    REQUIRE(ranks.size() == way.stages);
-    for (std::size_t s = 0; s < ranks.size(); ++s) {
-      CAPTURE(s);
-      CHECK(number(ranks[s], "stage") == s);
-      CHECK(number(ranks[s], "rank") == (way.ranks == 0 ? 0 : s));
-      CHECK(!ranks[s].find("host")->string()->empty());
-      CHECK(ranks[s].find("device")->string()->starts_with("cpu"));
-      CHECK(number(ranks[s], "microbatches") == number(ranks[0], "microbatches"));
-      CHECK(number(ranks[s], "rows") == number(ranks[0], "rows"));
-      CHECK(number(ranks[s], "bytes_sent") == (s + 1 < way.stages ? number(ranks[s], "rows") * 96 * 4 : 0));
-      CHECK(number(ranks[s], "peak_bytes") >= number(ranks[s], "weights_bytes") + number(ranks[s], "kv_bytes"));
+    REQUIRE(ranks.size() == way.replicas * way.stages);
+    for (std::size_t place = 0; place < ranks.size(); ++place) {
+      CAPTURE(place);
+      const std::size_t s = place % way.stages;
+      const Json& rank = ranks[place];
+      const Json& first = ranks[place - s];
+      CHECK(number(rank, "stage") == s);
+      CHECK(number(rank, "replica") == place / way.stages);
+      CHECK(number(rank, "rank") == (way.ranks == 0 ? 0 : place));
+      CHECK(!rank.find("host")->string()->empty());
+      CHECK(rank.find("device")->string()->starts_with("cpu"));
+      CHECK(number(rank, "microbatches") == number(first, "microbatches"));
+      CHECK(number(rank, "rows") == number(first, "rows"));
+      CHECK(number(rank, "bytes_sent") == (s + 1 < way.stages ? number(rank, "rows") * 96 * 4 : 0));
+      CHECK(number(rank, "peak_bytes") >= number(rank, "weights_bytes") + number(rank, "kv_bytes"));
     }
 
     const Json trace = parse_json(read_file(folder / "t.json"));
-    auto events = events_of(trace, way.stages);
+    auto events = events_of(trace, ranks.size());
     CHECK(events["write"].size() == static_cast<std::size_t>(work.count));
-    std::map<std::int64_t, std::map<std::int64_t, Event>> computed, sent;  // stage -> microbatch
-    for (const Event& event : events["compute"]) CHECK(computed[event.stage].emplace(event.microbatch, event).second);
-    for (const Event& event : events["send"]) CHECK(sent[event.stage].emplace(event.microbatch, event).second);
+    std::map<std::int64_t, std::map<std::int64_t, Event>> computed, sent;  // place -> microbatch
+    for (const Event& event : events["compute"]) CHECK(computed[event.place].emplace(event.microbatch, event).second);
+    for (const Event& event : events["send"]) CHECK(sent[event.place].emplace(event.microbatch, event).second);
     double rows = 0, decoded = 0;
-    for (const auto& [id, event] : computed[0]) {
-      rows += static_cast<double>(event.rows);
-      decoded += static_cast<double>(event.decode);
-      CHECK(event.rows == event.prefill + event.decode);
+    for (std::size_t place = 0; place < ranks.size(); place += way.stages) {
+      for (const auto& [id, event] : computed[static_cast<std::int64_t>(place)]) {
+        rows += static_cast<double>(event.rows);
+        decoded += static_cast<double>(event.decode);
+        CHECK(event.rows == event.prefill + event.decode);
+      }
+      rows -= number(ranks[place], "rows");
     }
-    CHECK(rows == number(ranks[0], "rows"));
+    CHECK(rows == 0);
     CHECK(decoded == tokens - work.samples);  // a sample's last token is not fed
-    CHECK(computed.size() == way.stages);
-    double tolerance = 1.0;  // microseconds
+    CHECK(computed.size() <= ranks.size());   // a replica may have come too late for anything
+    double tolerance = 1.0;                   // microseconds
     for (const Json& process : *trace.find("otherData")->find("stages")->array()) {
       tolerance += 2 * number(process, "clock_error_us");
       CHECK(number(process, "clock_error_us") < 5000);
     }
-    for (std::size_t s = 0; s < way.stages; ++s) {
-      CAPTURE(s);
-      auto& mine = computed[static_cast<std::int64_t>(s)];
-      CHECK(static_cast<double>(mine.size()) == number(ranks[s], "microbatches"));
-      REQUIRE(!mine.empty());
+    for (std::size_t place = 0; place < ranks.size(); ++place) {
+      CAPTURE(place);
+      auto& mine = computed[static_cast<std::int64_t>(place)];
+      CHECK(static_cast<double>(mine.size()) == number(ranks[place], "microbatches"));
+      if (way.replicas == 1) REQUIRE(!mine.empty());
+      if (mine.empty()) continue;
       double busy_us = 0, first_us = mine.begin()->second.start, last_us = 0;
       for (const auto& [id, event] : mine) {
         busy_us += event.end - event.start;
         first_us = std::min(first_us, event.start);
         last_us = std::max(last_us, event.end);
-        if (s == 0) continue;
-        const auto& before = computed[static_cast<std::int64_t>(s) - 1];
+        if (place % way.stages == 0) continue;
+        const auto& before = computed[static_cast<std::int64_t>(place) - 1];
         REQUIRE(before.contains(id));
         CHECK(before.at(id).rows == event.rows);
-        REQUIRE(sent[static_cast<std::int64_t>(s) - 1].contains(id));
-        CHECK(sent[static_cast<std::int64_t>(s) - 1].at(id).start <= event.start + tolerance);
+        REQUIRE(sent[static_cast<std::int64_t>(place) - 1].contains(id));
+        CHECK(sent[static_cast<std::int64_t>(place) - 1].at(id).start <= event.start + tolerance);
       }
-      CHECK(busy_us * 1e-6 == doctest::Approx(number(ranks[s], "busy_s")).epsilon(0.01));
-      check_times(ranks[s], wall_s, 1e-6 * (last_us - first_us));
+      CHECK(busy_us * 1e-6 == doctest::Approx(number(ranks[place], "busy_s")).epsilon(0.01));
+      check_times(ranks[place], wall_s, 1e-6 * (last_us - first_us));
     }
   }
 }
@@ -248,7 +260,7 @@ TEST_CASE("scoring and measuring are watched as well, with either file alone") {
     const auto events = events_of(parse_json(read_file(folder / "t.json")), ranks == 0 ? 1 : 2);
     std::int64_t prefill = 0, decode = 0;
     for (const Event& event : events.at("compute")) {
-      if (event.stage != 0) continue;
+      if (event.place != 0) continue;
       prefill += event.prefill;
       decode += event.decode;
     }
@@ -288,7 +300,7 @@ TEST_CASE("GPUs that wait for rows by themselves are watched alike") {
       CHECK(*ranks[s].find("device")->string() == fmt::format("cuda (Emulated device, device {})", s));
       double first_us = 1e300, last_us = 0;
       for (const Event& event : events["compute"]) {
-        if (event.stage != static_cast<std::int64_t>(s)) continue;
+        if (event.place != static_cast<std::int64_t>(s)) continue;
         first_us = std::min(first_us, event.start);
         last_us = std::max(last_us, event.end);
       }

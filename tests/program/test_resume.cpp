@@ -67,10 +67,12 @@ void wait_for_samples(const std::string& output) {
   }
 }
 
-// Without mpirun or with so many ranks, and as many stages.
-Ended start(int layout, const std::string& arguments) {
-  return layout < 2 ? run_program(0, arguments + fmt::format(" --stages {}", layout + 1), 120)
-                    : run_program(layout, arguments, 120);
+// In one of six layouts, alone or under mpirun.
+constexpr unsigned kLayouts = 6;
+Ended start(unsigned layout, const std::string& arguments) {
+  constexpr int kRanks[kLayouts] = {0, 0, 2, 3, 0, 4};
+  constexpr const char* kOptions[kLayouts] = {"", " --stages 2", "", "", " --replicas 2", " --replicas 2"};
+  return run_program(kRanks[layout], arguments + kOptions[layout], 120);
 }
 
 // Names in the folder of results, in order.
@@ -109,7 +111,7 @@ int run_to_the_end(const std::string& arguments, const std::string& output, cons
         if (!stop.stop_requested()) strike(output, signal);
       });
     }
-    const Ended ended = start(static_cast<int>(random() % 4), arguments);
+    const Ended ended = start(static_cast<unsigned>(random() % kLayouts), arguments);
     INFO(ended.err);
     CHECK(ended.status != 2);
     CHECK(ended.status != 3);

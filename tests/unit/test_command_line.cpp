@@ -309,12 +309,12 @@ TEST_CASE("mistakes name the option and what would work") {
 }
 
 TEST_CASE("options of later versions pass when neutral and are refused otherwise") {
-  const Words neutral = {"--replicas=1", "--context-shards=1", "--deterministic", "--stages=auto"};
+  const Words neutral = {"--context-shards=1", "--deterministic", "--stages=auto"};
   for (const std::string& word : neutral) {
     CAPTURE(word);
     CHECK(error_of(generate({word})) == "no error");
   }
-  const Words refused = {"--replicas=2", "--context-shards=2"};
+  const Words refused = {"--context-shards=2"};
   for (const std::string& word : refused) {
     CAPTURE(word);
     CHECK(error_of(generate({word})).find("not part of this version yet") != std::string::npos);

@@ -45,6 +45,10 @@ bool near(double value, double expected) {
 
 TEST_CASE("first tokens count from when the prompt was taken, later ones from the sample's one before") {
   RunMeter meter;
+  Request part = request_of(1, 7);
+  for (const Request& request : {request_of(0, 5), part}) meter.given(request);
+  part.first_sample = 1;
+  meter.given(part);  // is the same prompt
   meter.taken(request_of(0, 5), 0);
   meter.taken(request_of(1, 7), 10 * kMs);
   meter.token({0, 3, 0}, 40 * kMs);   // 40 ms after it was taken
@@ -76,7 +80,14 @@ TEST_CASE("first tokens count from when the prompt was taken, later ones from th
 
 TEST_CASE("scored texts have tokens and no latencies") {
   RunMeter meter;
-  meter.taken(request_of(0, 9, 1), 0);
+  for (std::int32_t window = 0; window < 3; ++window) {
+    Request request = request_of(0, 9, 1);
+    request.first_sample = window;
+    meter.given(request);
+    meter.taken(request, 0);
+  }
+  CHECK(meter.counts().prompts == 1);
+  CHECK(meter.counts().prompt_tokens == 27);
   meter.finished(sample_of(0, 0, 0, 8));
   CHECK(meter.counts().scored_tokens == 8);
   CHECK(meter.counts().generated_tokens == 0);
@@ -90,13 +101,42 @@ TEST_CASE("scored texts have tokens and no latencies") {
   CHECK(root.find("ranks")->array()->empty());
 }
 
+TEST_CASE("what several pipelines counted adds up, wherever it was counted") {
+  RunMeter one, two;
+  for (int i = 0; i < 100; ++i) {
+    RunMeter& meter = i % 3 == 0 ? one : two;
+    meter.given(request_of(i, 4));
+    meter.taken(request_of(i, 4), 0);
+    meter.token({i, 1, 0}, (i + 1) * kMs);
+    meter.token({i, 1, 0}, (3 * i + 2) * kMs);
+    meter.finished(sample_of(i, 0, 2));
+  }
+  wire::Writer out;
+  two.put(out);
+  wire::Reader in(out.bytes());
+  one.merge(RunMeter::read(in));
+  in.end();
+  CHECK(one.counts().prompts == 100);
+  CHECK(one.counts().prompt_tokens == 400);
+  CHECK(one.counts().samples == 100);
+  CHECK(one.counts().generated_tokens == 200);
+  CHECK(one.first_token().count() == 100);
+  CHECK(one.first_token().max() == doctest::Approx(0.100));
+  CHECK(near(one.first_token().quantile(0.5), 0.050));
+  CHECK(near(one.between_tokens().quantile(0.9), 0.179));
+  for (std::size_t bytes = 0; bytes < out.bytes().size(); bytes += 7) {
+    wire::Reader cut(out.bytes().first(bytes));
+    CHECK_THROWS_AS(RunMeter::read(cut), WireError);
+  }
+}
+
 TEST_CASE("the file is one JSON object, whatever names hold") {
   RunMeter meter;
   meter.taken(request_of(0, 1), 0);
   for (int i = 1; i <= 1000; ++i) meter.token({0, 1, 0}, i * i * kMs);
   meter.finished(sample_of(0, 0, 1000));
-  RunFigures run{"generate", "a \"model\"\n\xff", "float16", "float32", 2, 4.0, 77};
-  StageFigures first{0, 0, "h\\ost", "cpu", {}};
+  RunFigures run{"generate", "a \"model\"\n\xff", "float16", "float32", 3, 2, 4.0, 77};
+  StageFigures first{0, 0, 0, "h\\ost", "cpu", {}};
   first.report.times = {3'000'000'000, 500'000'000, 1'000'000'000};
   first.report.microbatches = 10;
   first.report.rows = 40;
@@ -104,7 +144,7 @@ TEST_CASE("the file is one JSON object, whatever names hold") {
   first.report.weight_bytes = 6;
   first.report.kv_bytes = 7;
   first.report.peak_bytes = 8;
-  const StageFigures second{1, 1, "host", "cuda", {}};  // never had a microbatch
+  const StageFigures second{1, 2, 1, "host", "cuda", {}};  // never had a microbatch
   const std::string text = metrics_json(run, meter, std::vector{first, second});
   CHECK(text.back() == '\n');
   const Json root = parse_json(text);
@@ -127,6 +167,8 @@ TEST_CASE("the file is one JSON object, whatever names hold") {
   CHECK(*ranks[1].find("device")->string() == "cuda");
   CHECK(number(ranks[1], "rank") == 1);
   CHECK(number(ranks[1], "stage") == 1);
+  CHECK(number(ranks[1], "replica") == 2);
+  CHECK(number(root, "replicas") == 3);
   CHECK(number(ranks[1], "bubble") == 0);
   const std::pair<const char*, double> expected[] = {
       {"busy_s", 3},   {"schedule_s", 0.5}, {"idle_s", 1},       {"bubble", 0.25},     {"weights_bytes", 6},

@@ -26,38 +26,50 @@ Request request_of(std::int64_t index, std::int32_t prompt, std::int32_t max_new
   return r;
 }
 
-// Plays the stages: checks every microbatch against its own page tables, and answers in order with random tokens. Knows
-// what was written to which page, so that a fork without its copy or a page with two writers is found out.
+// A hash of tokens, one after the other.
+std::uint64_t hash_on(std::uint64_t hash, std::int32_t token) {
+  hash = (hash ^ static_cast<std::uint64_t>(token)) * 0x100000001b3U;
+  return hash ^ (hash >> 29);
+}
+
+// The token that a model which only knows hashes picks after those of `hash`, and the score of one.
+std::int32_t pick(std::uint64_t hash, std::uint32_t sample) {
+  return static_cast<std::int32_t>(hash_on(hash, static_cast<std::int32_t>(sample)) % 7);
+}
+float score(std::uint64_t hash, std::int32_t target) {
+  return static_cast<float>(hash_on(hash, target) % 1000);
+}
+
+// Plays the stages: answers in order, with tokens that follow from what stands in the pages of the row's slot up to its
+// position. So whatever goes wrong with pages and slots gives other samples than it should.
 class Stages {
  public:
-  Stages(const SchedulerLimits& limits, std::mt19937& random) : limits_(limits), random_(random) {}
+  Stages(const SchedulerLimits& limits, bool has_room) : limits_(limits), has_room_(has_room) {}
 
   void take(const Microbatch& m) {
     REQUIRE(!m.rows.empty());
     REQUIRE(static_cast<std::int32_t>(m.rows.size()) <= limits_.max_rows());
+    for (const SlotCommand& c : m.commands) apply(c);
+    for (auto& [slot, since] : waiting_) ++since;
     std::set<std::int32_t> seen;
     TokenBatch answer;
     answer.id = m.id;
-    for (const SlotCommand& c : m.commands) apply(c);
-    for (auto& [slot, since] : waiting_) ++since;
-    check_order(m);
     std::int32_t last = -1;
     for (const Row& row : m.rows) {
       if (row.slot != last) REQUIRE(seen.insert(row.slot).second);  // rows of a slot are adjacent
       last = row.slot;
-      REQUIRE(row.position < limits_.n_positions);
-      feed(row);
-      waiting_.erase(row.slot);
-      if ((row.flags & kRowSample) != 0)
-        answer.tokens.push_back({row.slot, static_cast<std::int32_t>(below(random_, 7)), 0.0F});
-      if ((row.flags & kRowScore) != 0) scoring_.insert(row.slot);
-      if ((row.flags & kRowScore) != 0)
-        answer.tokens.push_back({row.slot, row.target, static_cast<float>(row.position)});
+      write(row);
     }
-    for (const std::int32_t slot : seen) REQUIRE(pages_hold_tokens(slot));
+    for (const Row& row : m.rows) {  // every stage writes keys and values of all rows first
+      waiting_.erase(row.slot);
+      const std::uint64_t hash = hash_of(tables_[row.slot], row.position);
+      if ((row.flags & kRowSample) != 0) answer.tokens.push_back({row.slot, pick(hash, sample_[row.slot]), 0.0F});
+      if ((row.flags & kRowScore) != 0) answer.tokens.push_back({row.slot, row.target, score(hash, row.target)});
+      if ((row.flags & kRowScore) != 0) scoring_.insert(row.slot);
+    }
     // Nobody starves: whoever may decode does so before every slot has had its turn again.
     for (const auto& [slot, since] : waiting_) {
-      if (!limits_.hold_decode) REQUIRE(since <= limits_.slots);
+      if (!limits_.hold_decode && has_room_) REQUIRE(since <= limits_.slots);
     }
     queue_.push_back(std::move(answer));
     REQUIRE(static_cast<std::int32_t>(queue_.size()) <= limits_.in_flight);
@@ -76,37 +88,28 @@ class Stages {
  private:
   using Table = std::vector<std::int32_t>;
 
-  // Prompts begin in the order of the input: their first token tells which it is.
-  void check_order(const Microbatch& m) {
-    for (const Row& row : m.rows) {
-      if (row.position != 0) continue;
-      REQUIRE(row.token >= latest_);
-      latest_ = row.token;
+  std::uint64_t hash_of(const Table& table, std::int32_t position) {
+    std::uint64_t hash = 0;
+    for (std::int32_t first = 0; first <= position; first += kPagePositions) {
+      const Table& page = written_[table[static_cast<std::size_t>(first / kPagePositions)]];
+      const std::int32_t count = std::min(position + 1 - first, kPagePositions);
+      REQUIRE(static_cast<std::size_t>(count) <= page.size());
+      for (std::int32_t i = 0; i < count; ++i) hash = hash_on(hash, page[static_cast<std::size_t>(i)]);
     }
+    return hash;
   }
 
-  // Every position of a slot is fed once and in order, or was there when it forked.
-  void feed(const Row& row) {
-    Table& table = tables_[row.slot];
-    Table& fed = fed_[row.slot];
-    REQUIRE(row.position == static_cast<std::int32_t>(fed.size()));
-    fed.push_back(row.token);
+  // Into a page that nobody else has in a table.
+  void write(const Row& row) {
+    REQUIRE(row.position < limits_.n_positions);
+    const Table& table = tables_[row.slot];
     REQUIRE(static_cast<std::size_t>(row.position / kPagePositions) < table.size());
     const std::int32_t page = table[static_cast<std::size_t>(row.position / kPagePositions)];
-    REQUIRE(owner_.at(page) == row.slot);
+    REQUIRE(users_[page] == 1);
     Table& written = written_[page];
+    REQUIRE(written.size() >= static_cast<std::size_t>(row.position % kPagePositions));
     written.resize(static_cast<std::size_t>(row.position % kPagePositions));
     written.push_back(row.token);
-  }
-
-  // The slot's pages hold its tokens at every position so far: nobody wrote over them, and forks found their copy.
-  bool pages_hold_tokens(std::int32_t slot) {
-    const Table& fed = fed_[slot];
-    for (std::size_t i = 0; i < fed.size(); ++i) {
-      const Table& held = written_[tables_[slot][i / kPagePositions]];
-      if (i % kPagePositions >= held.size() || held[i % kPagePositions] != fed[i]) return false;
-    }
-    return true;
   }
 
   void apply(const SlotCommand& c) {
@@ -118,55 +121,59 @@ class Stages {
         for (const std::int32_t page : c.pages) {
           REQUIRE(page >= 0);
           REQUIRE(page < limits_.pages);
-          REQUIRE(owner_.emplace(page, c.slot).second);  // no page belongs to two sequences
+          ++users_[page];
           table.push_back(page);
         }
         break;
       case SlotCommand::Kind::kDrop:
-        for (const std::int32_t page : table) {
-          if (owner_.contains(page) && owner_.at(page) == c.slot) owner_.erase(page);
-        }
+        for (const std::int32_t page : table) --users_[page];
         table.clear();
-        fed_[c.slot].clear();
+        sample_.erase(c.slot);
         waiting_.erase(c.slot);
         scoring_.erase(c.slot);
         break;
       case SlotCommand::Kind::kFork: {
         REQUIRE(table.empty());
-        REQUIRE(fed_[c.slot].empty());
         const Table& source = tables_[c.source];
-        REQUIRE(c.count == static_cast<std::int32_t>(fed_[c.source].size()) / kPagePositions);
+        REQUIRE(c.count <= static_cast<std::int32_t>(source.size()));
         table.assign(source.begin(), source.begin() + c.count);
-        fed_[c.slot] = fed_[c.source];
+        for (const std::int32_t page : table) ++users_[page];
         break;
       }
       case SlotCommand::Kind::kCopyPage:
-        REQUIRE(owner_.at(table.back()) == c.slot);
+        REQUIRE(users_[table.back()] == 1);
         written_[table.back()] = written_[c.source];
         break;
       case SlotCommand::Kind::kSampling:
+        sample_[c.slot] = c.sampling.sample;
         break;
     }
   }
 
   SchedulerLimits limits_;
-  std::mt19937& random_;
+  bool has_room_;
   std::deque<TokenBatch> queue_;
-  std::map<std::int32_t, Table> tables_;   // [slot] pages
-  std::map<std::int32_t, Table> fed_;      // [slot] tokens by position
-  std::map<std::int32_t, Table> written_;  // [page] tokens
-  std::map<std::int32_t, std::int32_t> owner_;
-  std::set<std::int32_t> scoring_;  // slots
-  std::int32_t latest_ = 0;
+  std::map<std::int32_t, Table> tables_;          // [slot] pages
+  std::map<std::int32_t, Table> written_;         // [page] tokens
+  std::map<std::int32_t, int> users_;             // [page] tables that have it
+  std::map<std::int32_t, std::uint32_t> sample_;  // [slot]
+  std::set<std::int32_t> scoring_;                // slots
   std::map<std::int32_t, std::int32_t> waiting_;  // [slot] microbatches since it may decode
 };
 
-Request random_request(std::mt19937& random, std::int64_t index, std::int32_t n_positions) {
+// `beginning`: of some prompts.
+Request random_request(std::mt19937& random, std::int64_t index, std::int32_t n_positions,
+                       const std::vector<std::int32_t>& beginning) {
   Request r = request_of(index, 1 + static_cast<std::int32_t>(below(random, static_cast<unsigned>(n_positions))),
-                         1 + static_cast<std::int32_t>(below(random, 40)));
+                         1 + static_cast<std::int32_t>(below(random, below(random, 3) == 0 ? 200 : 40)));
   for (std::int32_t& token : r.tokens) token = static_cast<std::int32_t>(below(random, 1000));
-  r.tokens.front() = static_cast<std::int32_t>(1000 + index);
+  if (below(random, 2) == 0) {
+    std::copy_n(beginning.begin(), std::min(beginning.size(), r.tokens.size()), r.tokens.begin());
+  }
+  if (below(random, 2) == 0) r.sampling.temperature = 1.0;
+  if (below(random, 4) == 0) r.sampling.repetition_penalty = 2.0;
   if (below(random, 2) == 0) r.num_samples = 1 + static_cast<std::int32_t>(below(random, 8));
+  if (below(random, 4) == 0) r.first_sample = 3;
   if (below(random, 4) == 0) r.stop = {"acd", "gg"};
   if (r.tokens.size() > 1 && below(random, 4) == 0) {
     r.num_samples = 1;
@@ -179,21 +186,32 @@ std::string letter(std::int32_t token) {
   return std::string(1, static_cast<char>('a' + token));
 }
 
-// What must hold of a finished sample.
+// What the model of hashes says, one token after the other; and that it ends where it should.
 void check_sample(const Sample& s, const Request& r, const SchedulerLimits& limits) {
+  std::uint64_t hash = 0;
   if (r.score_from > 0) {
     REQUIRE(s.tokens.empty());
     REQUIRE(s.logprobs.size() == r.tokens.size() - static_cast<std::size_t>(r.score_from));
-    for (std::size_t i = 0; i < s.logprobs.size(); ++i) {
-      CHECK(s.logprobs[i] == static_cast<float>(r.score_from - 1 + static_cast<std::int32_t>(i)));
+    for (std::size_t i = 0; i + 1 < r.tokens.size(); ++i) {
+      hash = hash_on(hash, r.tokens[i]);
+      const std::int32_t scored = static_cast<std::int32_t>(i) + 1 - r.score_from;
+      if (scored >= 0) REQUIRE(s.logprobs[static_cast<std::size_t>(scored)] == score(hash, r.tokens[i + 1]));
     }
     return;
   }
+  const bool plain = r.sampling.temperature == 0.0 && r.sampling.repetition_penalty == 1.0;
+  for (const std::int32_t token : r.tokens) hash = hash_on(hash, token);
   const auto generated = static_cast<std::int32_t>(s.tokens.size());
+  std::string text;
+  for (std::int32_t i = 0; i < generated; ++i) {
+    const std::int32_t token = s.tokens[static_cast<std::size_t>(i)];
+    REQUIRE(token == pick(hash, plain ? 0 : static_cast<std::uint32_t>(s.sample)));
+    hash = hash_on(hash, token);
+    text += letter(token);
+    if (i + 1 < generated) REQUIRE(token != limits.eos);
+  }
   CHECK(generated <= r.max_new_tokens);
   CHECK(s.prompt_tokens + generated <= limits.n_positions + 1);
-  std::string text;
-  for (const std::int32_t token : s.tokens) text += letter(token);
   const bool stops = !r.stop.empty() && (text.ends_with("acd") || text.ends_with("gg"));
   switch (s.finish) {
     case FinishReason::kEos:
@@ -211,9 +229,10 @@ void check_sample(const Sample& s, const Request& r, const SchedulerLimits& limi
 
 }  // namespace
 
-TEST_CASE("random workloads: every sample finishes once, nothing leaks or starves, bounds are kept") {
+TEST_CASE("random workloads: every sample is as it should be, nothing leaks or starves, whatever the pages") {
   const unsigned seed = std::random_device{}();
   std::mt19937 random(seed);
+  std::int64_t put_back = 0, shared_rows = 0;
   for (int round = 0; round < test::rounds(2000); ++round) {
     INFO("seed " << seed << " round " << round);
     SchedulerLimits limits;
@@ -231,14 +250,18 @@ TEST_CASE("random workloads: every sample finishes once, nothing leaks or starve
     std::vector<Request> requests;
     std::size_t expected = 0;
     limits.pages = 1;
+    std::vector<std::int32_t> beginning(below(random, 300));
+    for (std::int32_t& token : beginning) token = static_cast<std::int32_t>(below(random, 1000));
     for (std::int64_t i = 0; i < count; ++i) {
-      requests.push_back(random_request(random, i, limits.n_positions));
+      requests.push_back(random_request(random, i, limits.n_positions, beginning));
       expected += static_cast<std::size_t>(requests.back().num_samples);
       limits.pages = std::max(limits.pages, pages_needed(requests.back(), limits.n_positions));
     }
-    limits.pages += static_cast<std::int32_t>(below(random, 2) * below(random, below(random, 4) == 0 ? 1000 : 10));
+    const bool has_room = below(random, 3) == 0;
+    limits.pages =
+        has_room ? limits.pages * limits.slots * 2 : limits.pages + static_cast<std::int32_t>(below(random, 4));
     Scheduler scheduler(limits, letter);
-    Stages stages(limits, random);
+    Stages stages(limits, has_room);
     std::size_t added = 0;
     std::set<std::pair<std::int64_t, std::int32_t>> finished;
     int steps = 0;
@@ -252,7 +275,8 @@ TEST_CASE("random workloads: every sample finishes once, nothing leaks or starve
         for (const Sample& s : scheduler.complete(stages.answer()).finished) {
           REQUIRE(finished.emplace(s.index, s.sample).second);
           const Request& r = requests[static_cast<std::size_t>(s.index)];
-          REQUIRE(s.sample < r.num_samples);
+          REQUIRE(s.sample >= r.first_sample);
+          REQUIRE(s.sample < r.first_sample + r.num_samples);
           check_sample(s, r, limits);
         }
       }
@@ -261,7 +285,13 @@ TEST_CASE("random workloads: every sample finishes once, nothing leaks or starve
     CHECK(scheduler.free_pages() == limits.pages);
     CHECK(scheduler.in_flight() == 0);
     CHECK(scheduler.active() == 0);
+    if (has_room) CHECK(scheduler.times_put_back() == 0);
+    put_back += scheduler.times_put_back();
+    shared_rows += scheduler.shared_rows();
   }
+  MESSAGE(put_back, " times put back, ", shared_rows, " prompt rows shared");
+  CHECK(put_back > 0);
+  CHECK(shared_rows > 0);
 }
 
 TEST_CASE("samples share the pages of their prompt") {

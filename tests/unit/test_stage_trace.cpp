@@ -103,6 +103,7 @@ TEST_CASE("rows of prompts are told from those of new tokens, through chunks, sh
         answers.pop_front();
       }
     }
+    REQUIRE(scheduler.times_put_back() == 0);  // what was generated would be fed again
   }
 }
 

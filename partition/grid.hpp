@@ -1,0 +1,26 @@
+// How the ranks of a job are laid out: replicas of one pipeline, each a row of stages.
+//
+// World rank = replica * stages + stage. Stages of one process that are threads have the same places.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace stagecoach {
+
+struct Grid {
+  std::int32_t replicas = 1;
+  std::int32_t stages = 1;
+
+  std::int32_t size() const { return replicas * stages; }
+  std::int32_t replica(std::int32_t place) const { return place / stages; }
+  std::int32_t stage(std::int32_t place) const { return place % stages; }
+  std::int32_t first(std::int32_t replica) const { return replica * stages; }  // place of its leader
+  bool leads(std::int32_t place) const { return stage(place) == 0; }           // its replica
+};
+
+// What was asked for, 0: nothing; `ranks` that there are, 1: a process that may have them all as threads.
+// Throws PlanError unless replicas x stages are the ranks; the message says how many would do.
+Grid make_grid(std::int32_t ranks, std::int32_t replicas, std::int32_t stages);
+
+}  // namespace stagecoach
