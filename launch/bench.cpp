@@ -10,6 +10,7 @@
 #include "launch/machine.hpp"
 #include "launch/profile_table.hpp"
 #include "launch/session.hpp"
+#include "launch/watch.hpp"
 #include "runtime/output_file.hpp"
 #include "runtime/results.hpp"
 
@@ -44,7 +45,7 @@ class Repeat {
     }
   }
 
-  Timing run(Leader& leader, const SchedulerLimits& limits) {
+  Timing run(Leader& leader, const SchedulerLimits& limits, RunMeter* meter) {
     Scheduler scheduler(limits);
     LeaderHooks hooks;
     std::size_t next = 0;
@@ -71,6 +72,8 @@ class Repeat {
         before_decode = tokens;
       }
     };
+    count_prompts(hooks, meter);
+    attach(hooks, meter);
     const Clock::time_point start = Clock::now();
     leader.run(scheduler, hooks);
     const Clock::time_point end = Clock::now();
@@ -166,6 +169,7 @@ std::string profile_tables(const Session& session, const World& world) {
 
 int run_bench(const Options& options, const World& world) {
   Session session(options, world);
+  RunWatch watch(options, world);
   const ModelConfig& config = session.model().config;
   if (options.profile) session.profile_after(rows_of_repeat(options));
   session.prepare([&]() -> std::optional<WorkSize> {
@@ -174,6 +178,8 @@ int run_bench(const Options& options, const World& world) {
       throw UsageError(fmt::format("--prompt-tokens {} and --new-tokens {} need {} positions, the model has {}",
                                    options.prompt_tokens, options.new_tokens, positions, config.n_positions));
     }
+    session.catch_interrupts();
+    watch.open();
     // Prompts of one repeat, at the most with one token's results each.
     const std::int64_t tokens = std::int64_t{options.prompt_tokens} + 2LL * options.new_tokens;
     WorkSize work;
@@ -191,11 +197,14 @@ int run_bench(const Options& options, const World& world) {
         fmt::format("only {} of {} sequences run at once; raise --in-flight to run more", limits.slots, options.batch));
   }
   std::vector<Timing> timings;
+  watch.begin();
+  RunMeter* meter = watch.add_meter();
   const std::vector<StageReport> reports = session.run([&](Leader& leader, const OfficeOptions&) {
-    Repeat(options, config, 0).run(leader, limits);  // not counted: first touch of pages, caches, threads
+    Repeat(options, config, 0).run(leader, limits, meter);  // not counted: first touch of pages, caches, threads
     for (std::int32_t r = 1; r <= options.repeat; ++r)
-      timings.push_back(Repeat(options, config, r).run(leader, limits));
+      timings.push_back(Repeat(options, config, r).run(leader, limits, meter));
   });
+  watch.finish(session);
   const std::string profiles = options.profile ? profile_tables(session, world) : "";
   if (world.rank() != 0) return 0;
   Figures figures{spread_of(timings, &Timing::prefill_tokens_per_s), spread_of(timings, &Timing::decode_tokens_per_s),

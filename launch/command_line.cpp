@@ -289,6 +289,17 @@ void require_consistent(const Options& options) {
     throw UsageError("--model: missing; give a model directory, or synthetic:gpt2 for random weights");
   }
   if (options.quiet && options.verbose) throw UsageError("--quiet and --verbose exclude each other; give one");
+  if (!options.metrics_path.empty() && options.metrics_path == options.trace_path) {
+    throw UsageError("--metrics and --trace name the same file; give each its own");
+  }
+  if (!options.output_path.empty() &&
+      (options.output_path == options.metrics_path || options.output_path == options.trace_path)) {
+    throw UsageError("--output: the same file as of --metrics or --trace; give each its own");
+  }
+  if (!options.json_path.empty() &&
+      (options.json_path == options.metrics_path || options.json_path == options.trace_path)) {
+    throw UsageError("--json: the same file as of --metrics or --trace; give each its own");
+  }
   if (options.command == Command::kBench && options.profile && options.check) {
     throw UsageError("--profile and --check exclude each other; checked operations take another time");
   }

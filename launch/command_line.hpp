@@ -55,6 +55,8 @@ struct Options {
   std::optional<std::int64_t> memory_per_rank;  // of stages for which the run file says nothing else
   TransportChoice transport = TransportChoice::kAuto;
   double timeout_s = 60.0;
+  std::string metrics_path;  // of generate, score and bench; empty: no file
+  std::string trace_path;    // likewise
   bool quiet = false;
   bool verbose = false;
   SimdChoice simd = SimdChoice::kBest;  // for tests

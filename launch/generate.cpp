@@ -53,15 +53,17 @@ void open_sink(PromptJob& job, const Options& options, const Model& model) {
 
 int run_generate(const Options& options, const World& world) {
   Session session(options, world);
+  RunWatch watch(options, world);
   PromptJob job;
   const bool to_do = session.prepare([&]() -> std::optional<WorkSize> {
     open_prompts(job, options, session, generate_options(options, session.model()));
+    watch.open();
     if (!open_journal(job, options, session)) return std::nullopt;
     open_sink(job, options, session.model());
     return job.size;
   });
   if (!to_do) return 0;
-  run_prompts(job, options, session, "prompts");
+  run_prompts(job, options, session, watch, "prompts");
   return 0;
 }
 

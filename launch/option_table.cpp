@@ -170,9 +170,6 @@ template <std::int64_t kLow, std::int64_t kHigh, std::int64_t kNeutral>
 void only_neutral_whole(Options&, const std::string& v) {
   if (whole(v, kLow, kHigh) != kNeutral) not_yet(v, fmt::format("only {} is", kNeutral));
 }
-void refuse(Options&, const std::string& v) {
-  not_yet(v);
-}
 void set_memory(Options& o, const std::string& v) {
   try {
     o.memory_per_rank = parse_size(v);
@@ -396,8 +393,13 @@ const OptionSpec kTable[] = {
     {"machine", "FILE", kForPlan | kForPrompts | kForBench, kPipeline,
      "machine file of profile: how fast the devices are, to balance stages by [assumed]", false,
      [](Options& o, const std::string& v) { o.machine_path = path(v); }},
-    {"metrics", "FILE", kForRuns, kLater, "", false, refuse},
-    {"trace", "FILE", kForRuns, kLater, "", false, refuse},
+    {"metrics", "FILE", kForPrompts | kForBench, kTalk,
+     "write figures of the run to FILE at its end, as one JSON object: tokens, latencies, what each rank did, waited "
+     "and took",
+     false, [](Options& o, const std::string& v) { o.metrics_path = path(v); }},
+    {"trace", "FILE", kForPrompts | kForBench, kTalk,
+     "write what every stage did and when to FILE, for Perfetto or chrome://tracing (JSON)", false,
+     [](Options& o, const std::string& v) { o.trace_path = path(v); }},
 
     {"quiet", "", kForEvery, kTalk, "no progress messages", false,
      [](Options& o, const std::string& v) { o.quiet = flag(v); }},

@@ -92,6 +92,27 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
 
 namespace {
 
+// Keeps when results were written.
+class TracedSink final : public ResultSink {
+ public:
+  TracedSink(std::unique_ptr<ResultSink> sink, TraceBuffer& trace) : sink_(std::move(sink)), trace_(trace) {}
+  void write(const Request& request, std::span<const Sample> samples) override {
+    TraceEvent event;
+    event.activity = Activity::kWrite;
+    event.lane = kResultsLane;
+    event.microbatch = static_cast<std::uint32_t>(request.index);
+    event.start_ns = now_ns();
+    sink_->write(request, samples);
+    event.duration_ns = now_ns() - event.start_ns;
+    trace_.add(event);
+  }
+  void finish() override { sink_->finish(); }
+
+ private:
+  std::unique_ptr<ResultSink> sink_;
+  TraceBuffer& trace_;
+};
+
 Scheduler make_scheduler(const Session& session) {
   Scheduler::TokenBytes token_bytes;
   if (const Tokenizer* tokenizer = tokenizer_of(session.model())) {
@@ -107,13 +128,17 @@ std::int32_t requests_ahead(const Session& session) {
 
 }  // namespace
 
-void run_prompts(PromptJob& job, const Options& options, Session& session, const char* unit,
+void run_prompts(PromptJob& job, const Options& options, Session& session, RunWatch& watch, const char* unit,
                  const std::function<std::string()>& last_words) {
   if (job.journal) session.drain_when_interrupted();
+  if (TraceBuffer* trace = watch.results()) job.sink = std::make_unique<TracedSink>(std::move(job.sink), *trace);
+  watch.begin();
   const auto lead = [&](Leader& leader, const OfficeOptions& office) {
     StatusLine line(!options.output_path.empty() && !options.quiet);
     const auto start = std::chrono::steady_clock::now();
+    std::int64_t earlier_tokens = 0;  // the front desk's, while it is there
     job.hooks.on_progress = [&](const Written& written) {
+      earlier_tokens = written.found_tokens;
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       line.update(progress_text(
           {written.prompts, job.count, written.tokens, seconds, written.found_prompts, written.found_tokens}, unit));
@@ -128,12 +153,15 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, const
     hooks.exhausted = [&desk] { return interrupt() || desk.exhausted(); };
     hooks.on_finished = [&desk](Sample&& sample) { desk.deliver(std::move(sample)); };
     if (job.hooks.on_token) hooks.on_token = [&desk](const Scheduler::TokenEvent& event) { desk.token(event.token); };
+    RunMeter* meter = watch.add_meter();
+    count_prompts(hooks, meter);
     Scheduler scheduler = make_scheduler(session);
     std::optional<Dealer> dealer;
     if (session.grid().replicas > 1) {
       dealer.emplace(office, session.leaders(), requests_ahead(session), hooks, [] { return interrupt().has_value(); });
       hooks = dealer->hooks();
     }
+    attach(hooks, meter);
     const auto stay = [&] {
       leader.keep_alive();
       if (dealer) dealer->service();
@@ -141,15 +169,18 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, const
     leader.run(scheduler, hooks);
     throw_if_interrupted();
     desk.finish(stay);
+    watch.set_earlier_tokens(earlier_tokens);
     if (!dealer) return;
     dealer->end(stay);
     log_verbose(fmt::format("samples by replica: {}", fmt::join(dealer->delivered(), ", ")));
   };
   const auto assist = [&](Leader& leader, const OfficeOptions& office) {
     Scheduler scheduler = make_scheduler(session);
-    help(leader, scheduler, office, session.leaders().front());
+    RunMeter* meter = watch.add_meter();
+    help(leader, scheduler, office, session.leaders().front(), [meter](LeaderHooks& hooks) { attach(hooks, meter); });
   };
   session.run(lead, assist);
+  watch.finish(session);
 }
 
 }  // namespace stagecoach

@@ -8,6 +8,7 @@
 
 #include "launch/command_line.hpp"
 #include "launch/session.hpp"
+#include "launch/watch.hpp"
 #include "runtime/front_desk.hpp"
 #include "runtime/journal.hpp"
 #include "runtime/prompts.hpp"
@@ -31,7 +32,7 @@ struct PromptJob {
 // did wrong. Signals are caught afterwards, so that the sink may open its file.
 void open_prompts(PromptJob& job, const Options& options, const Session& session, const PromptOptions& prompts);
 // Runs them; collective. Progress messages count `unit`s, `last_words` are what the run is going to say at its end.
-void run_prompts(PromptJob& job, const Options& options, Session& session, const char* unit,
+void run_prompts(PromptJob& job, const Options& options, Session& session, RunWatch& watch, const char* unit,
                  const std::function<std::string()>& last_words = {});
 
 // What options and model say about prompts of either command.

@@ -30,6 +30,7 @@ std::int32_t stride_of(const Options& options, std::int32_t n_positions) {
 
 int run_score(const Options& options, const World& world) {
   Session session(options, world);
+  RunWatch watch(options, world);
   PromptJob job;
   Score total;
   const bool to_do = session.prepare([&]() -> std::optional<WorkSize> {
@@ -44,6 +45,7 @@ int run_score(const Options& options, const World& world) {
     PromptOptions prompts = prompt_options(options, session.model());
     prompts.any_length = true;
     open_prompts(job, options, session, prompts);
+    watch.open();
     if (!open_journal(job, options, session)) return std::nullopt;
     if (options.output_path.empty()) {
       job.sink = make_score_text_sink(STDOUT_FILENO, total);
@@ -57,7 +59,7 @@ int run_score(const Options& options, const World& world) {
     if (job.journal && job.journal->complete()) return *job.journal->complete();
     return score_summary(job.count, total);
   };
-  if (to_do) run_prompts(job, options, session, "texts", summary);
+  if (to_do) run_prompts(job, options, session, watch, "texts", summary);
   if (session.leads()) write_all(STDOUT_FILENO, summary() + "\n", "standard output");
   return 0;
 }

@@ -40,6 +40,8 @@ struct Session::Stage {
   std::unique_ptr<Mailbox> mailbox;
   std::unique_ptr<Mailbox> office;  // of a replica's leader, when there are several
   std::unique_ptr<Transport> transport;
+  std::unique_ptr<TraceBuffer> trace;  // with --trace
+  StageReport report;                  // after the run
 };
 
 Session::Session(const Options& options, const World& world) : options_(options), world_(world) {
@@ -153,6 +155,13 @@ std::vector<std::optional<std::int64_t>> Session::local_budgets() const {
   return budgets;
 }
 
+// Most that the events of this process's stages may take, with a piece on its way to the file.
+std::int64_t Session::trace_bytes() const {
+  if (options_.trace_path.empty()) return 0;
+  const auto stages = static_cast<std::int64_t>(local_places().size());
+  return stages * TraceBuffer::kMostBytes + 8 * TraceBuffer::kPieceEvents * std::int64_t{sizeof(TraceEvent)};
+}
+
 // Chooses the numbers of sequences and KV pages.
 void Session::find_fit(const WorkSize& work) {
   const std::vector<std::optional<std::int64_t>> budgets = local_budgets();
@@ -160,7 +169,8 @@ void Session::find_fit(const WorkSize& work) {
   if (!options_.in_flight && of_each >= std::int64_t{kManySequences} * grid_.stages) {
     plan_.in_flight = grid_.stages + grid_.stages / 2;
   }
-  rooms_ = find_rooms(world_, {devices_, budgets, threads_, grid_.leads(world_.rank()) ? work.prompt_bytes : 0});
+  rooms_ = find_rooms(
+      world_, {devices_, budgets, threads_, trace_bytes() + (grid_.leads(world_.rank()) ? work.prompt_bytes : 0)});
   FitRequest request;
   request.plan = plan_;
   request.dtype = dtype_;
@@ -225,6 +235,7 @@ void Session::make_stages() {
       stage->profiler = profiler.get();
       stage->backend = std::move(profiler);
     }
+    if (!options_.trace_path.empty()) stage->trace = std::make_unique<TraceBuffer>();
     stages_.push_back(std::move(stage));
   }
 }
@@ -337,6 +348,7 @@ StageContext Session::context(Stage& stage) const {
   context.executor = stage.executor.get();
   context.mailbox = stage.mailbox.get();
   context.transport = stage.transport.get();
+  context.trace = stage.trace.get();
   context.check = [follows = !leads(), drains = drains_] {
     const std::optional<Interrupt> noted = interrupt();
     // What every rank was told is for rank 0, which ends the job with one message.
@@ -348,10 +360,13 @@ StageContext Session::context(Stage& stage) const {
 
 // Of a stage that is not the first of all.
 void Session::run_stage(Stage& stage, const Lead& help) const {
-  if (!grid_.leads(stage.place)) return run_follower(context(stage));
+  if (!grid_.leads(stage.place)) {
+    stage.report = run_follower(context(stage));
+    return;
+  }
   Leader leader(context(stage));
   help(leader, office(stage));
-  leader.stop();
+  stage.report = leader.stop().front();
 }
 
 OfficeOptions Session::office(const Stage& stage) const {
@@ -391,6 +406,7 @@ std::vector<StageReport> Session::run(const Lead& lead, const Lead& help) {
         Leader leader(context(*stages_.front()));
         lead(leader, office(*stages_.front()));
         reports = leader.stop();
+        stages_.front()->report = reports.front();
       });
     }
   }
@@ -419,6 +435,14 @@ std::vector<Session::StageProfile> Session::profiles() const {
     if (stage->profiler != nullptr) profiles.push_back({grid_.stage(stage->place), stage->profiler->profile()});
   }
   return profiles;
+}
+
+std::vector<Session::StageRecord> Session::records() const {
+  std::vector<StageRecord> records;
+  for (const auto& stage : stages_) {
+    records.push_back({stage->place, stage->backend->name(), stage->report, stage->trace.get()});
+  }
+  return records;
 }
 
 }  // namespace stagecoach

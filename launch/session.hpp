@@ -71,12 +71,21 @@ class Session {
     Profile profile;
   };
   std::vector<StageProfile> profiles() const;
+  // This process's stages and what they did; after `run`. `trace` is null unless --trace was given.
+  struct StageRecord {
+    std::int32_t place = 0;
+    std::string device;
+    StageReport report;
+    const TraceBuffer* trace = nullptr;
+  };
+  std::vector<StageRecord> records() const;
 
  private:
   struct Stage;
   bool threads_are_stages() const { return world_.size() == 1; }
   std::vector<std::int32_t> local_places() const;
   const StageSpec& spec(std::int32_t place) const;
+  std::int64_t trace_bytes() const;
   void find_grid();
   void make_plan();
   void make_stages();

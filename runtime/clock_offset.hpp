@@ -26,4 +26,13 @@ class ClockOffset {
   std::optional<std::int64_t> round_trip_;
 };
 
+// A peer's clock against ours over a run: compared at its start and again at its end, since clocks run apart by some
+// ten millionths. In between the difference is taken to grow evenly.
+struct ClockLine {
+  std::int64_t first_ns = 0, last_ns = 0;        // by the peer's clock, when the two were compared
+  std::int64_t ahead_first = 0, ahead_last = 0;  // the peer's minus ours, then
+
+  std::int64_t ours(std::int64_t peer_ns) const;
+};
+
 }  // namespace stagecoach

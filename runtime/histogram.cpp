@@ -46,6 +46,33 @@ void Histogram::merge(const Histogram& other) {
   for (std::size_t i = 0; i < buckets_.size(); ++i) buckets_[i] += other.buckets_[i];
 }
 
+void Histogram::put(wire::Writer& out) const {
+  out.put(count_);
+  out.put(min_);
+  out.put(max_);
+  out.put_count(static_cast<std::size_t>(std::ranges::count_if(buckets_, [](std::int64_t n) { return n > 0; })));
+  for (std::size_t i = 0; i < buckets_.size(); ++i) {
+    if (buckets_[i] == 0) continue;
+    out.put(static_cast<std::uint32_t>(i));
+    out.put(buckets_[i]);
+  }
+}
+
+Histogram Histogram::read(wire::Reader& in) {
+  Histogram histogram;
+  histogram.count_ = in.i64();
+  histogram.min_ = in.f64();
+  histogram.max_ = in.f64();
+  std::int64_t sum = 0;
+  for (std::size_t n = in.count(12); n > 0; --n) {
+    const std::uint32_t bucket = in.u32();
+    if (bucket >= histogram.buckets_.size()) throw WireError("a histogram without end");
+    sum += histogram.buckets_[bucket] = in.i64();
+  }
+  if (sum != histogram.count_) throw WireError("a histogram whose count is not that of its buckets");
+  return histogram;
+}
+
 double Histogram::quantile(double share) const {
   if (count_ == 0) return 0.0;
   const auto wanted =

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "runtime/wire.hpp"
+
 namespace stagecoach {
 
 class Histogram {
@@ -19,6 +21,9 @@ class Histogram {
   // Not negative and not NaN; what is, counts as zero.
   void add(double seconds, std::int64_t times = 1);
   void merge(const Histogram& other);
+  // For merging elsewhere. `read` throws WireError.
+  void put(wire::Writer& out) const;
+  static Histogram read(wire::Reader& in);
 
   std::int64_t count() const { return count_; }
   double max() const { return max_; }  // 0 when empty

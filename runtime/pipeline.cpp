@@ -15,10 +15,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 // Waiting without a wake-up call: spin first (a message is often microseconds away), then let others have the core,
 // then sleep, so that ranks that share a core do not starve each other.
 class IdleWait {
@@ -43,10 +39,10 @@ class IdleWait {
 // What both loops share: residual buffers, signs of life, and waits with a deadline.
 class Pipeline {
  public:
-  explicit Pipeline(const StageContext& context) : c_(context) {
+  explicit Pipeline(const StageContext& context) : c_(context), clock_(context.trace) {
     const std::int64_t bytes = residual_bytes(c_.executor->max_rows(), c_.executor->row_values());
     for (std::int64_t i = 0; i < residual_buffers(c_.in_flight); ++i) {
-      Slot& slot = slots_.emplace_back(Slot{c_.backend->allocate(bytes), {}, false});
+      Slot& slot = slots_.emplace_back(Slot{c_.backend->allocate(bytes), {}, false, {}});
       if (c_.transport == nullptr) continue;
       c_.transport->prepare({static_cast<std::byte*>(slot.buffer.data()), slot.buffer.bytes()});
     }
@@ -67,12 +63,7 @@ class Pipeline {
   // A residual buffer that nothing uses, or -1.
   int free_slot() {
     for (std::size_t i = 0; i < slots_.size(); ++i) {
-      Slot& slot = slots_[i];
-      if (slot.sending && c_.transport->done(*slot.sending)) {
-        slot.sending.reset();
-        slot.used = false;
-      }
-      if (!slot.used) return static_cast<int>(i);
+      if (!leaving(i) && !slots_[i].used) return static_cast<int>(i);
     }
     return -1;
   }
@@ -87,24 +78,37 @@ class Pipeline {
   void release(int slot) { slots_[static_cast<std::size_t>(slot)].used = false; }
   bool sends_done() {
     bool all = true;
-    for (Slot& slot : slots_) {
-      if (!slot.sending) continue;
-      if (c_.transport->done(*slot.sending)) {
-        slot.sending.reset();
-        slot.used = false;
-      } else {
-        all = false;
-      }
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      if (leaving(i)) all = false;
     }
     return all;
+  }
+  // What is moved in or out of the buffer, as an event if those are kept.
+  void begin_move(int slot, Activity activity, const Microbatch& microbatch) {
+    if (c_.trace == nullptr) return;
+    std::optional<TraceEvent>& moving = slots_[static_cast<std::size_t>(slot)].moving;
+    if (moving) end_move(slot, moving->activity, moving->microbatch);  // rows that the device waited for, not we
+    TraceEvent& event = moving.emplace();
+    event.activity = activity;
+    event.microbatch = static_cast<std::uint32_t>(microbatch.id);
+    event.rows = static_cast<std::int32_t>(microbatch.rows.size());
+    event.lane = static_cast<std::uint16_t>(kFirstBufferLane + slot);
+    event.start_ns = now_ns();
+  }
+  void end_move(int slot, Activity activity, std::uint64_t microbatch) {
+    std::optional<TraceEvent>& moving = slots_[static_cast<std::size_t>(slot)].moving;
+    if (!moving || moving->activity != activity || moving->microbatch != static_cast<std::uint32_t>(microbatch)) return;
+    moving->duration_ns = now_ns() - moving->start_ns;
+    c_.trace->add(*moving);
+    moving.reset();
   }
 
   // Runs the rows in `slot` and starts to send them on. The slot is free again once the send is done, on the last stage
   // once it is released. `progress` is called between operations and until nothing is queued any more: one microbatch
   // at a time stands in the queue, so that no call has to wait for room there.
   TokenBatch run(const Microbatch& microbatch, int slot, const StageExecutor::Progress& progress) {
-    const Clock::time_point start = Clock::now();
-    waiting_since_ = start;
+    clock_.begin_compute(microbatch);
+    waiting_since_ = Clock::now();
     const Tensor rows = residual(slot, microbatch.rows.size());
     TokenBatch tokens = c_.executor->run(microbatch, rows, progress);
     const auto settle = [&] {
@@ -112,22 +116,19 @@ class Pipeline {
     };
     if (c_.backend->in_host_memory()) settle();
     if (!is_last()) {  // the transport sends them when they are computed
+      begin_move(slot, Activity::kSend, microbatch);
       slots_[static_cast<std::size_t>(slot)].sending = c_.transport->send(rows);
       report_.bytes_sent += rows.bytes();
     }
     settle();
-    report_.busy_s += seconds_since(start);
+    clock_.end_compute();
     ++report_.microbatches;
     report_.rows += rows.rows;
     idle_.reset();
     waiting_since_ = Clock::now();
     return tokens;
   }
-  // Of a run, time in which the device waited for rows.
-  void count_idle(double seconds) {
-    report_.busy_s -= seconds;
-    report_.idle_s += seconds;
-  }
+  StageClock& clock() { return clock_; }
 
   std::optional<std::vector<std::byte>> take(std::int32_t peer, Channel channel) {
     std::optional<std::vector<std::byte>> message = c_.mailbox->take(peer, channel);
@@ -171,14 +172,13 @@ class Pipeline {
   void wait_for(std::int32_t peer, const std::string& what) {
     keep_alive();
     if (peer != c_.stage) watch(peer, what);
-    const Clock::time_point before = Clock::now();
     idle_.wait();
-    report_.idle_s += seconds_since(before);
   }
   void progressed() { idle_.reset(); }
 
   StageReport report() const {
     StageReport report = report_;
+    report.times = clock_.times();
     report.weight_bytes = c_.executor->weight_bytes();
     report.kv_bytes = c_.executor->kv_bytes();
     report.peak_bytes = c_.backend->peak_bytes();
@@ -190,7 +190,19 @@ class Pipeline {
     Buffer buffer;
     std::optional<Transport::Ticket> sending;
     bool used = false;
+    std::optional<TraceEvent> moving;
   };
+
+  // Whether rows are still on their way out of the buffer, which is free again once they are not.
+  bool leaving(std::size_t index) {
+    Slot& slot = slots_[index];
+    if (!slot.sending) return false;
+    if (!c_.transport->done(*slot.sending)) return true;
+    slot.sending.reset();
+    slot.used = false;
+    if (slot.moving) end_move(static_cast<int>(index), Activity::kSend, slot.moving->microbatch);
+    return false;
+  }
 
   // Stages that wait for this one or that it waits for: the chain, and the leader, which everyone reports to.
   std::vector<std::int32_t> neighbours() const {
@@ -208,6 +220,7 @@ class Pipeline {
   Clock::time_point waiting_since_ = Clock::now();
   Clock::time_point next_alive_{};
   IdleWait idle_;
+  StageClock clock_;
   StageReport report_;
 };
 
@@ -219,7 +232,7 @@ class Follower {
  public:
   explicit Follower(const StageContext& context) : p_(context) {}
 
-  void run() {
+  StageReport run() {
     while (true) {
       service();
       if (front_can_run()) {
@@ -229,7 +242,7 @@ class Follower {
       if (stopping_ && headers_.empty() && work_.empty() && p_.sends_done() && p_.context().mailbox->flushed()) break;
       wait();
     }
-    send_report();
+    return send_report();
   }
 
  private:
@@ -261,13 +274,20 @@ class Follower {
       work.microbatch = std::move(headers_.front());
       headers_.pop_front();
       work.slot = slot;
+      p_.begin_move(slot, Activity::kReceive, work.microbatch);
       work.ticket = p_.context().transport->receive(p_.claim(slot, work.microbatch.rows.size()));
       work_.push_back(std::move(work));
     }
     for (Work& work : work_) {
-      if (!work.arrived) work.arrived = p_.context().transport->done(work.ticket);
-      if (!work.arrived) break;  // links are FIFO
+      if (!arrived(work)) break;  // links are FIFO
     }
+  }
+
+  bool arrived(Work& work) {
+    if (work.arrived) return true;
+    work.arrived = p_.context().transport->done(work.ticket);
+    if (work.arrived) p_.end_move(work.slot, Activity::kReceive, work.microbatch.id);
+    return work.arrived;
   }
 
   // Rows that have not arrived may be waited for in the device's queue, behind the launch of what uses them.
@@ -279,13 +299,11 @@ class Follower {
   void run_front() {
     Work work = std::move(work_.front());
     work_.pop_front();
-    const Clock::time_point start = Clock::now();
     const auto progress = [&] {
       service();
       if (work.arrived) return;
-      work.arrived = p_.context().transport->done(work.ticket);
-      if (work.arrived) {
-        p_.count_idle(seconds_since(start));
+      if (arrived(work)) {
+        p_.clock().rows_arrived();
       } else {
         p_.watch(p_.previous(), rows_of(work));
       }
@@ -309,10 +327,11 @@ class Follower {
     }
   }
 
-  void send_report() {
+  StageReport send_report() {
     const StageReport report = p_.report();
     p_.context().mailbox->post(0, Channel::kReport, std::as_bytes(std::span(&report, 1)));
     while (!p_.context().mailbox->flushed()) p_.wait_for(0, "it to take the last report");
+    return report;
   }
 
   Pipeline p_;
@@ -330,11 +349,13 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
   Pipeline& p = *pipeline_;
   const bool alone = p.context().stages == 1;
   const auto handle = [&](const TokenBatch& tokens) {
+    const std::int64_t begin_ns = now_ns();
     Scheduler::Progress progress = scheduler.complete(tokens);
     if (hooks.on_token) {
       for (const Scheduler::TokenEvent& event : progress.tokens) hooks.on_token(event);
     }
     for (Sample& sample : progress.finished) hooks.on_finished(std::move(sample));
+    p.clock().scheduled(begin_ns, tokens.id);
   };
   const auto service = [&] {
     p.keep_alive();
@@ -357,9 +378,11 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
     if (scheduler.idle() && hooks.exhausted()) return;
     const int slot = p.free_slot();
     if (slot >= 0) {
+      const std::int64_t begin_ns = now_ns();
       if (const std::optional<Microbatch> microbatch = scheduler.next()) {
         p.claim(slot, microbatch->rows.size());
         if (!alone) p.context().mailbox->post(p.next(), Channel::kHeader, encode(*microbatch));
+        p.clock().scheduled(begin_ns, microbatch->id);
         const TokenBatch tokens = p.run(*microbatch, slot, service);
         if (alone) {
           p.release(slot);
@@ -401,8 +424,8 @@ std::vector<StageReport> Leader::stop() {
   return reports;
 }
 
-void run_follower(const StageContext& context) {
-  Follower(context).run();
+StageReport run_follower(const StageContext& context) {
+  return Follower(context).run();
 }
 
 }  // namespace stagecoach

@@ -22,6 +22,7 @@
 #include "runtime/request.hpp"
 #include "runtime/scheduler.hpp"
 #include "runtime/stage_executor.hpp"
+#include "runtime/stage_trace.hpp"
 #include "runtime/transport.hpp"
 
 namespace stagecoach {
@@ -37,14 +38,14 @@ struct StageContext {
   StageExecutor* executor = nullptr;
   Mailbox* mailbox = nullptr;
   Transport* transport = nullptr;
+  TraceBuffer* trace = nullptr;  // null: no events are kept
   // Called between operations and while waiting. What it throws ends the loop. May be empty.
   std::function<void()> check = {};
 };
 
-// What a stage did, for reports. Times in seconds.
+// What a stage did, for reports.
 struct StageReport {
-  double busy_s = 0.0;
-  double idle_s = 0.0;
+  StageTimes times;  // from its first microbatch to the end of its last
   std::int64_t microbatches = 0;
   std::int64_t rows = 0;
   std::int64_t bytes_sent = 0;  // residuals only
@@ -83,7 +84,7 @@ class Leader {
   std::unique_ptr<Pipeline> pipeline_;
 };
 
-// The loop of every other stage; returns when the leader stops.
-void run_follower(const StageContext& context);
+// The loop of every other stage; returns when the leader stops, what the leader is told too.
+StageReport run_follower(const StageContext& context);
 
 }  // namespace stagecoach

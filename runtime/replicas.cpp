@@ -238,9 +238,12 @@ void Dealer::end(const std::function<void()>& waiting) {
   while (!office_.mailbox->flushed()) waiting();
 }
 
-void help(Leader& leader, Scheduler& scheduler, const OfficeOptions& office, std::int32_t dealer) {
+void help(Leader& leader, Scheduler& scheduler, const OfficeOptions& office, std::int32_t dealer,
+          const std::function<void(LeaderHooks&)>& around) {
   Helper helper(office, dealer);
-  leader.run(scheduler, helper.hooks());
+  LeaderHooks hooks = helper.hooks();
+  if (around) around(hooks);
+  leader.run(scheduler, hooks);
   while (!office.mailbox->flushed()) leader.keep_alive();
 }
 

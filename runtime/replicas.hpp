@@ -89,7 +89,9 @@ class Dealer {
   std::chrono::steady_clock::time_point next_look_{}, next_sign_{};
 };
 
-// The loop of another replica's leader: returns when the dealer, at `dealer`, ends it.
-void help(Leader& leader, Scheduler& scheduler, const OfficeOptions& office, std::int32_t dealer);
+// The loop of another replica's leader: returns when the dealer, at `dealer`, ends it. `around` may put something
+// around the hooks of the loop.
+void help(Leader& leader, Scheduler& scheduler, const OfficeOptions& office, std::int32_t dealer,
+          const std::function<void(LeaderHooks&)>& around = {});
 
 }  // namespace stagecoach

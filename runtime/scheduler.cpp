@@ -236,7 +236,7 @@ void Scheduler::take_token(Sequence& sequence, const PickedToken& picked, Progre
   Sample& sample = sequence.sample;
   sample.tokens.push_back(picked.token);
   if (request.logprobs) sample.logprobs.push_back(picked.logprob);
-  progress.tokens.push_back({sample.index, picked.token});
+  progress.tokens.push_back({sample.index, picked.token, sample.sample});
   const std::int32_t length = sequence.group->prompt() + static_cast<std::int32_t>(sample.tokens.size());
   if (picked.token == limits_.eos && !request.ignore_eos) {
     finish(sequence, FinishReason::kEos, progress);

@@ -62,6 +62,7 @@ class Scheduler {
   struct TokenEvent {
     std::int64_t request_index;
     std::int32_t token;
+    std::int32_t sample;  // its number
   };
   struct Progress {
     std::vector<TokenEvent> tokens;

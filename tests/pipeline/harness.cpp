@@ -57,6 +57,7 @@ StageContext context_of(const Layout& layout, std::int32_t stage, Parts& parts) 
   context.timeout_s = layout.timeout_s;
   context.backend = parts.backend.get();
   context.executor = parts.executor.get();
+  if (layout.traces != nullptr) context.trace = &layout.traces->at(static_cast<std::size_t>(stage));
   return context;
 }
 

@@ -30,6 +30,7 @@ struct Layout {
   bool checking = false;                            // every operation is checked against the reference
   LoopbackMode mode = LoopbackMode::kRendezvous;
   double timeout_s = 60.0;
+  std::vector<TraceBuffer>* traces = nullptr;  // [stage], over loopback
 
   std::string describe() const;
 };

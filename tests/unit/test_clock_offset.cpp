@@ -47,3 +47,19 @@ TEST_CASE("messages that arrived before they were sent say nothing; one clock fo
   offset.add(200, 290, 300);  // longer: passed over
   CHECK(offset.ahead_ns() == 0);
 }
+
+TEST_CASE("clocks that run apart are put right at both ends and evenly between") {
+  // A million seconds on, and 50 us more at the end of a second.
+  const ClockLine line{1'000'000'000'000'000'000, 1'000'000'001'000'050'000, 999'999'999'000'000'000,
+                       999'999'999'000'050'000};
+  CHECK(line.ours(line.first_ns) == 1'000'000'000);
+  CHECK(line.ours(line.last_ns) == 2'000'000'000);
+  CHECK(std::abs(line.ours(1'000'000'000'500'025'000) - 1'500'000'000) <= 1);
+  std::int64_t before = line.ours(line.first_ns - 1000);
+  for (std::int64_t t = line.first_ns - 999; t < line.first_ns + 1000; ++t) {
+    CHECK(line.ours(t) >= before);
+    before = line.ours(t);
+  }
+  CHECK(ClockLine{5, 5, 3, 3}.ours(10) == 7);  // compared once
+  CHECK(ClockLine{}.ours(12) == 12);
+}

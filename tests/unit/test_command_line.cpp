@@ -223,6 +223,33 @@ TEST_CASE("tokenize and bench") {
   CHECK(options_of({"bench", "--config", "r"}, "model: m\nbench: {profile: true}\n").profile);
 }
 
+TEST_CASE("files to watch a run by") {
+  for (const char* command : {"generate", "score", "bench"}) {
+    CAPTURE(command);
+    Words words = {command, "--model", "m", "--metrics", "m.json", "--trace=t.json"};
+    if (*command == 'g') words.insert(words.end(), {"--prompt", "p"});
+    if (*command == 's') words.insert(words.end(), {"--text", "t"});
+    const Options o = options_of(words);
+    CHECK(o.metrics_path == "m.json");
+    CHECK(o.trace_path == "t.json");
+  }
+  CHECK(options_of(generate({})).metrics_path.empty());
+  CHECK(options_of(generate({})).trace_path.empty());
+  const std::string yaml = "model: m\nmetrics: m.json\ntrace: t.json\n";
+  const Options file = options_of({"generate", "--config", "r", "--prompt", "p", "--trace", "u.json"}, yaml);
+  CHECK(file.metrics_path == "m.json");
+  CHECK(file.trace_path == "u.json");
+  CHECK(options_of({"plan", "--config", "r"}, yaml).command == Command::kPlan);  // of the same run
+  CHECK(error_of({"plan", "--model", "m", "--trace", "t"}) == "--trace: this command has no such option");
+  CHECK(error_of(generate({"--trace="})) == "--trace: is empty; give the name of a file");
+  CHECK(error_of(generate({"--metrics=f", "--trace=f"})) ==
+        "--metrics and --trace name the same file; give each its own");
+  CHECK(error_of(generate({"--metrics=o.jsonl", "--output=o.jsonl"})) ==
+        "--output: the same file as of --metrics or --trace; give each its own");
+  CHECK(error_of({"bench", "--model", "m", "--json=f", "--trace=f"}) ==
+        "--json: the same file as of --metrics or --trace; give each its own");
+}
+
 TEST_CASE("mistakes name the option and what would work") {
   struct Row {
     Words words;
@@ -288,7 +315,7 @@ TEST_CASE("options of later versions pass when neutral and are refused otherwise
     CAPTURE(word);
     CHECK(error_of(generate({word})) == "no error");
   }
-  const Words refused = {"--context-shards=2", "--metrics=f", "--trace=f"};
+  const Words refused = {"--context-shards=2"};
   for (const std::string& word : refused) {
     CAPTURE(word);
     CHECK(error_of(generate({word})).find("not part of this version yet") != std::string::npos);
