@@ -1,6 +1,6 @@
 // How busy the stages of a pipeline are, and what continuous batching is worth: bench_batching [--requests N]
 // [--stages N] [--in-flight N] [--slots N] [--pages N] [--model SYNTHETIC] [--seed N]
-// [--static 0].
+// [--static 0] [--write FILE.jsonl].
 //
 // Prompts of mixed length (log-normal, 10 to 800 tokens in, 10 to 200 out) go through the real scheduler. Each
 // microbatch that it makes is run on one stage of the model (its middle block or blocks) on one thread here, and takes
@@ -9,12 +9,14 @@
 // and stages are alike. Compared with static batches: groups of as many prompts as there are slots, padded to the
 // longest prompt and answer of the group, the next one when all are done.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <deque>
+#include <fstream>
 #include <random>
 #include <string>
 #include <vector>
@@ -37,7 +39,8 @@ struct Settings {
   int pages = 0;      // 0: enough for all
   std::string model = "synthetic:gpt2,n_layer=3,n_embd=512,n_head=8,vocab_size=1000,n_positions=1024,dtype=float16";
   unsigned seed = 1;
-  bool fixed = true;  // compare with static batches
+  bool fixed = true;         // compare with static batches
+  std::string prompts_path;  // only write the prompts there, for stagecoach generate
 };
 
 // Seconds that a microbatch takes on one stage, measured.
@@ -172,8 +175,8 @@ Settings settings_of(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
     const std::string value = argv[i + 1];
-    if (name == "--model") {
-      settings.model = value;
+    if (name == "--model" || name == "--write") {
+      (name == "--model" ? settings.model : settings.prompts_path) = value;
       continue;
     }
     const int number = std::atoi(value.c_str());
@@ -194,6 +197,14 @@ int main(int argc, char** argv) {
   const Settings settings = settings_of(argc, argv);
   const SchedulerLimits limits = limits_of(settings);
   const std::vector<Request> requests = draw_requests(settings);
+  if (!settings.prompts_path.empty()) {
+    std::ofstream out(settings.prompts_path);
+    for (const Request& request : requests) {
+      out << fmt::format("{{\"tokens\": [{}], \"max_new_tokens\": {}}}\n", fmt::join(request.tokens, ", "),
+                         request.max_new_tokens);
+    }
+    return 0;
+  }
   std::int64_t prompt_tokens = 0, new_tokens = 0;
   for (const Request& request : requests) {
     prompt_tokens += static_cast<std::int64_t>(request.tokens.size());
