@@ -113,6 +113,16 @@ class TracedSink final : public ResultSink {
   TraceBuffer& trace_;
 };
 
+// The results stand already: a disk that is full now costs no more than that they are not known again.
+void close_journal(Journal& journal, const std::string& last_words) {
+  journal.require_mine();
+  try {
+    journal.finish(last_words);
+  } catch (const OutputError& error) {
+    log_warning(fmt::format("the results are complete, but the same command would make them again: {}", error.what()));
+  }
+}
+
 Scheduler make_scheduler(const Session& session) {
   Scheduler::TokenBytes token_bytes;
   if (const Tokenizer* tokenizer = tokenizer_of(session.model())) {
@@ -146,7 +156,7 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, RunWa
     FrontDeskBounds bounds;
     bounds.n_positions = session.model().config.n_positions;
     bounds.replicas = session.grid().replicas;
-    if (job.journal) job.hooks.on_complete = [&] { job.journal->finish(last_words ? last_words() : ""); };
+    if (job.journal) job.hooks.on_complete = [&] { close_journal(*job.journal, last_words ? last_words() : ""); };
     FrontDesk desk(*job.reader, *job.sink, job.hooks, job.split, bounds, job.journal.get());
     LeaderHooks hooks;
     hooks.next_request = [&desk] { return interrupt() ? std::nullopt : desk.next_request(); };
