@@ -46,9 +46,9 @@ struct Session::Stage {
 
 Session::Session(const Options& options, const World& world) : options_(options), world_(world) {
   world_.agree([this] {
-    find_grid();
     // Leaders of pipelines look for stop strings.
-    const bool needs_tokens = leads() || grid_.leads(world_.rank());
+    const std::int32_t of_replica = std::max(1, world_.size() / options_.replicas);
+    const bool needs_tokens = world_.rank() % of_replica == 0;
     model_ =
         std::make_unique<Model>(open_model(options_.model, needs_tokens ? ModelParts::kAll : ModelParts::kNoTokenizer));
     make_plan();
@@ -83,20 +83,13 @@ Session::~Session() {
   for (std::unique_ptr<Stage>& stage : stages_) static_cast<void>(stage.release());
 }
 
-void Session::find_grid() {
-  const auto& listed = options_.run_file.stages;
-  const std::int32_t stages = listed ? static_cast<std::int32_t>(listed->size()) : options_.stages.value_or(0);
-  grid_ = make_grid(world_.size(), options_.replicas, stages);
-}
-
 void Session::make_plan() {
   plan_.model = model_->config;
-  if (options_.run_file.stages) {
-    check_stage_blocks(options_.run_file, model_->config);
-    plan_.stages = *options_.run_file.stages;
-  } else {
-    plan_.stages = even_split(model_->config, grid_.stages);
-  }
+  const auto& listed = options_.run_file.stages;
+  if (listed) check_stage_blocks(options_.run_file, model_->config);
+  const std::int32_t stages = listed ? static_cast<std::int32_t>(listed->size()) : options_.stages.value_or(0);
+  grid_ = make_grid(world_.size(), options_.replicas, stages);
+  plan_.stages = listed ? *listed : even_split(model_->config, grid_.stages);
   plan_.chunk_tokens = options_.chunk_tokens.value_or(kDefaultChunkTokens);
   plan_.chunks = options_.chunks;
   plan_.in_flight = options_.in_flight.value_or(plan_.stage_count());

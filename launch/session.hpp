@@ -86,7 +86,6 @@ class Session {
   std::vector<std::int32_t> local_places() const;
   const StageSpec& spec(std::int32_t place) const;
   std::int64_t trace_bytes() const;
-  void find_grid();
   void make_plan();
   void make_stages();
   std::vector<std::optional<std::int64_t>> local_budgets() const;
