@@ -166,7 +166,7 @@ SchedulerLimits limits_of(const Settings& settings) {
   limits.slots = settings.slots;
   limits.pages = settings.pages > 0 ? settings.pages : settings.slots * 17;
   limits.chunk_tokens = 256;
-  limits.in_flight = settings.in_flight > 0 ? settings.in_flight : settings.stages;
+  limits.in_flight = settings.in_flight > 0 ? settings.in_flight : settings.stages + settings.stages / 2;
   return limits;
 }
 
