@@ -303,6 +303,9 @@ void require_consistent(const Options& options) {
   if (options.command == Command::kBench && options.profile && options.check) {
     throw UsageError("--profile and --check exclude each other; checked operations take another time");
   }
+  if (options.command == Command::kBench && options.replicas > 1) {
+    throw UsageError(fmt::format("{}: replicas: bench measures one pipeline; leave them out", options.run_file.path));
+  }
   const auto& stages = options.run_file.stages;
   if (options.check && (options.memory_per_rank || (stages && std::ranges::any_of(*stages, [](const StageSpec& stage) {
                                                       return stage.memory_bytes.has_value();

@@ -109,6 +109,11 @@ TEST_CASE("grids that cannot be are refused once, before anything runs") {
   refused(4, "--stages 2", "4 ranks but 2 stages; start 2 ranks (mpirun -n 2), or give --replicas 2");
   refused(4, "--stages 2 --replicas 4", "4 ranks but 4 replicas of 2 stages; start 8 ranks");
   refused(0, "--replicas 0", "--replicas: 0 is not a number from 1");
+  const ScratchFolder folder;
+  write_file(folder / "run.yaml", "pipeline: {replicas: 2, stages: [{blocks: [0, 1]}, {blocks: [2, 3]}]}\n");
+  const Ended bench = run_program(4, "bench" + kModel + "--config " + (folder / "run.yaml"));
+  CHECK(bench.status == 2);
+  CHECK(bench.says("replicas: bench measures one pipeline"));
 }
 
 TEST_CASE("without --output too, and one prompt still comes as it is made") {
