@@ -14,6 +14,7 @@
 #include "launch/command_line.hpp"
 #include "launch/interrupt.hpp"
 #include "launch/log.hpp"
+#include "launch/time_limit.hpp"
 #include "runtime/prompts.hpp"
 #include "runtime/weight_source.hpp"
 
@@ -29,12 +30,29 @@ bool launched_by_mpi() {
 constexpr std::chrono::milliseconds kEchoTime{100};
 // What a rank leaves lower ones to say what it saw of a peer.
 constexpr std::chrono::milliseconds kPeerTime{1000}, kPeerTurn{1000};
+// For MPI's start and end. The first takes minutes with very many ranks.
+constexpr unsigned kStartSeconds = 300, kStartTurnSeconds = 5, kEndSeconds = 60;
 // In which ranks that mpirun ends can still agree that it was nobody's failure, in seconds.
 constexpr double kAgreeOnEnd = 0.3;
 
 std::string_view environment(const char* name) {
   const char* value = std::getenv(name);
   return value == nullptr ? std::string_view() : std::string_view(value);
+}
+
+// MPI's own start waits for all ranks, and cannot be asked which one is missing. Who gives up first, the lowest that is
+// there, ends the job.
+TimeLimit start_limit() {
+  const int given = std::atoi(std::string(environment("STAGECOACH_START_TIMEOUT")).c_str());
+  const unsigned seconds = given > 0 ? static_cast<unsigned>(given) : kStartSeconds;
+  const std::string_view by_mpirun = environment("OMPI_COMM_WORLD_RANK");
+  const int rank = std::atoi(std::string(by_mpirun.empty() ? environment("PMIX_RANK") : by_mpirun).c_str());
+  return TimeLimit(
+      seconds + static_cast<unsigned>(std::clamp(rank, 0, 8)) * kStartTurnSeconds,
+      fmt::format(
+          "rank {}: MPI has not started within {} s: a rank did not start, is stopped or cannot reach the others "
+          "(host names, network interfaces); STAGECOACH_START_TIMEOUT=SECONDS sets the limit",
+          rank, seconds));
 }
 
 // This process is alone, as far as MPI knows. In a step that srun started with several tasks each of them would be, do
@@ -85,9 +103,19 @@ Outcome outcome_of_current_exception() {
   }
 }
 
+World::~World() {
+  if (!mpi_) return;
+  const TimeLimit limit(kEndSeconds, fmt::format("rank {}: MPI did not end within {} s; what was to be done is done",
+                                                 rank(), kEndSeconds));
+  mpi_.reset();
+}
+
 World::World(int* argc, char*** argv) {
   by_mpirun_ = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;  // asked before MPI's start, which sets it as well
-  if (launched_by_mpi()) mpi_ = std::make_unique<MpiProcess>(argc, argv);
+  if (launched_by_mpi()) {
+    const TimeLimit limit = start_limit();
+    mpi_ = std::make_unique<MpiProcess>(argc, argv);
+  }
   if (!by_mpirun_ && size() == 1) refuse_copies();
 }
 

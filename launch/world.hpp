@@ -48,6 +48,9 @@ class World {
   // Initialises MPI only when a launcher started this process as a rank. Throws UsageError in the first of several tasks
   // that srun started without connecting them, and StartupFailed in the others.
   World(int* argc, char*** argv);
+  ~World();
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
 
   int rank() const { return mpi_ ? mpi_->rank() : 0; }
   int size() const { return mpi_ ? mpi_->size() : 1; }

@@ -72,6 +72,24 @@ Faulted run_with_signal(int signal, int victim, int timeout_s, When when = When:
 
 }  // namespace
 
+TEST_CASE("a rank that never starts MPI ends the wait of the others, with one message") {
+  const ScratchFolder folder;
+  for (const int missing : {0, 1}) {
+    const std::string start = fmt::format(
+        "STAGECOACH_START_TIMEOUT=2 {} -n 3 bash -c 'if [ $OMPI_COMM_WORLD_RANK = {} ]; then exec sleep 60; fi; exec "
+        "{} "
+        "generate --prompt x --model synthetic:gpt2,n_layer=3' 2> {}; exit $?; ",
+        STAGECOACH_MPIEXEC, missing, STAGECOACH_PROGRAM, folder / "err");
+    Ended ended = run_program(0, "--version", 60, start);
+    ended.err = read_file(folder / "err");
+    INFO(ended.err);
+    CHECK(ended.status == 1);
+    CHECK(ended.seconds < 30.0);
+    CHECK(ended.messages() == 1);
+    CHECK(ended.says(fmt::format("rank {}: MPI has not started within 2 s", missing == 0 ? 1 : 0)));
+  }
+}
+
 TEST_CASE("a killed rank ends the job") {
   for (const int victim : {0, 1, 2}) {
     const Faulted faulted = run_with_signal(SIGKILL, victim, 60);
