@@ -178,6 +178,8 @@ void run_prompts(PromptJob& job, const Options& options, Session& session, RunWa
     };
     leader.run(scheduler, hooks);
     throw_if_interrupted();
+    log_verbose(fmt::format("sequences put back for want of pages: {}; prompt tokens that shared pages held: {}",
+                            scheduler.times_put_back(), scheduler.shared_rows()));
     desk.finish(stay);
     watch.set_earlier_tokens(earlier_tokens);
     if (!dealer) return;

@@ -23,6 +23,10 @@ const std::string kModel =
 const std::string kSlowModel =
     " --model synthetic:gpt2,n_layer=8,n_embd=256,n_head=4,n_positions=300,vocab_size=2000,dtype=float32,seed=1 ";
 
+// A page of it takes 1 MiB.
+const std::string kPagesModel =
+    " --model synthetic:gpt2,n_layer=8,n_embd=256,n_head=4,n_positions=300,vocab_size=400,seed=1,dtype=float16 ";
+
 std::string prompts_of(int count, std::mt19937& random) {
   std::string lines;
   for (int i = 0; i < count; ++i) {
@@ -94,6 +98,39 @@ TEST_CASE("every grid writes the same file, in input order") {
         CHECK(shares(ended.err).size() > 1);
       }
     }
+  }
+}
+
+TEST_CASE("when pages run out sequences are put back, and the file is the same") {
+  std::mt19937 random(std::random_device{}());
+  const ScratchFolder folder;
+  const std::string output = folder / "o.jsonl";
+  std::string lines;
+  for (int i = 0; i < 40; ++i) {  // most of them grow by two pages or three
+    lines += fmt::format("{{\"tokens\":[{},5,7],\"max_new_tokens\":{}}}\n", i, 100 + random() % 100);
+  }
+  write_file(folder / "p.jsonl", lines);
+  const std::string all = "generate --temperature 0.8 --logprobs --ignore-eos --fresh -v --threads 1" + kPagesModel +
+                          "--prompts " + (folder / "p.jsonl") + " --output " + output + " ";
+  REQUIRE(run_program(0, all, 120).status == 0);
+  const std::string expected = read_file(output);
+  for (const GridOption& grid : {GridOption{0, ""}, GridOption{2, ""}, GridOption{2, "--replicas 2"}}) {
+    // What it says that it needs is for one sequence: a few pages more are far from enough for all.
+    const Ended refused = run_program(grid.ranks, all + grid.options + " --memory-per-rank 60MiB", 120);
+    std::smatch needs;
+    INFO(refused.err);
+    REQUIRE(refused.status == 3);
+    REQUIRE(std::regex_search(refused.err, needs, std::regex("needs ([0-9]+)\\.[0-9] MiB")));
+    std::filesystem::remove(output);
+    const Ended ended = run_program(
+        grid.ranks, fmt::format("{}{} --memory-per-rank {}MiB", all, grid.options, std::stoi(needs[1]) + 14), 240);
+    INFO(ended.err);
+    CHECK(ended.status == 0);
+    const bool same = read_file(output) == expected;
+    CHECK(same);
+    CHECK(ended.says("put back for want of pages"));
+    // Of two replicas only the first tells, and half of the prompts may be few enough for it.
+    if (std::string(grid.options).empty()) CHECK(!ended.says("for want of pages: 0;"));
   }
 }
 
