@@ -43,12 +43,6 @@ std::vector<Place> all_places(const World& world, const StageDevice& device) {
   return places;
 }
 
-std::string name_of(const std::vector<Place>& places, const Grid& grid, std::int32_t rank) {
-  const std::string replica = grid.replicas > 1 ? fmt::format("replica {}, ", grid.replica(rank)) : "";
-  return fmt::format("rank {} ({}stage {}, host {})", rank, replica, grid.stage(rank),
-                     places.at(static_cast<std::size_t>(rank)).host);
-}
-
 // As far as it can be known from outside NCCL.
 std::string way_between(const Place& from, const Place& to, const LinkSetUp& set_up) {
   if (from.host != to.host) return "between hosts";
@@ -73,18 +67,18 @@ std::vector<NcclId> all_ids(const World& world, bool sends) {
   return ids;
 }
 
-std::unique_ptr<Transport> connect_nccl(const World& world, const LinkSetUp& set_up, const std::vector<Place>& places) {
+std::unique_ptr<Transport> connect_nccl(const World& world, const LinkSetUp& set_up) {
   const std::int32_t rank = world.rank();
   const std::int32_t stage = set_up.grid.stage(rank);
   const bool sends = stage + 1 < set_up.grid.stages;
   const std::vector<NcclId> ids = all_ids(world, sends);
   NcclOptions options;
-  options.self = name_of(places, set_up.grid, rank);
+  options.self = world.name_of(set_up.grid, rank);
   options.timeout_s = set_up.timeout_s;
   options.waits_on_device = set_up.waits_on_device;
   options.check = throw_if_interrupted;
   const auto link_with = [&](std::int32_t upstream, std::int32_t peer) {
-    return NcclLink{ids[static_cast<std::size_t>(upstream)], name_of(places, set_up.grid, peer)};
+    return NcclLink{ids[static_cast<std::size_t>(upstream)], world.name_of(set_up.grid, peer)};
   };
   if (stage > 0) options.previous = link_with(rank - 1, rank - 1);
   if (sends) options.next = link_with(rank, rank + 1);
@@ -134,7 +128,7 @@ Links connect_stages(const World& world, const LinkSetUp& set_up) {
   Links links;
   links.mailbox = world.mpi()->mailbox(first);
   if (set_up.queue != nullptr) {
-    links.transport = connect_nccl(world, set_up, places);
+    links.transport = connect_nccl(world, set_up);
   } else {
     links.transport = make_staged_transport(world.mpi()->transport(stage, first), *set_up.backend);
   }
@@ -147,7 +141,7 @@ Links connect_stages(const World& world, const LinkSetUp& set_up) {
     parts.backend = set_up.backend;
     parts.mailbox = links.mailbox.get();
     parts.transport = links.transport.get();
-    parts.name = [&](std::int32_t s) { return name_of(places, set_up.grid, first + s); };
+    parts.name = [&](std::int32_t s) { return world.name_of(set_up.grid, first + s); };
     parts.check = throw_if_interrupted;
     figures = ring_test(parts);
   });
@@ -155,7 +149,7 @@ Links connect_stages(const World& world, const LinkSetUp& set_up) {
     const auto me = static_cast<std::size_t>(world.rank());
     log_verbose(fmt::format(
         "{}: rows come from stage {} over {}, {}; {:.0f} us for a few and the answer, {:.2f} GB/s",
-        name_of(places, set_up.grid, world.rank()), stage - 1, set_up.queue != nullptr ? nccl_version() : "MPI",
+        world.name_of(set_up.grid, world.rank()), stage - 1, set_up.queue != nullptr ? nccl_version() : "MPI",
         way_between(places[me - 1], places[me], set_up), figures->latency_us, figures->gigabytes_per_s));
   }
   return links;

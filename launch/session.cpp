@@ -113,17 +113,9 @@ const StageSpec& Session::spec(std::int32_t place) const {
   return plan_.stages[static_cast<std::size_t>(grid_.stage(place))];
 }
 
-// "rank 3 (replica 1, stage 1, host n7)"; stages that are threads have no rank.
-std::string Session::name_of_place(std::int32_t place) const {
-  const std::string replica = grid_.replicas > 1 ? fmt::format("replica {}, ", grid_.replica(place)) : "";
-  const std::string stage = fmt::format("{}stage {}", replica, grid_.stage(place));
-  if (threads_are_stages()) return stage;
-  return fmt::format("rank {} ({}, host {})", place, stage, world_.host_of(place));
-}
-
 // Who speaks: nothing when there is only one.
 std::string Session::prefix(std::int32_t place) const {
-  return grid_.size() > 1 ? name_of_place(place) + ": " : "";
+  return grid_.size() > 1 ? world_.name_of(grid_, place) + ": " : "";
 }
 
 SchedulerLimits Session::scheduler_limits() const {
@@ -363,7 +355,7 @@ void Session::run_stage(Stage& stage, const Lead& help) const {
 }
 
 OfficeOptions Session::office(const Stage& stage) const {
-  return {stage.office.get(), options_.timeout_s, [this](std::int32_t place) { return name_of_place(place); }};
+  return {stage.office.get(), options_.timeout_s, [this](std::int32_t place) { return world_.name_of(grid_, place); }};
 }
 
 std::vector<StageReport> Session::run(const Lead& lead, const Lead& help) {

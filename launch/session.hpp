@@ -100,7 +100,6 @@ class Session {
   void run_stage(Stage& stage, const Lead& help) const;
   OfficeOptions office(const Stage& stage) const;
   std::string prefix(std::int32_t place) const;
-  std::string name_of_place(std::int32_t place) const;
 
   Options options_;
   const World& world_;

@@ -138,6 +138,12 @@ Outcome outcome_of(const std::function<void()>& step) {
 
 }  // namespace
 
+std::string World::name_of(const Grid& grid, std::int32_t place) const {
+  const std::string replica = grid.replicas > 1 ? fmt::format("replica {}, ", grid.replica(place)) : "";
+  const std::string stage = fmt::format("{}stage {}", replica, grid.stage(place));
+  return size() == 1 ? stage : fmt::format("rank {} ({}, host {})", place, stage, mpi_->host_of(place));
+}
+
 void World::agree(const std::function<void()>& step) const {
   settle(from_all(bytes_of(outcome_of(step))));
 }

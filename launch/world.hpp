@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "partition/grid.hpp"
 #include "runtime/mpi_transport.hpp"
 
 namespace stagecoach {
@@ -45,8 +46,8 @@ Outcome outcome_of_current_exception();
 
 class World {
  public:
-  // Initialises MPI only when a launcher started this process as a rank. Throws UsageError in the first of several tasks
-  // that srun started without connecting them, and StartupFailed in the others.
+  // Initialises MPI only when a launcher started this process as a rank. Throws UsageError in the first of several
+  // tasks that srun started without connecting them, and StartupFailed in the others.
   World(int* argc, char*** argv);
   ~World();
   World(const World&) = delete;
@@ -58,7 +59,8 @@ class World {
   int local_size() const { return mpi_ ? mpi_->local_size() : 1; }
   MpiProcess* mpi() const { return mpi_.get(); }
   std::string host() const { return mpi_ ? mpi_->host() : ""; }
-  std::string host_of(int rank) const { return mpi_ ? mpi_->host_of(rank) : ""; }
+  // "rank 3 (replica 1, stage 1, host n7)", "stage 1" where stages are threads of this process.
+  std::string name_of(const Grid& grid, std::int32_t place) const;
 
   // Runs `step` here and on all ranks (collective). When it threw anywhere, the lowest such rank's message is said once
   // and StartupFailed is thrown everywhere.
@@ -93,7 +95,7 @@ class World {
 
   std::string ended_by_launcher() const;
 
-  bool by_mpirun_ = false;  // not srun
+  bool by_mpirun_ = false;                                    // not srun
   std::thread::id main_thread_ = std::this_thread::get_id();  // MPI's
   std::unique_ptr<MpiProcess> mpi_;
 };

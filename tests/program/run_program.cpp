@@ -11,6 +11,7 @@
 #include <random>
 #include <sstream>
 #include <stdexcept>
+#include <thread>
 
 namespace stagecoach::test {
 
@@ -73,6 +74,15 @@ std::vector<pid_t> ranks_with(const std::string& tag, int ranks) {
     found.at(static_cast<std::size_t>(std::stoi(environment.substr(at + 21)))) = std::stoi(pid);
   }
   return found;
+}
+
+bool all_gone(const std::string& output) {
+  const std::string look = fmt::format("pgrep -f 'stagecoach [a-z]+ .*{}' >/dev/null", output);
+  for (int i = 0; i < 100; ++i) {
+    if (std::system(look.c_str()) != 0) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  return false;
 }
 
 ScratchFolder::ScratchFolder() {

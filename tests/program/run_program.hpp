@@ -31,6 +31,9 @@ Ended run_emulated(int ranks, const std::string& arguments, int limit_s = 60, co
 // Process ids of the ranks under mpirun whose command line contains `tag`, by rank; 0 where there is none.
 std::vector<pid_t> ranks_with(const std::string& tag, int ranks);
 
+// The processes of runs with this output have ended, or do soon: those of a killed mpirun take a second.
+bool all_gone(const std::string& output);
+
 // A fresh folder, removed with the object.
 class ScratchFolder {
  public:

@@ -2,7 +2,6 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <future>
@@ -62,16 +61,6 @@ std::vector<int> shares(const std::string& said) {
   return numbers;
 }
 
-// Ranks of a job that was ended have ended, or do soon.
-bool all_gone(const std::string& output) {
-  for (int i = 0; i < 100; ++i) {
-    const std::vector<pid_t> pids = ranks_with(output, 4);
-    if (std::ranges::all_of(pids, [](pid_t pid) { return pid == 0; })) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  }
-  return false;
-}
-
 }  // namespace
 
 TEST_CASE("every grid writes the same file, in input order") {
@@ -102,12 +91,11 @@ TEST_CASE("every grid writes the same file, in input order") {
 }
 
 TEST_CASE("when pages run out sequences are put back, and the file is the same") {
-  std::mt19937 random(std::random_device{}());
   const ScratchFolder folder;
   const std::string output = folder / "o.jsonl";
   std::string lines;
-  for (int i = 0; i < 40; ++i) {  // most of them grow by two pages or three
-    lines += fmt::format("{{\"tokens\":[{},5,7],\"max_new_tokens\":{}}}\n", i, 100 + random() % 100);
+  for (int i = 0; i < 40; ++i) {  // all grow by two pages, five or six begin together
+    lines += fmt::format("{{\"tokens\":[{},5,7],\"max_new_tokens\":{}}}\n", i, 170 + i % 20);
   }
   write_file(folder / "p.jsonl", lines);
   const std::string all = "generate --temperature 0.8 --logprobs --ignore-eos --fresh -v --threads 1" + kPagesModel +
@@ -116,6 +104,7 @@ TEST_CASE("when pages run out sequences are put back, and the file is the same")
   const std::string expected = read_file(output);
   for (const GridOption& grid : {GridOption{0, ""}, GridOption{2, ""}, GridOption{2, "--replicas 2"}}) {
     // What it says that it needs is for one sequence: a few pages more are far from enough for all.
+    const bool pipeline = grid.ranks == 2 && std::string(grid.options).empty();  // pages of half the size
     const Ended refused = run_program(grid.ranks, all + grid.options + " --memory-per-rank 60MiB", 120);
     std::smatch needs;
     INFO(refused.err);
@@ -123,7 +112,8 @@ TEST_CASE("when pages run out sequences are put back, and the file is the same")
     REQUIRE(std::regex_search(refused.err, needs, std::regex("needs ([0-9]+)\\.[0-9] MiB")));
     std::filesystem::remove(output);
     const Ended ended = run_program(
-        grid.ranks, fmt::format("{}{} --memory-per-rank {}MiB", all, grid.options, std::stoi(needs[1]) + 14), 240);
+        grid.ranks,
+        fmt::format("{}{} --memory-per-rank {}MiB", all, grid.options, std::stoi(needs[1]) + (pipeline ? 7 : 12)), 240);
     INFO(ended.err);
     CHECK(ended.status == 0);
     const bool same = read_file(output) == expected;

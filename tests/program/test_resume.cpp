@@ -82,16 +82,6 @@ std::string names_in(const std::filesystem::path& folder) {
   return fmt::format("{}", fmt::join(names, " "));
 }
 
-// The processes of runs with this output have ended, or do soon: those of a killed mpirun take a second.
-bool all_gone(const std::string& output) {
-  const std::string look = fmt::format("pgrep -f 'stagecoach [a-z]+ .*{}' >/dev/null", output);
-  for (int i = 0; i < 100; ++i) {
-    if (std::system(look.c_str()) != 0) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  }
-  return false;
-}
-
 // Starts the job until it is done, each time in another layout, and something dies at some moment of most runs.
 // Returns how many runs that took.
 int run_to_the_end(const std::string& arguments, const std::string& output, const std::string& expected, double whole_s,
