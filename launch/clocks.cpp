@@ -42,8 +42,8 @@ class Conversation {
     world_.alive();
     const std::int64_t waited = now_ns() - since;
     if (1e-9 * static_cast<double>(waited) > timeout_s_) {
-      throw TransportError(fmt::format(
-          "rank {} did not say within {:.0f} s what its clock shows (--timeout sets the limit)", rank, timeout_s_));
+      throw TransportError(fmt::format("{} did not say within {:.0f} s what its clock shows (--timeout sets the limit)",
+                                       world_.name_of(rank), timeout_s_));
     }
     if (waited > kAttentiveNs) {
       std::this_thread::sleep_for(std::chrono::microseconds(50));

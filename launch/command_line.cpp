@@ -257,8 +257,7 @@ void apply_arguments(const Values& values, Options& options) {
   }
 }
 
-// The run file's list of stages: followed unless --stages says otherwise, and only as far as this version
-// can.
+// The run file's list of stages: followed unless --stages says otherwise.
 void settle_stages(const Values& values, Options& options) {
   RunFile& file = options.run_file;
   if (!file.stages) return;
@@ -269,15 +268,9 @@ void settle_stages(const Values& values, Options& options) {
   }
   options.stages = static_cast<std::int32_t>(file.stages->size());
   if (options.command == Command::kTokenize || options.command == Command::kConvert) return;
-  for (std::size_t s = 0; s < file.stages->size(); ++s) {
-    const StageSpec& stage = (*file.stages)[s];
-    const auto refuse = [&](std::string_view what) {
-      throw NotYet(fmt::format("{}: {}: not part of this version yet; leave it out", file.stage_places.at(s), what));
-    };
-    if (values.contains("device")) (*file.stages)[s].device = {};
-    if (values.contains("memory-per-rank")) (*file.stages)[s].memory_bytes.reset();
-    if (options.command == Command::kPlan) continue;
-    if (!stage.host.empty()) refuse("host");
+  for (StageSpec& stage : *file.stages) {
+    if (values.contains("device")) stage.device = {};
+    if (values.contains("memory-per-rank")) stage.memory_bytes.reset();
   }
 }
 

@@ -62,6 +62,8 @@ class Planner {
     report.measured = machine_.has_value();
     for (const PlannedStage& stage : report.plan.stages) {
       report.device_names.push_back(device_name(stage.device));
+      if (o_.run_file.stages)
+        report.hosts.push_back((*o_.run_file.stages)[static_cast<std::size_t>(stage.device)].host);
       report.has_budgets = report.has_budgets || stage.budget_bytes;
     }
     if (!report.plan.fits()) throw FitError(fit_advice(report.request, report.plan, other_dtypes()));

@@ -34,6 +34,7 @@ class Profiler {
  public:
   Profiler(const Options& options, const World& world) : o_(options), world_(world) {
     std::int32_t stages = 1;
+    world_.arrange({world_.hosts()});  // as runs do: a plan counts the devices in this order
     world_.agree([&] {
       model_ = std::make_unique<Model>(open_model(o_.model));
       stages = world_.size() > 1 ? 1 : o_.stages.value_or(1);

@@ -15,6 +15,7 @@
 #include "launch/links.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
+#include "launch/places.hpp"
 #include "launch/room.hpp"
 #include "partition/plan_report.hpp"
 #include "runtime/staged_transport.hpp"
@@ -45,6 +46,7 @@ struct Session::Stage {
 };
 
 Session::Session(const Options& options, const World& world) : options_(options), world_(world) {
+  arrange_ranks(options_, world_);
   world_.agree([this] {
     // Leaders of pipelines look for stop strings.
     const std::int32_t of_replica = std::max(1, world_.size() / options_.replicas);
@@ -87,8 +89,7 @@ void Session::make_plan() {
   plan_.model = model_->config;
   const auto& listed = options_.run_file.stages;
   if (listed) check_stage_blocks(options_.run_file, model_->config);
-  const std::int32_t stages = listed ? static_cast<std::int32_t>(listed->size()) : options_.stages.value_or(0);
-  grid_ = make_grid(world_.size(), options_.replicas, stages);
+  grid_ = settled_grid(options_, world_);
   plan_.stages = listed ? *listed : even_split(model_->config, grid_.stages);
   plan_.chunk_tokens = options_.chunk_tokens.value_or(kDefaultChunkTokens);
   plan_.chunks = options_.chunks;
@@ -334,6 +335,9 @@ StageContext Session::context(Stage& stage) const {
   context.mailbox = stage.mailbox.get();
   context.transport = stage.transport.get();
   context.trace = stage.trace.get();
+  context.name = [this, first = stage.place - context.stage](std::int32_t s) {
+    return world_.name_of(grid_, first + s);
+  };
   context.check = [follows = !leads(), drains = drains_] {
     const std::optional<Interrupt> noted = interrupt();
     // What every rank was told is for rank 0, which ends the job with one message.

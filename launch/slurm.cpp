@@ -1,6 +1,7 @@
 #include "launch/slurm.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include "launch/machine.hpp"
 #include "launch/plan.hpp"
 #include "launch/requeue.inc"
+#include "partition/placement.hpp"
 #include "partition/wording.hpp"
 #include "runtime/output_file.hpp"
 
@@ -69,6 +71,34 @@ void require_batch(const Options& job) {
     throw UsageError(fmt::format("{}: device: each task of the batch job sees one GPU, its own; write cuda",
                                  job.run_file.stage_places.at(s)));
   }
+}
+
+// Slurm gives each node as many tasks as the others: then stages find their hosts.
+std::vector<std::string> hosts_of(const RunFile& file) {
+  std::vector<std::string> hosts;
+  std::vector<std::int64_t> counts;
+  if (!file.stages || std::ranges::all_of(*file.stages, &std::string::empty, &StageSpec::host)) return hosts;
+  for (std::size_t s = 0; s < file.stages->size(); ++s) {
+    const std::string& name = (*file.stages)[s].host;
+    if (name.empty()) {
+      throw UsageError(fmt::format(
+          "{}: host: missing, and other stages have one; in a batch job name hosts of all stages, or of none",
+          file.stage_places.at(s)));
+    }
+    const auto found = std::ranges::find_if(hosts, [&](const std::string& host) { return same_host(host, name); });
+    counts.resize(hosts.size() + (found == hosts.end() ? 1 : 0));
+    ++counts[static_cast<std::size_t>(found - hosts.begin())];
+    if (found == hosts.end()) hosts.push_back(name);
+  }
+  const auto other = std::ranges::find_if(counts, [&](std::int64_t count) { return count != counts.front(); });
+  if (other != counts.end()) {
+    const std::string& name = hosts[static_cast<std::size_t>(other - counts.begin())];
+    throw UsageError(fmt::format(
+        "{}: host: {} of the stages on {} but {} on {}; Slurm gives each node of a job as many tasks as the others, so "
+        "name each host as often, or leave the hosts out",
+        file.path, counts.front(), shown(hosts.front()), *other, shown(name)));
+  }
+  return hosts;
 }
 
 bool has_own_budgets(const Options& o) {
@@ -130,6 +160,7 @@ BatchJob fitted_job(Options options) {
       say("--memory-per-rank", fmt::format("{}MiB", in_mib(job.task_bytes)));
     }
   }
+  job.hosts = hosts_of(options.run_file);
   job.folder = std::filesystem::current_path();
   job.time = options.slurm_time;
   job.partition = options.slurm_partition;
@@ -146,6 +177,11 @@ std::string batch_file(const BatchJob& job) {
   if (!job.partition.empty()) ask(fmt::format("partition={}", job.partition));
   if (!job.time.empty()) ask(fmt::format("time={}", job.time));
   ask(fmt::format("ntasks={}", job.tasks));
+  if (!job.hosts.empty()) {
+    ask(fmt::format("nodes={}", job.hosts.size()));
+    ask(fmt::format("ntasks-per-node={}", job.tasks / std::ssize(job.hosts)));
+    ask(fmt::format("nodelist={}", fmt::join(job.hosts, ",")));
+  }
   ask(fmt::format("cpus-per-task={}", job.cpus));
   // Slurm counts memory by CPU. A sixteenth more than the ranks may take, for what else counts as the job's.
   const std::int64_t cpu_bytes = (job.task_bytes + job.task_bytes / 16) / job.cpus;

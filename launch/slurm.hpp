@@ -15,10 +15,11 @@ struct BatchJob {
   std::string folder;                // that paths count from
   std::string title;                 // what the job is, in words
   std::int64_t tasks = 1;
-  std::int32_t cpus = 1;        // of each task
-  std::int64_t task_bytes = 0;  // of the host's memory
-  bool gpus = false;            // one for each task
-  std::string time, partition;  // empty: what Slurm does without
+  std::int32_t cpus = 1;           // of each task
+  std::int64_t task_bytes = 0;     // of the host's memory
+  std::vector<std::string> hosts;  // that the run file names; none: any
+  bool gpus = false;               // one for each task
+  std::string time, partition;     // empty: what Slurm does without
 };
 
 std::string batch_file(const BatchJob& job);

@@ -1,7 +1,6 @@
 #include "launch/watch.hpp"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -15,12 +14,6 @@ namespace stagecoach {
 namespace {
 
 constexpr std::int64_t kResultsEvents = 65536;
-
-std::string host_of(const World& world) {
-  if (!world.host().empty()) return world.host();
-  std::array<char, 256> name = {};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "localhost";
-}
 
 void open_file(std::optional<OutputFile>& file, const std::string& path, const char* option) {
   if (path.empty()) return;
@@ -129,7 +122,7 @@ std::vector<RunWatch::Stage> RunWatch::gather(const Session& session) const {
   for (const Session::StageRecord& record : records) {
     out.put(record.place);
     out.put(std::string_view(record.device));
-    out.put(std::string_view(host_of(world_)));
+    out.put(std::string_view(world_.host()));
     for (const std::int64_t number : numbers_of(record.report)) out.put(number);
     out.put(static_cast<std::int64_t>(record.trace == nullptr ? 0 : record.trace->pieces()));
     out.put(record.trace == nullptr ? std::int64_t{0} : record.trace->dropped());
@@ -140,7 +133,8 @@ std::vector<RunWatch::Stage> RunWatch::gather(const Session& session) const {
     wire::Reader in(bytes);
     for (std::size_t left = in.count(1); left > 0; --left) {
       Stage& stage = stages.emplace_back();
-      stage.figures.rank = rank;
+      stage.rank = rank;
+      stage.figures.rank = world_.launched_rank(rank);
       const std::int32_t place = in.i32();
       stage.figures.replica = session.grid().replica(place);
       stage.figures.stage = session.grid().stage(place);
@@ -181,8 +175,8 @@ TraceProcess RunWatch::process_of(const Session& session, const Stage& stage, co
   process.stage = stage.figures.stage;
   process.host = stage.figures.host;
   process.dropped = stage.dropped;
-  const ClockOffset& at_first = first_[static_cast<std::size_t>(process.rank)];
-  const ClockOffset& at_last = last[static_cast<std::size_t>(process.rank)];
+  const ClockOffset& at_first = first_[static_cast<std::size_t>(stage.rank)];
+  const ClockOffset& at_last = last[static_cast<std::size_t>(stage.rank)];
   process.clock = {begun_ns_ + at_first.ahead_ns(), last_ns + at_last.ahead_ns(), at_first.ahead_ns(),
                    at_last.ahead_ns()};
   process.clock_error_ns = std::max(at_first.error_ns(), at_last.error_ns());
@@ -198,7 +192,7 @@ void RunWatch::write_trace(const Session& session, const std::vector<Stage>& sta
   if (trace_file_) out.emplace(*trace_file_, begun_ns_);
   std::size_t next_of_mine = 0;
   for (const Stage& stage : stages) {
-    const std::int32_t rank = stage.figures.rank;
+    const std::int32_t rank = stage.rank;
     const TraceBuffer* trace = rank == world_.rank() ? mine[next_of_mine++].trace : nullptr;
     if (out) {
       TraceProcess process = process_of(session, stage, last, last_ns);

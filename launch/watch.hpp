@@ -44,6 +44,7 @@ class RunWatch {
 
  private:
   struct Stage {
+    std::int32_t rank = 0;  // in the order of places; the figures have the launcher's
     StageFigures figures;
     std::int64_t pieces = 0;  // of events
     std::int64_t dropped = 0;

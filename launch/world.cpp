@@ -1,8 +1,10 @@
 #include "launch/world.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <chrono>
 #include <cstdlib>
@@ -40,6 +42,11 @@ std::string_view environment(const char* name) {
   return value == nullptr ? std::string_view() : std::string_view(value);
 }
 
+std::string own_host() {
+  std::array<char, 256> name = {};
+  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "localhost";
+}
+
 // MPI's own start waits for all ranks, and cannot be asked which one is missing. Who gives up first, the lowest that is
 // there, ends the job.
 TimeLimit start_limit() {
@@ -50,9 +57,9 @@ TimeLimit start_limit() {
   return TimeLimit(
       seconds + static_cast<unsigned>(std::clamp(rank, 0, 8)) * kStartTurnSeconds,
       fmt::format(
-          "rank {}: MPI has not started within {} s: a rank did not start, is stopped or cannot reach the others "
-          "(host names, network interfaces); STAGECOACH_START_TIMEOUT=SECONDS sets the limit",
-          rank, seconds));
+          "rank {} (host {}): MPI has not started within {} s: a rank did not start, is stopped or cannot reach the "
+          "others (host names, network interfaces); STAGECOACH_START_TIMEOUT=SECONDS sets the limit",
+          rank, own_host(), seconds));
 }
 
 // This process is alone, as far as MPI knows. In a step that srun started with several tasks each of them would be, do
@@ -105,16 +112,17 @@ Outcome outcome_of_current_exception() {
 
 World::~World() {
   if (!mpi_) return;
-  const TimeLimit limit(kEndSeconds, fmt::format("rank {}: MPI did not end within {} s; what was to be done is done",
-                                                 rank(), kEndSeconds));
+  const TimeLimit limit(kEndSeconds, fmt::format("{}: MPI did not end within {} s; what was to be done is done",
+                                                 name_of(rank()), kEndSeconds));
   mpi_.reset();
 }
 
-World::World(int* argc, char*** argv) {
+World::World(int* argc, char*** argv) : host_(own_host()) {
   by_mpirun_ = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;  // asked before MPI's start, which sets it as well
   if (launched_by_mpi()) {
     const TimeLimit limit = start_limit();
     mpi_ = std::make_unique<MpiProcess>(argc, argv);
+    host_ = mpi_->host();
   }
   if (!by_mpirun_ && size() == 1) refuse_copies();
 }
@@ -138,10 +146,36 @@ Outcome outcome_of(const std::function<void()>& step) {
 
 }  // namespace
 
+std::vector<std::string> World::hosts() const {
+  return mpi_ ? mpi_->hosts() : std::vector<std::string>{host_};
+}
+
+void World::arrange(const PlacementWish& wish) const {
+  if (!mpi_) return;
+  std::vector<std::int32_t> order;
+  try {
+    order = place_ranks(wish);
+  } catch (const PlanError&) {  // for whoever knows what comes before it
+  }
+  const std::vector<std::byte> bytes = from_first(std::as_bytes(std::span(order)));
+  order.resize(bytes.size() / sizeof(std::int32_t));
+  std::memcpy(order.data(), bytes.data(), bytes.size());
+  if (std::ranges::is_sorted(order)) return;  // as they are
+  const TimeLimit limit(kEndSeconds, fmt::format("{}: ranks were not renumbered within {} s; are all of them alive?",
+                                                 name_of(rank()), kEndSeconds));
+  mpi_->renumber(order);
+}
+
+std::string World::name_of(std::int32_t rank) const {
+  return fmt::format("rank {} (host {})", launched_rank(rank), hosts().at(static_cast<std::size_t>(rank)));
+}
+
 std::string World::name_of(const Grid& grid, std::int32_t place) const {
   const std::string replica = grid.replicas > 1 ? fmt::format("replica {}, ", grid.replica(place)) : "";
   const std::string stage = fmt::format("{}stage {}", replica, grid.stage(place));
-  return size() == 1 ? stage : fmt::format("rank {} ({}, host {})", place, stage, mpi_->host_of(place));
+  if (size() == 1) return stage;
+  return fmt::format("rank {} ({}, host {})", launched_rank(place), stage,
+                     mpi_->hosts().at(static_cast<std::size_t>(place)));
 }
 
 void World::agree(const std::function<void()>& step) const {
@@ -179,8 +213,13 @@ void World::agree_within(double limit_s, const std::function<void()>& step) cons
 
 void World::give_up(const TransportError& why, const Outcome& mine) const {
   const bool failed = mine.status != 0;
-  log_error(failed ? mine.message : fmt::format("rank {} (host {}): {}", rank(), host(), why.what()));
-  mpi_->abort(failed ? mine.status : 1);
+  log_error(failed ? mine.message : fmt::format("{}: {}", name_of(rank()), why.what()));
+  end_job(failed ? mine.status : 1);
+}
+
+void World::end_job(int status) const {
+  launcher_.end_if_stuck();
+  mpi_->abort(status);
 }
 
 void World::settle(const std::vector<std::vector<std::byte>>& all) const {
@@ -193,10 +232,10 @@ void World::settle(const std::vector<std::vector<std::byte>>& all) const {
     const std::string message(reinterpret_cast<const char*>(failed->data()) + 1, failed->size() - 1);
     // A mistake that all ranks see, or one in what only rank 0 reads, needs no rank named.
     const bool everywhere = std::ranges::all_of(all, [&](const auto& other) { return other == *failed; });
-    const auto r = failed - all.begin();
+    const auto r = static_cast<std::int32_t>(failed - all.begin());
     log_error(message.empty()        ? ended_by_launcher()
               : everywhere || r == 0 ? message
-                                     : fmt::format("rank {}: {}", r, message));
+                                     : fmt::format("{}: {}", name_of(r), message));
   }
   throw StartupFailed{static_cast<int>(failed->at(0))};
 }
@@ -240,7 +279,7 @@ int World::fail(const RunFailed& failure) const {
     return failure.status;
   }
   log_error(failure.message);
-  if (size() > 1) mpi_->abort(failure.status);
+  if (size() > 1) end_job(failure.status);
   return failure.status;
 }
 

@@ -11,7 +11,9 @@
 #include <thread>
 #include <vector>
 
+#include "launch/launcher.hpp"
 #include "partition/grid.hpp"
+#include "partition/placement.hpp"
 #include "runtime/mpi_transport.hpp"
 
 namespace stagecoach {
@@ -58,7 +60,15 @@ class World {
   int local_rank() const { return mpi_ ? mpi_->local_rank() : 0; }
   int local_size() const { return mpi_ ? mpi_->local_size() : 1; }
   MpiProcess* mpi() const { return mpi_.get(); }
-  std::string host() const { return mpi_ ? mpi_->host() : ""; }
+  const std::string& host() const { return host_; }
+  std::vector<std::string> hosts() const;  // by rank
+  // Renumbers the ranks, so that from here on each is the place that it has by these wishes, of rank 0. Where they
+  // cannot be, nothing changes. Collective.
+  void arrange(const PlacementWish& wish) const;
+  // As the launcher numbers it, which is how messages call it.
+  int launched_rank(std::int32_t rank) const { return mpi_ ? mpi_->launched_rank(rank) : 0; }
+  // "rank 3 (host n7)".
+  std::string name_of(std::int32_t rank) const;
   // "rank 3 (replica 1, stage 1, host n7)", "stage 1" where stages are threads of this process.
   std::string name_of(const Grid& grid, std::int32_t place) const;
 
@@ -95,6 +105,11 @@ class World {
 
   std::string ended_by_launcher() const;
 
+  // Does not return.
+  [[noreturn]] void end_job(int status) const;
+
+  std::string host_;
+  Launcher launcher_;
   bool by_mpirun_ = false;                                    // not srun
   std::thread::id main_thread_ = std::this_thread::get_id();  // MPI's
   std::unique_ptr<MpiProcess> mpi_;

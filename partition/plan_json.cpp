@@ -29,15 +29,17 @@ std::string stage_json(const PlanReport& r, std::size_t s) {
   const StageWorkload prefill = stage_workload(r.request.model, stage.blocks, layout, prompt_chunk(0, rows));
   const StageWorkload decode = stage_workload(r.request.model, stage.blocks, layout, decode_step(1, r.positions() - 1));
   return fmt::format(
-      "{{\"blocks\": [{}, {}], \"device\": {}, \"weight_bytes\": {}, \"kv_bytes\": {}, \"workspace_bytes\": {}, "
+      "{{\"blocks\": [{}, {}], \"device\": {}, \"host\": {}, \"weight_bytes\": {}, \"kv_bytes\": {}, "
+      "\"workspace_bytes\": {}, "
       "\"residual_bytes\": {}, \"scratch_bytes\": {}, \"host_bytes\": {}, \"process_bytes\": {}, \"needed_bytes\": {}, "
       "\"budget_bytes\": {}, \"fits\": {}, \"kv_bytes_per_token\": {:.0f}, \"sent_bytes_per_token\": {}, \"chunk_s\": "
       "{:.6g}, "
       "\"step_s\": {:.6g}, \"busy_s\": {:.6g}, \"bubble\": {:.4f}, \"prefill_flops\": {:.6g}, \"prefill_bytes\": "
       "{:.6g}, "
       "\"decode_flops\": {:.6g}, \"decode_bytes\": {:.6g}}}",
-      stage.blocks.first, stage.blocks.last, text_of(r.device_names[s]), b.weights, b.kv, b.workspace, b.residuals,
-      b.scratch, b.host, stage.process_bytes, stage.needed_bytes(),
+      stage.blocks.first, stage.blocks.last, text_of(r.device_names[s]),
+      s < r.hosts.size() && !r.hosts[s].empty() ? text_of(r.hosts[s]) : "null", b.weights, b.kv, b.workspace,
+      b.residuals, b.scratch, b.host, stage.process_bytes, stage.needed_bytes(),
       stage.budget_bytes ? fmt::format("{}", *stage.budget_bytes) : "null", stage.fits(),
       kv_bytes_per_token(stage.blocks, layout),
       s + 1 < r.plan.stages.size() ? residual_bytes(1, r.request.model.n_embd) : 0, stage.prompt_s, stage.decode_s,

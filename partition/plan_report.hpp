@@ -17,6 +17,7 @@ struct PlanReport {
   PlanRequest request;
   PipelinePlan plan;
   std::vector<std::string> device_names;  // [stage]
+  std::vector<std::string> hosts;         // [stage], as a run file named them; empty: any
   std::int64_t most_positions = 0;        // of each of the job's sequences
   std::int64_t most_sequences = 0;        // of the job's positions
   bool has_budgets = false;

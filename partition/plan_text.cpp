@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "partition/plan_report.hpp"
+#include "partition/wording.hpp"
 
 namespace stagecoach {
 namespace {
@@ -44,10 +45,11 @@ std::string stage_table(const PlanReport& r) {
                   "device", "weights", "KV cache", "other", "needed", "budget", "chunk", "step", "bubble");
   for (std::size_t s = 0; s < r.plan.stages.size(); ++s) {
     const PlannedStage& stage = r.plan.stages[s];
+    const std::string on = s < r.hosts.size() && !r.hosts[s].empty() ? " on " + printable(r.hosts[s]) : "";
     const std::int64_t other = stage.needed_bytes() - stage.bytes.weights - stage.bytes.kv;
     text +=
         fmt::format("  {:>5} {:>9}  {:<20.20} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9} {:>9} {:>5.0f} %\n", s,
-                    fmt::format("{}-{}", stage.blocks.first, stage.blocks.last), r.device_names[s],
+                    fmt::format("{}-{}", stage.blocks.first, stage.blocks.last), r.device_names[s] + on,
                     size_text(stage.bytes.weights), size_text(stage.bytes.kv), size_text(other),
                     size_text(stage.needed_bytes()), stage.budget_bytes ? size_text(*stage.budget_bytes) : "-",
                     seconds_text(stage.prompt_s), seconds_text(stage.decode_s), 100.0 * r.plan.prediction.bubble[s]);

@@ -27,8 +27,10 @@ std::string plan_run_file(const PlanReport& r) {
   text += "pipeline:\n";
   if (r.replicas > 1) text += fmt::format("  replicas: {}\n", r.replicas);
   text += "  stages:\n";
-  for (const PlannedStage& stage : r.plan.stages) {
+  for (std::size_t s = 0; s < r.plan.stages.size(); ++s) {
+    const PlannedStage& stage = r.plan.stages[s];
     text += fmt::format("    - {{blocks: [{}, {}]", stage.blocks.first, stage.blocks.last);
+    if (s < r.hosts.size() && !r.hosts[s].empty()) text += fmt::format(", host: {}", quoted(r.hosts[s]));
     if (stage.budget_bytes) text += fmt::format(", memory: {}", *stage.budget_bytes);
     text += fmt::format("}}  # {}, {} needed\n", size_text(stage.bytes.weights), size_text(stage.needed_bytes()));
   }

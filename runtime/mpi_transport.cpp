@@ -162,20 +162,30 @@ class MpiTransport final : public Transport {
 }  // namespace
 
 struct MpiProcess::Communicators {
+  MPI_Comm all = MPI_COMM_NULL;  // for agreements
   MPI_Comm tensors = MPI_COMM_NULL;
   MPI_Comm messages = MPI_COMM_NULL;
+
+  // Of the ranks of the whole job, by `key`.
+  explicit Communicators(int key) {
+    check(MPI_Comm_split(MPI_COMM_WORLD, 0, key, &all));
+    check(MPI_Comm_dup(all, &tensors));
+    check(MPI_Comm_dup(all, &messages));
+  }
+  void free() {
+    for (MPI_Comm* comm : {&all, &tensors, &messages}) MPI_Comm_free(comm);
+  }
 };
 
 struct MpiProcess::Watch {
+  std::vector<int> launched;             // by rank
   std::vector<std::string> hosts;        // by rank
   std::vector<Clock::time_point> heard;  // by rank
   Clock::time_point next_sign{};
 };
 
 MpiProcess::MpiProcess(int* argc, char*** argv)
-    : exceptions_(std::uncaught_exceptions()),
-      comms_(std::make_unique<Communicators>()),
-      watch_(std::make_unique<Watch>()) {
+    : exceptions_(std::uncaught_exceptions()), watch_(std::make_unique<Watch>()) {
   int provided = 0;
   // The pipeline makes all MPI calls from this thread; others (prompts, kernels) make none.
   check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided));
@@ -183,8 +193,7 @@ MpiProcess::MpiProcess(int* argc, char*** argv)
   check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
   check(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
   check(MPI_Comm_size(MPI_COMM_WORLD, &size_));
-  check(MPI_Comm_dup(MPI_COMM_WORLD, &comms_->tensors));
-  check(MPI_Comm_dup(MPI_COMM_WORLD, &comms_->messages));
+  comms_.push_back(std::make_unique<Communicators>(rank_));
   MPI_Comm local = MPI_COMM_NULL;
   check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local));
   check(MPI_Comm_size(local, &local_size_));
@@ -196,12 +205,33 @@ MpiProcess::MpiProcess(int* argc, char*** argv)
   host_.assign(name, static_cast<std::size_t>(length));
   watch_->heard.resize(static_cast<std::size_t>(size_));
   for (const std::vector<std::byte>& host : all_gather(std::as_bytes(std::span(host_)))) {
+    watch_->launched.push_back(static_cast<int>(watch_->hosts.size()));
     watch_->hosts.emplace_back(reinterpret_cast<const char*>(host.data()), host.size());
   }
 }
 
-const std::string& MpiProcess::host_of(int rank) const {
-  return watch_->hosts.at(static_cast<std::size_t>(rank));
+// The former communicators stay until the end: signs of life may still be on their way in them.
+void MpiProcess::renumber(std::span<const int> order) {
+  const std::vector<std::string> hosts = watch_->hosts;
+  const auto mine = std::ranges::find(order, rank_);
+  if (mine == order.end() || order.size() != hosts.size()) throw std::invalid_argument("no order of the ranks");
+  rank_ = static_cast<int>(mine - order.begin());
+  comms_.push_back(std::make_unique<Communicators>(rank_));
+  watch_->launched.assign(order.begin(), order.end());
+  for (std::size_t r = 0; r < order.size(); ++r) watch_->hosts[r] = hosts[static_cast<std::size_t>(order[r])];
+  std::ranges::fill(watch_->heard, Clock::now());
+}
+
+int MpiProcess::launched_rank(int rank) const {
+  return watch_->launched.at(static_cast<std::size_t>(rank));
+}
+
+const std::vector<std::string>& MpiProcess::hosts() const {
+  return watch_->hosts;
+}
+
+std::string MpiProcess::name_of(std::size_t rank) const {
+  return fmt::format("rank {} (host {})", watch_->launched[rank], watch_->hosts[rank]);
 }
 
 void MpiProcess::sign() const {
@@ -210,7 +240,7 @@ void MpiProcess::sign() const {
   const double interval_s = std::min(1.0, silence_limit_s_ / 8);
   watch_->next_sign = now + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(interval_s));
   MPI_Request request = MPI_REQUEST_NULL;
-  check(MPI_Isend(nullptr, 0, MPI_BYTE, rank_ == 0 ? 1 : 0, kSignTag, comms_->messages, &request));
+  check(MPI_Isend(nullptr, 0, MPI_BYTE, rank_ == 0 ? 1 : 0, kSignTag, comms_.back()->messages, &request));
   check(MPI_Request_free(&request));
 }
 
@@ -219,17 +249,16 @@ void MpiProcess::look_for_signs() const {
   int found = 0;
   MPI_Status status;
   for (;;) {
-    check(MPI_Iprobe(MPI_ANY_SOURCE, kSignTag, comms_->messages, &found, &status));
+    check(MPI_Iprobe(MPI_ANY_SOURCE, kSignTag, comms_.back()->messages, &found, &status));
     if (found == 0) break;
-    check(MPI_Recv(nullptr, 0, MPI_BYTE, status.MPI_SOURCE, kSignTag, comms_->messages, MPI_STATUS_IGNORE));
+    check(MPI_Recv(nullptr, 0, MPI_BYTE, status.MPI_SOURCE, kSignTag, comms_.back()->messages, MPI_STATUS_IGNORE));
     watch_->heard[static_cast<std::size_t>(status.MPI_SOURCE)] = Clock::now();
   }
 }
 
 MpiProcess::~MpiProcess() {
   if (std::uncaught_exceptions() > exceptions_) return;
-  MPI_Comm_free(&comms_->tensors);
-  MPI_Comm_free(&comms_->messages);
+  for (const std::unique_ptr<Communicators>& comms : comms_) comms->free();
   MPI_Finalize();
 }
 
@@ -246,10 +275,10 @@ std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::
     for (int r = first; r < end; ++r) {  // those that this rank watches
       const auto i = static_cast<std::size_t>(r);
       if (seconds_since(std::max(start, watch_->heard[i])) <= silence_limit_s_) continue;
-      throw TransportError(
-          fmt::format("heard nothing from rank {} (host {}) for {:.0f} s while all ranks had to agree; is "
-                      "it alive? (--timeout sets the limit)",
-                      r, watch_->hosts[i], silence_limit_s_));
+      throw TransportError(fmt::format(
+          "heard nothing from {} for {:.0f} s while all ranks had to agree; is it alive? (--timeout sets the "
+          "limit)",
+          name_of(i), silence_limit_s_));
     }
   };
   // Non-blocking collectives polled with short sleeps: ranks that wait for a slow one leave it the core.
@@ -266,7 +295,7 @@ std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::
   const int mine = int_count(static_cast<std::int64_t>(bytes.size()));
   std::vector<int> counts(ranks), offsets(ranks);
   MPI_Request request = MPI_REQUEST_NULL;
-  check(MPI_Iallgather(&mine, 1, MPI_INT, counts.data(), 1, MPI_INT, MPI_COMM_WORLD, &request));
+  check(MPI_Iallgather(&mine, 1, MPI_INT, counts.data(), 1, MPI_INT, comms_.back()->all, &request));
   wait(request);
   int total = 0;
   for (std::size_t r = 0; r < ranks; ++r) {
@@ -275,7 +304,7 @@ std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::
   }
   std::vector<std::byte> all(static_cast<std::size_t>(total));
   check(MPI_Iallgatherv(bytes.data(), mine, MPI_BYTE, all.data(), counts.data(), offsets.data(), MPI_BYTE,
-                        MPI_COMM_WORLD, &request));
+                        comms_.back()->all, &request));
   wait(request);
   std::vector<std::vector<std::byte>> result;
   for (std::size_t r = 0; r < ranks; ++r) {
@@ -289,7 +318,8 @@ void MpiProcess::abort(int status) const {
   if (rank_ != 0) {  // best effort: MPI itself may be what failed, and rank 0 may be gone
     const auto end = std::chrono::steady_clock::now() + kAbortWordTime;
     MPI_Request request = MPI_REQUEST_NULL;
-    int finished = MPI_Isend(nullptr, 0, MPI_BYTE, 0, kAbortTag, comms_->messages, &request) == MPI_SUCCESS ? 0 : 1;
+    int finished =
+        MPI_Isend(nullptr, 0, MPI_BYTE, 0, kAbortTag, comms_.back()->messages, &request) == MPI_SUCCESS ? 0 : 1;
     while (finished == 0 && std::chrono::steady_clock::now() < end) {
       if (MPI_Test(&request, &finished, MPI_STATUS_IGNORE) != MPI_SUCCESS) break;
     }
@@ -302,7 +332,7 @@ bool MpiProcess::hears_of_abort(std::chrono::milliseconds wait) const {
   const auto end = std::chrono::steady_clock::now() + wait;
   int found = 0;
   do {
-    check(MPI_Iprobe(MPI_ANY_SOURCE, kAbortTag, comms_->messages, &found, MPI_STATUS_IGNORE));
+    check(MPI_Iprobe(MPI_ANY_SOURCE, kAbortTag, comms_.back()->messages, &found, MPI_STATUS_IGNORE));
     if (found != 0) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   } while (std::chrono::steady_clock::now() < end);
@@ -310,10 +340,10 @@ bool MpiProcess::hears_of_abort(std::chrono::milliseconds wait) const {
 }
 
 std::unique_ptr<Mailbox> MpiProcess::mailbox(int first_rank) const {
-  return std::make_unique<MpiMailbox>(comms_->messages, first_rank);
+  return std::make_unique<MpiMailbox>(comms_.back()->messages, first_rank);
 }
 std::unique_ptr<Transport> MpiProcess::transport(int stage, int first_rank) const {
-  return std::make_unique<MpiTransport>(comms_->tensors, first_rank + stage);
+  return std::make_unique<MpiTransport>(comms_.back()->tensors, first_rank + stage);
 }
 
 }  // namespace stagecoach

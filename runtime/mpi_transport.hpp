@@ -2,7 +2,8 @@
 //
 // Two private communicators keep tensors and messages apart, so that neither can stand in front of the other. Nothing
 // blocks; large messages move inside calls of `done`, `take` and `flushed`, which the loops make between operations.
-// All calls come from the thread that initialised MPI.
+// All calls come from the thread that initialised MPI. Ranks may be renumbered once, so that they are stages in order;
+// for people they keep the launcher's numbers.
 #pragma once
 
 #include <chrono>
@@ -26,10 +27,14 @@ class MpiProcess {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
+  // From here on the rank that the launcher calls order[r] is rank r. Collective, with the same order everywhere, and
+  // before there is any mailbox or transport.
+  void renumber(std::span<const int> order);
+  int launched_rank(int rank) const;              // as the launcher calls it
   int local_size() const { return local_size_; }  // ranks on this host
   int local_rank() const { return local_rank_; }
   const std::string& host() const { return host_; }
-  const std::string& host_of(int rank) const;
+  const std::vector<std::string>& hosts() const;  // by rank
 
   // From here on a rank that gives no sign of life for so long while others wait in `all_gather` ends their waiting.
   // Rank 0 watches all others, rank 1 watches rank 0.
@@ -54,13 +59,14 @@ class MpiProcess {
  private:
   struct Communicators;
   struct Watch;
+  std::string name_of(std::size_t rank) const;
   void look_for_signs() const;
 
   int rank_ = 0, size_ = 1, local_size_ = 1, local_rank_ = 0;
   int exceptions_ = 0;
   std::string host_;
   double silence_limit_s_ = std::numeric_limits<double>::infinity();
-  std::unique_ptr<Communicators> comms_;
+  std::vector<std::unique_ptr<Communicators>> comms_;  // the last are in use
   std::unique_ptr<Watch> watch_;
 };
 

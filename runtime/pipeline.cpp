@@ -163,9 +163,9 @@ class Pipeline {
     const Clock::time_point last = std::max(heard_[static_cast<std::size_t>(peer)], waiting_since_);
     if (std::chrono::duration<double>(now - last).count() > c_.timeout_s) {
       throw TransportError(
-          fmt::format("heard nothing from stage {} for {:.0f} s while waiting for {}; is its host alive? "
+          fmt::format("heard nothing from {} for {:.0f} s while waiting for {}; are its host and the link to it alive? "
                       "(--timeout sets the limit)",
-                      peer, c_.timeout_s, what));
+                      c_.name ? c_.name(peer) : fmt::format("stage {}", peer), c_.timeout_s, what));
     }
   }
   // One round of waiting for `peer`.

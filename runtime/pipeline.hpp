@@ -38,7 +38,8 @@ struct StageContext {
   StageExecutor* executor = nullptr;
   Mailbox* mailbox = nullptr;
   Transport* transport = nullptr;
-  TraceBuffer* trace = nullptr;  // null: no events are kept
+  TraceBuffer* trace = nullptr;                              // null: no events are kept
+  std::function<std::string(std::int32_t stage)> name = {};  // for messages; empty: "stage 1"
   // Called between operations and while waiting. What it throws ends the loop. May be empty.
   std::function<void()> check = {};
 };

@@ -31,8 +31,9 @@ std::vector<std::byte> work_message(Word word, const std::vector<Request>& reque
 }
 
 [[noreturn]] void give_up(const OfficeOptions& office, std::int32_t place) {
-  throw TransportError(fmt::format("heard nothing from {} for {:.0f} s; is its host alive? (--timeout sets the limit)",
-                                   office.name(place), office.timeout_s));
+  throw TransportError(fmt::format(
+      "heard nothing from {} for {:.0f} s; are its host and the link to it alive? (--timeout sets the limit)",
+      office.name(place), office.timeout_s));
 }
 
 // What a helper tells of itself, all counted from the start.

@@ -176,3 +176,26 @@ TEST_CASE("plans of GPUs need none, and mistakes are found where they stand") {
           "m.yaml:2:25: compute_gflop: unknown key");
   refused(fmt::format("--model synthetic:gpt2 --machine {}", folder / "none.yaml"), "cannot open the machine file");
 }
+
+TEST_CASE("hosts of stages are in the plan, go into what it writes, and are looked for when it runs") {
+  const ScratchFolder folder;
+  write_file(folder / "r.yaml",
+             "model: '" + kTiny +
+                 "'\npipeline:\n  stages:\n    - {blocks: [0, 2], host: no-such-host}\n    - {blocks: [3, 5]}\n");
+  const Ended plan = run_program(0, fmt::format("plan --config {} --write {}", folder / "r.yaml", folder / "w.yaml"));
+  INFO(plan.err);
+  REQUIRE(plan.status == 0);
+  CHECK(plan.out.find("cpu on no-such-host") != std::string::npos);
+  CHECK(read_file(folder / "w.yaml").find("- {blocks: [0, 2], host: 'no-such-host'") != std::string::npos);
+  write_file(folder / "p.jsonl", "{\"tokens\": [1, 2, 3]}\n");
+  for (const int ranks : {0, 2}) {
+    const Ended ended =
+        run_program(ranks, fmt::format("generate --prompts {} --config {}", folder / "p.jsonl", folder / "w.yaml"));
+    INFO(ended.err);
+    CHECK(ended.status == 2);
+    CHECK(ended.messages() == 1);
+    CHECK(ended.says(": host: the stages want 1 rank on no-such-host, but "));
+    CHECK(ended.says(ranks == 0 ? "but all stages are in one process on " : "but there are 2 ranks on "));
+    CHECK(ended.says("; mpirun -n 2 --host no-such-host:1,"));
+  }
+}

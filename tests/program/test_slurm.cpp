@@ -59,6 +59,10 @@ TEST_CASE("a batch file asks for a task with its CPUs and memory for each stage"
   has(budgets, "it'\\''s.yaml' --device cpu\ngo_on $?\n");
   lacks(budgets, "--time=");
 
+  const std::string hosts =
+      batch("pipeline: {stages: [{blocks: [0, 1], host: b}, {blocks: [2, 5], host: a}]}\n", "--replicas 2");
+  has(hosts, "\n#SBATCH --ntasks=4\n#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=2\n#SBATCH --nodelist=b,a\n");
+
   const std::string gpus = batch("device: cuda\ndtype: float16\nthreads: 1\n", "--stages 2 score");
   has(gpus, "\n#SBATCH --ntasks=2\n");
   has(gpus, "\n#SBATCH --gpus-per-task=1\n");
@@ -93,7 +97,11 @@ TEST_CASE("what cannot be a batch job is refused, with the place") {
   refused(kJob, "bench", 2, "bench: not a command that batch jobs run");
   refused(kJob + "pipeline: {stages: [{blocks: [0, 2]}, {blocks: [3, 5], device: 'cuda:1'}]}\n", "", 2,
           "device: each task of the batch job sees one GPU, its own; write cuda");
-  refused(kJob + "pipeline: {stages: [{blocks: [0, 5], host: a}]}\n", "", 2, "host");
+  refused(kJob + "pipeline: {stages: [{blocks: [0, 2]}, {blocks: [3, 5], host: a}]}\n", "", 2,
+          "r.yaml:4:21: host: missing, and other stages have one");
+  refused(
+      kJob + "pipeline: {stages: [{blocks: [0, 1], host: a}, {blocks: [2, 3], host: b}, {blocks: [4, 5], host: a}]}\n",
+      "", 2, "r.yaml: host: 2 of the stages on a but 1 on b; Slurm gives each node of a job as many tasks");
   refused(kJob + "memory_per_rank: 8MiB\n", "", 3, "does not fit");
 }
 
