@@ -162,6 +162,7 @@ BatchJob fitted_job(Options options) {
   }
   job.hosts = hosts_of(options.run_file);
   job.folder = std::filesystem::current_path();
+  job.output = read.output_path;
   job.time = options.slurm_time;
   job.partition = options.slurm_partition;
   job.title = title_of(options, job);
@@ -192,9 +193,9 @@ std::string batch_file(const BatchJob& job) {
   ask("open-mode=append");
   text += fmt::format("set -u\n\n{}\ncd -- {} || exit 2\n", kRequeueShell, quoted(job.folder));
   // Since Slurm 22.05 steps do not take the number of CPUs from the job.
-  text += fmt::format("srun --mpi=pmix -K1 --cpus-per-task={}", job.cpus);
+  text += fmt::format("until_done {} srun --mpi=pmix -K1 --cpus-per-task={}", quoted(job.output), job.cpus);
   for (const std::string& word : job.command) text += " " + quoted(word);
-  return text + "\ngo_on $?\n";
+  return text + "\n";
 }
 
 int run_slurm(const Options& options, const World& world) {

@@ -13,6 +13,7 @@ namespace stagecoach {
 struct BatchJob {
   std::vector<std::string> command;  // the program with all its arguments
   std::string folder;                // that paths count from
+  std::string output;                // the file of results
   std::string title;                 // what the job is, in words
   std::int64_t tasks = 1;
   std::int32_t cpus = 1;           // of each task

@@ -1,7 +1,22 @@
-# The end of a batch job: go_on STATUS, with the status of srun. A job that was stopped before it was done (time limit, lost
-# node, preemption, failure) is queued again and goes on where it was; one that is done, or that no repetition helps, ends.
+# The end of a batch job: until_done OUTPUT COMMAND... runs the command, which makes OUTPUT, and ends the job. One that was
+# stopped before it was done (time limit, lost node, preemption, failure) is queued again and goes on where it was; one that
+# is done, or that no repetition helps, ends.
+until_done() {
+  local output=$1 status
+  for _ in 1 2 3; do
+    "${@:2}"
+    status=$?
+    [[ $status == 0 && ! -e $output ]] || go_on "$status"
+    # Slurm 22.05: when a step cannot start, as after a crash of the daemon that watched the last one, srun ends with 0.
+    # The next step of the job has another name, and starts.
+    echo "stagecoach: $2 ended with status 0 but $output is not there, so the ranks did not start; trying again" >&2
+    sleep 1
+  done
+  go_on 1
+}
+# go_on STATUS: with that of srun.
 go_on() {
-  local status=$1 most=20 job=$SLURM_JOB_ID state
+  local status=$1 most=${STAGECOACH_MOST_RESTARTS:-20} job=$SLURM_JOB_ID state
   case $status in
     0 | 2 | 3) exit "$status" ;;  # done, wrong usage or input, does not fit in memory
   esac

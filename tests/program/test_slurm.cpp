@@ -43,7 +43,7 @@ TEST_CASE("a batch file asks for a task with its CPUs and memory for each stage"
     has(plain, fmt::format("\n#SBATCH --{}\n", line));
   }
   has(plain, "it'\\''s.yaml' --stages 3 --threads 4 --device cpu --memory-per-rank ");
-  has(plain, "\nsrun --mpi=pmix -K1 --cpus-per-task=4 " STAGECOACH_PROGRAM " generate --config ");
+  has(plain, "\nuntil_done o.jsonl srun --mpi=pmix -K1 --cpus-per-task=4 " STAGECOACH_PROGRAM " generate --config ");
   has(plain, "0 | 2 | 3)");
   lacks(plain, "gpu");
 
@@ -56,7 +56,8 @@ TEST_CASE("a batch file asks for a task with its CPUs and memory for each stage"
   const std::string budgets =
       batch("threads: 2\npipeline:\n  stages: [{blocks: [0, 1], memory: 1GiB}, {blocks: [2, 5], memory: 2GiB}]\n");
   has(budgets, "\n#SBATCH --ntasks=2\n#SBATCH --cpus-per-task=2\n#SBATCH --mem-per-cpu=1088M\n");
-  has(budgets, "it'\\''s.yaml' --device cpu\ngo_on $?\n");
+  has(budgets, "it'\\''s.yaml' --device cpu\n");
+  has(budgets, "\nuntil_done o.jsonl srun --mpi=pmix -K1 --cpus-per-task=2 ");
   lacks(budgets, "--time=");
 
   const std::string hosts =
@@ -134,6 +135,31 @@ TEST_CASE("a job that was stopped is queued again, unless that is of no use or S
   CHECK(ends(75, "SLURM_JOB_ID=7 JOB=7 STATE=SIGNALING").ends_with("asked: requeue 7\n"));
   CHECK(ends(143, "SLURM_JOB_ID=7 JOB=7 STATE=COMPLETING").empty());  // cancelled, or preempted
   CHECK(ends(143, "SLURM_JOB_ID=7 JOB=8 STATE=RUNNING").empty());     // Slurm does not answer
+}
+
+TEST_CASE("ranks that srun could not start, of which it says nothing, are started again") {
+  const ScratchFolder folder;
+  // Ends with 0 and makes nothing, until it was called often enough.
+  write_file(folder / "srun",
+             fmt::format("#!/bin/sh\ncd {}\necho x >> calls\n[ $(wc -l < calls) -lt $1 ] || : > \"$2\"\n",
+                         folder.path().string()));
+  write_file(folder / "squeue", "#!/bin/sh\necho RUNNING\n");
+  write_file(folder / "scontrol", "#!/bin/sh\necho asked: $@\n");
+  const auto ends = [&](int calls) {
+    const std::string name = fmt::format("out {}", calls);
+    write_file(folder / "calls", "");
+    write_file(folder / "job",
+               fmt::format("set -u\nexport SLURM_JOB_ID=7\ncd {0}\nchmod +x srun squeue scontrol\nPATH={0}:$PATH\n"
+                           "source {1}/launch/slurm/requeue.sh\nuntil_done '{2}' srun {3} '{2}'\n",
+                           folder.path().string(), STAGECOACH_SOURCE_DIR, name, calls));
+    const int ended = std::system(fmt::format("bash {} > {} 2>&1", folder / "job", folder / "log").c_str());
+    return fmt::format("{} {}", WEXITSTATUS(ended), read_file(folder / "log"));
+  };
+  CHECK(ends(1) == "0 ");
+  CHECK(ends(2) ==
+        "0 stagecoach: srun ended with status 0 but out 2 is not there, so the ranks did not start; trying again\n");
+  CHECK(ends(9).starts_with("1 stagecoach: srun ended with status 0 but out 9 is not there"));
+  CHECK(ends(9).ends_with("stagecoach: status 1; queued again (restart 1 of at most 20)\nasked: requeue 7\n"));
 }
 
 TEST_CASE("several tasks of srun that MPI does not connect are refused once, and nothing else is") {
