@@ -205,9 +205,9 @@ std::string stages_too_small(const FitRequest& request, const Attempt& attempt) 
     const bool cut = room.budget_bytes > room.available_bytes;
     const std::int64_t others = attempt.total_of_pot(needs, s) - needs[s].total();
     parts.push_back(fmt::format(
-        "{}stage {} (blocks {} to {}) needs {}{}, available {}{}", replica, s % stages, blocks.first, blocks.last,
+        "{}stage {} (blocks {} to {}) needs {}{}, available {}{}{}", replica, s % stages, blocks.first, blocks.last,
         describe(needs[s]), others > 0 ? fmt::format(" and the others beside it {}", readable_bytes(others)) : "",
-        readable_bytes(room.available_bytes),
+        readable_bytes(room.available_bytes), s < request.hosts.size() ? " on " + request.hosts[s] : "",
         cut ? fmt::format(" of a budget of {}: there is no more", readable_bytes(room.budget_bytes)) : ""));
   }
   return fmt::format("{}{}", fmt::join(parts, "; "), more > 0 ? fmt::format("; and {} more", more) : "");

@@ -62,6 +62,7 @@ struct FitRequest {
   std::int32_t most_slots = 1;     // sequences at once, if there is room
   bool chunks_may_shrink = false;  // plan.chunk_tokens is only what would be best
   std::vector<StageRoom> rooms;    // by place (grid.hpp): as many replicas as there are rooms for
+  std::vector<std::string> hosts;  // by place, for messages; none where all are one
   // Host memory that reading a stage's weights as `dtype` takes beside them.
   std::function<std::int64_t(BlockRange blocks, DType dtype, const MemoryLayout& layout)> loading_bytes;
 };

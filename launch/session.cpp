@@ -166,6 +166,8 @@ void Session::find_fit(const WorkSize& work) {
   request.most_slots = static_cast<std::int32_t>(std::clamp<std::int64_t>(of_each, 1, most));
   request.chunks_may_shrink = !options_.chunk_tokens;
   request.rooms = rooms_;
+  const std::vector<std::string> hosts = world_.hosts();
+  if (std::ranges::count(hosts, hosts.front()) < std::ssize(hosts)) request.hosts = hosts;
   request.loading_bytes = [this](BlockRange blocks, DType dtype, const MemoryLayout& layout) {
     return loading_bytes(*model_->weights, plan_.model, blocks, dtype, layout);
   };
