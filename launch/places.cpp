@@ -47,6 +47,19 @@ void arrange_ranks(const Options& options, const World& world) {
   world.arrange(wish);
 }
 
+std::int32_t most_crossings(const std::vector<std::string>& hosts, const Grid& grid) {
+  std::int32_t most = 0;
+  for (std::int32_t replica = 0; replica < grid.replicas; ++replica) {
+    std::int32_t crossings = 0;
+    for (std::int32_t place = grid.first(replica) + 1; place < grid.first(replica) + grid.stages; ++place) {
+      const auto p = static_cast<std::size_t>(place);
+      crossings += hosts[p - 1] != hosts[p] ? 1 : 0;
+    }
+    most = std::max(most, crossings);
+  }
+  return most;
+}
+
 Grid settled_grid(const Options& options, const World& world) {
   const Grid grid = find_grid(options, world);
   place_ranks(wish_of(options, world, grid));  // by now as they are wanted, or it throws

@@ -128,6 +128,7 @@ SchedulerLimits Session::scheduler_limits() const {
   limits.chunk_tokens = plan_.chunk_tokens;
   limits.chunks = plan_.chunks;
   limits.in_flight = plan_.in_flight;
+  limits.decode_split = decode_split_;
   return limits;
 }
 
@@ -155,6 +156,11 @@ void Session::find_fit(const WorkSize& work) {
   if (!options_.in_flight && of_each >= std::int64_t{kManySequences} * grid_.stages) {
     plan_.in_flight = grid_.stages + grid_.stages / 2;
   }
+  const std::vector<std::string> hosts = world_.hosts();
+  if (!options_.in_flight && hosts.size() > 1) {
+    decode_split_ = plan_.in_flight;
+    plan_.in_flight += most_crossings(hosts, grid_);
+  }
   rooms_ = find_rooms(
       world_, {devices_, budgets, threads_, trace_bytes() + (grid_.leads(world_.rank()) ? work.prompt_bytes : 0)});
   FitRequest request;
@@ -166,7 +172,6 @@ void Session::find_fit(const WorkSize& work) {
   request.most_slots = static_cast<std::int32_t>(std::clamp<std::int64_t>(of_each, 1, most));
   request.chunks_may_shrink = !options_.chunk_tokens;
   request.rooms = rooms_;
-  const std::vector<std::string> hosts = world_.hosts();
   if (std::ranges::count(hosts, hosts.front()) < std::ssize(hosts)) request.hosts = hosts;
   request.loading_bytes = [this](BlockRange blocks, DType dtype, const MemoryLayout& layout) {
     return loading_bytes(*model_->weights, plan_.model, blocks, dtype, layout);

@@ -109,6 +109,7 @@ class Session {
   DType dtype_ = DType::kFloat32;
   DType kv_dtype_ = DType::kFloat32;
   std::int32_t threads_ = 1;
+  std::int32_t decode_split_ = 0;  // as SchedulerLimits'
   std::int32_t slots_ = 1;
   std::int32_t pages_ = 1;
   std::vector<StageDevice> devices_;  // of this process's stages

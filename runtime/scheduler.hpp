@@ -47,6 +47,7 @@ struct SchedulerLimits {
   std::int32_t in_flight = 0;     // most microbatches at once
   bool hold_decode = false;       // decode only when no admitted prompt is left to prefill (benchmarks)
   ChunkPlan chunks = {};          // lengths by position of the prompt, none above chunk_tokens; empty: all that long
+  std::int32_t decode_split = 0;  // microbatches that decode rows are spread over; 0: as many as in flight
 
   std::int32_t max_rows() const { return chunk_tokens + slots; }
   std::int32_t tables() const { return 2 * slots; }  // slot numbers in use: samples, then holders of shared prompts
@@ -151,7 +152,10 @@ class Scheduler {
   // What they feed and get.
   std::int32_t chunk_room(std::int32_t position) const;
   std::int32_t prompt_budget(std::int32_t decode_rows) const;
-  std::int32_t decode_share() const { return (decoding_ + limits_.in_flight - 1) / limits_.in_flight; }
+  std::int32_t decode_share() const {
+    const std::int32_t split = limits_.decode_split > 0 ? limits_.decode_split : limits_.in_flight;
+    return (decoding_ + split - 1) / split;
+  }
   std::int32_t token_at(const Sequence& sequence, std::int32_t position) const;
   void set_sampling(const Sequence& sequence);
   void add_row(Sequence& sequence, std::int32_t position, Microbatch& microbatch);

@@ -245,6 +245,7 @@ TEST_CASE("random workloads: every sample is as it should be, nothing leaks or s
                               static_cast<std::int32_t>(below(random, static_cast<std::size_t>(limits.chunk_tokens))));
     }
     limits.in_flight = 1 + static_cast<std::int32_t>(below(random, 5));
+    limits.decode_split = static_cast<std::int32_t>(below(random, limits.in_flight + 1));
     limits.hold_decode = below(random, 4) == 0;
     const std::int64_t count = 1 + below(random, 20);
     std::vector<Request> requests;
