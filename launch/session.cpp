@@ -288,7 +288,7 @@ void Session::load(Stage& stage) {
 
 // Stages of one process load side by side: packing is bound by one core, reading by the disk.
 void Session::load_all() {
-  if (threads_are_stages()) hub_ = std::make_unique<LoopbackHub>(grid_.size(), LoopbackMode::kRendezvous);
+  if (threads_are_stages()) hub_ = std::make_unique<LoopbackHub>(LoopbackMode::kRendezvous);
   std::vector<std::exception_ptr> failures(stages_.size());
   if (stages_.size() == 1) {  // here, where signs of life can be given
     load(*stages_.front());
