@@ -98,6 +98,11 @@ StageOperations stage_operations(const ModelConfig& model, BlockRange blocks, co
   return operations;
 }
 
+std::int64_t pages_of_first_shard(std::int64_t pages, std::int32_t shards, const DeviceLayout& layout) {
+  const std::int64_t round = layout.segment_pages * shards;
+  return pages / round * layout.segment_pages + std::min(pages % round, layout.segment_pages);
+}
+
 StageBytes& StageBytes::operator+=(const StageBytes& other) {
   weights += other.weights;
   kv += other.kv;

@@ -86,6 +86,9 @@ std::int64_t largest_that_fits(std::int64_t low, std::int64_t high, const Fits& 
   return good;
 }
 
+// Of a sequence's pages, which are dealt out to the shards segment by segment, those of the first shard: the most.
+std::int64_t pages_of_first_shard(std::int64_t pages, std::int32_t shards, const DeviceLayout& layout);
+
 // Parts of it. Tensors as `stage_tensors` lists them.
 std::int64_t tensor_bytes(const TensorSpec& tensor, const DeviceLayout& layout);
 std::int64_t stage_weight_bytes(const ModelConfig& model, BlockRange blocks, const DeviceLayout& layout);

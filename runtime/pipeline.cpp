@@ -205,6 +205,14 @@ class Pipeline {
     if (peer != self()) watch(peer, what);
     idle_.wait();
   }
+  // The same for all others, all of which give signs to the leader: it is the first to say who is silent.
+  void wait_for_all(const std::string& what) {
+    keep_alive();
+    for (std::int32_t peer = 0; peer < peers(); ++peer) {
+      if (peer != self()) watch(peer, what);
+    }
+    idle_.wait();
+  }
   void progressed() { idle_.reset(); }
 
   StageReport report() const {
@@ -468,9 +476,8 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
         continue;
       }
     }
-    p.wait_for(last + shards - 1, scheduler.in_flight() > 0
-                                      ? fmt::format("the tokens of {} microbatches", scheduler.in_flight())
-                                      : std::string("prompts"));
+    p.wait_for_all(scheduler.in_flight() > 0 ? fmt::format("the tokens of {} microbatches", scheduler.in_flight())
+                                             : std::string("prompts"));
   }
 }
 
