@@ -76,15 +76,20 @@ double exchange_bytes(const ModelConfig& model, const MicrobatchWork& work, cons
          parts * others / real(shards.shards) * 4.0 * real(model.n_embd + 2LL * model.n_head);
 }
 
+double ring_bytes(const ModelConfig& model, const MicrobatchWork& chunk, const ShardCost& shards) {
+  return 8.0 * real(chunk.first_position + chunk.prompt_rows) * real(shards.shards - 1) * real(model.n_embd);
+}
+
 double stage_seconds(const ModelConfig& model, BlockRange blocks, const DeviceSpeed& speed, const MicrobatchWork& work,
                      const ShardCost& shards) {
   const double rows = real(part_of(work.rows(), shards.shards));
-  const std::int64_t prompt_segments =
-      segments_of(work.first_position + work.prompt_rows, shards.segment_positions);
-  const double prompt_share = real(part_of(prompt_segments, shards.shards)) / real(std::max<std::int64_t>(1, prompt_segments));
+  const std::int64_t prompt_segments = segments_of(work.first_position + work.prompt_rows, shards.segment_positions);
+  const double prompt_share =
+      real(part_of(prompt_segments, shards.shards)) / real(std::max<std::int64_t>(1, prompt_segments));
   const std::int64_t decode_segments =
-      work.decode_rows == 0 ? 1
-                            : work.decode_rows * segments_of(work.decode_keys / work.decode_rows, shards.segment_positions);
+      work.decode_rows == 0
+          ? 1
+          : work.decode_rows * segments_of(work.decode_keys / work.decode_rows, shards.segment_positions);
   const double decode_share = real(part_of(decode_segments, shards.shards)) / real(decode_segments);
   const double attention = speed.attention.at(real(work.prompt_rows)) * work.prompt_keys() * prompt_share +
                            speed.attention.at(1.0) * real(work.decode_keys) * decode_share;

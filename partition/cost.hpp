@@ -37,6 +37,9 @@ struct ShardCost {
 // What the shards of a stage send each other in one block for a microbatch, all together: q, k and v of each row to every
 // other shard, and of each segment that another shard has than the row, n_embd + 2 * n_head float32.
 double exchange_bytes(const ModelConfig& model, const MicrobatchWork& work, const ShardCost& shards);
+// What it would be if, for a chunk of one prompt, keys and values went round a ring instead, in float32: each shard would
+// need all that others have.
+double ring_bytes(const ModelConfig& model, const MicrobatchWork& chunk, const ShardCost& shards);
 
 // With shards, of the one that has most to do.
 double stage_seconds(const ModelConfig& model, BlockRange blocks, const DeviceSpeed& speed, const MicrobatchWork& work,

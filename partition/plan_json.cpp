@@ -67,11 +67,12 @@ std::string plan_json(const PlanReport& r) {
       "\"chunk_tokens\": [{}], \"measured\": {}, \"ttft_s\": {:.6g}, \"all_prefilled_s\": {:.6g}, \"total_s\": {:.6g}, "
       "\"prefill_tokens_per_s\": {:.6g}, \"decode_tokens_per_s\": {:.6g}, \"uniform_ttft_s\": {}, "
       "\"most_positions\": {}, \"most_sequences\": {}, \"stages\": [{}], \"other_ways\": [{}], \"notes\": [{}]}}\n",
-      text_of(r.model), r.dtype, r.kv_dtype, r.parameters, r.plan.fits(), r.replicas, r.request.shards, r.plan.in_flight, r.plan.slots,
-      r.positions(), r.request.job.prompt_tokens, r.request.job.new_tokens, r.plan.pages,
-      fmt::join(r.plan.chunks, ", "), r.measured, p.ttft_s, p.all_prefilled_s, p.total_s, p.prefill_tokens_per_s,
-      p.decode_tokens_per_s, r.plan.uniform_ttft_s > 0.0 ? fmt::format("{:.6g}", r.plan.uniform_ttft_s) : "null",
-      r.most_positions, r.most_sequences, fmt::join(stages, ", "), fmt::join(ways, ", "), fmt::join(notes, ", "));
+      text_of(r.model), r.dtype, r.kv_dtype, r.parameters, r.plan.fits(), r.replicas, r.request.shards,
+      r.plan.in_flight, r.plan.slots, r.positions(), r.request.job.prompt_tokens, r.request.job.new_tokens,
+      r.plan.pages, fmt::join(r.plan.chunks, ", "), r.measured, p.ttft_s, p.all_prefilled_s, p.total_s,
+      p.prefill_tokens_per_s, p.decode_tokens_per_s,
+      r.plan.uniform_ttft_s > 0.0 ? fmt::format("{:.6g}", r.plan.uniform_ttft_s) : "null", r.most_positions,
+      r.most_sequences, fmt::join(stages, ", "), fmt::join(ways, ", "), fmt::join(notes, ", "));
 }
 
 }  // namespace stagecoach

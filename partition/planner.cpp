@@ -68,7 +68,8 @@ class Search {
   const PlannerDevice& device(std::int32_t d) const { return r_.devices[static_cast<std::size_t>(d)]; }
 
   StageBytes bytes(std::int32_t d, BlockRange blocks) const {
-    const StageWork work{chunk_ + slots_, static_cast<std::int32_t>(pages_), 2 * slots_, in_flight_, stages_, r_.shards};
+    const StageWork work{chunk_ + slots_, static_cast<std::int32_t>(pages_), 2 * slots_, in_flight_, stages_,
+                         r_.shards};
     return stage_bytes(r_.model, blocks, device(d).layout, work);
   }
   bool fits(std::int32_t d, BlockRange blocks) const {
@@ -179,7 +180,8 @@ ChunkProblem chunk_problem(const PlanRequest& request, const PipelinePlan& plan,
   problem.seconds = [&plan](std::int64_t first, std::int64_t rows) {
     double slowest = 0.0;
     for (const SimulatedStage& s : plan.pipeline.stages) {
-      slowest = std::max(slowest, stage_seconds(plan.pipeline.model, s.blocks, s.speed, prompt_chunk(first, rows), s.shards));
+      slowest =
+          std::max(slowest, stage_seconds(plan.pipeline.model, s.blocks, s.speed, prompt_chunk(first, rows), s.shards));
     }
     return slowest;
   };
@@ -308,8 +310,12 @@ std::vector<StageBytes> plan_bytes(const PlanRequest& request, const PipelinePla
                                    std::int64_t slots) {
   std::vector<StageBytes> bytes;
   const auto sequences = static_cast<std::int32_t>(slots);
-  const StageWork work{longest_chunk(plan.chunks) + sequences, static_cast<std::int32_t>(pages), 2 * sequences,
-                       plan.in_flight, static_cast<std::int32_t>(plan.stages.size()), request.shards};
+  const StageWork work{longest_chunk(plan.chunks) + sequences,
+                       static_cast<std::int32_t>(pages),
+                       2 * sequences,
+                       plan.in_flight,
+                       static_cast<std::int32_t>(plan.stages.size()),
+                       request.shards};
   for (const PlannedStage& stage : plan.stages) {
     bytes.push_back(
         stage_bytes(request.model, stage.blocks, request.devices[static_cast<std::size_t>(stage.device)].layout, work));

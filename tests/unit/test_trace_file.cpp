@@ -73,7 +73,7 @@ TEST_CASE("a trace file is JSON with every event by rank 0's clock, names, and w
     }
   }
   CHECK(threads == std::map<std::string, int>{{"rank 0, stage 0, a \"host\"", 1},
-                                              {"rank 3, replica 2, stage 1, b", 1},
+                                              {"rank 3, replica 2, stage 1, shard 5, b", 1},
                                               {"0 stage", 1},
                                               {"0 buffer 1", 1},
                                               {"0 results", 1},
