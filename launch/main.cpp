@@ -12,7 +12,7 @@
 #include "launch/commands.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
-#include "launch/same_program.hpp"
+#include "launch/same_everywhere.hpp"
 #include "launch/world.hpp"
 #include "runtime/nccl_transport.hpp"
 #include "runtime/output_file.hpp"

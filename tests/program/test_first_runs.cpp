@@ -68,6 +68,31 @@ TEST_CASE("a model that one host does not have") {
   CHECK(ended.says(there));
 }
 
+TEST_CASE("another model at the same path on one host") {
+  const ScratchFolder folder;
+  const std::string synthetic = "synthetic:gpt2,n_embd=16,n_head=2,n_positions=40,vocab_size=50,n_layer=3";
+  CHECK(run_program(0, "convert --model " + synthetic + ",seed=1 --output " + (folder / "one/m.h5"), 60,
+                    fmt::format("mkdir {0}/one {0}/two; ", folder.path().string()))
+            .status == 0);
+  // Relative paths from folders of the ranks' own stand for paths on hosts of their own.
+  const std::string own_folder =
+      fmt::format("cd {}\nif [ $rank = 2 ]; then cd two; else cd one; fi", folder.path().string());
+  const std::string arguments = "bench --device cpu --threads 1 --prompt-tokens 4 --new-tokens 2 --model m.h5";
+  for (const std::string other : {",seed=2", ",seed=1,n_inner=40"}) {
+    CHECK(run_program(0, "convert --model " + synthetic + other + " --output " + (folder / "two/m.h5")).status == 0);
+    const Ended ended = run_each(3, own_folder, arguments);
+    expect_line(ended, 2, "m.h5: rank 2 (host ");
+    CHECK(ended.says("has another model there than rank 0 (host "));
+  }
+  std::filesystem::copy_file(folder / "one/m.h5", folder / "two/m.h5",
+                             std::filesystem::copy_options::overwrite_existing);
+  CHECK(run_each(3, own_folder, arguments).status == 0);
+  // Weights without checksums.
+  const Ended seeds = run_each(2, "a=$1; shift; set -- $a ${@//seed=1/seed=$((rank + 1))}",
+                               "bench --threads 1 --prompt-tokens 4 --new-tokens 2 --model " + synthetic + ",seed=1");
+  expect_line(seeds, 2, "rank 1 (host ");
+}
+
 TEST_CASE("another program on one host is refused, another build of the same is not") {
   const ScratchFolder folder;
   const std::string version = run_program(0, "--version").out;

@@ -1,4 +1,4 @@
-#include "launch/same_program.hpp"
+#include "launch/same_everywhere.hpp"
 
 #include <fmt/format.h>
 
@@ -10,6 +10,7 @@
 
 #include "launch/command_line.hpp"
 #include "launch/sources.inc"  // kSources, made by the build
+#include "runtime/model_identity.hpp"
 
 namespace stagecoach {
 namespace {
@@ -65,6 +66,25 @@ void require_same_program(const World& world) {
         "on all hosts",
         found - all.begin(), found->host, others > 0 ? fmt::format(", like {} more,", others) : "", first.host,
         found->path, found->program, first.path, first.program));
+  });
+}
+
+void require_same_model(const World& world, const Model& model) {
+  if (world.size() == 1) return;
+  std::string mine;
+  world.agree([&] { mine = weights_identity(model) + world.host(); });
+  const auto all = world.from_all(std::as_bytes(std::span(mine)));
+  world.agree([&] {
+    const auto identity = [](const std::vector<std::byte>& of) { return std::span(of).first(kIdentitySize); };
+    const auto found = std::ranges::find_if(
+        all, [&](const auto& other) { return !std::ranges::equal(identity(other), identity(all.front())); });
+    if (found == all.end()) return;
+    const auto host = [](const std::vector<std::byte>& of) {
+      return std::string(reinterpret_cast<const char*>(of.data()) + kIdentitySize, of.size() - kIdentitySize);
+    };
+    throw UsageError(fmt::format(
+        "{}: rank {} (host {}) has another model there than rank 0 (host {}); copy the same files to all hosts",
+        model.name, found - all.begin(), host(*found), host(all.front())));
   });
 }
 
