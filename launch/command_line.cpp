@@ -91,20 +91,11 @@ std::string command_help(const CommandSpec& command) {
   std::string out = fmt::format("stagecoach {}: {}\n\nusage: stagecoach {} {}\n", command.name, command.summary,
                                 command.name, command.usage);
   std::string_view group;
-  std::vector<std::string> later;
   for (const OptionSpec& spec : option_table()) {
     if ((spec.commands & bit_of(command.command)) == 0) continue;
-    if (spec.group.empty()) {
-      later.push_back(fmt::format("--{}", spec.name));
-      continue;
-    }
     if (spec.group != group) out += fmt::format("\n{}:\n", spec.group);
     group = spec.group;
     append_option(out, spec);
-  }
-  if (!later.empty()) {
-    out += "\nRefused in this version unless they change nothing:\n  ";
-    append_wrapped(out, fmt::format("{}", fmt::join(later, " ")), 2);
   }
   out +=
       "\nEvery option can stand in the run file as well, with _ for -. Brackets hold defaults.\n"
@@ -115,7 +106,7 @@ std::string command_help(const CommandSpec& command) {
 std::string general_help() {
   std::string out =
       "stagecoach: GPT-2 over a pipeline of MPI ranks\n\nusage: stagecoach COMMAND [options]\n"
-      "       mpirun -n N stagecoach COMMAND [options]     N ranks are N stages\n\nCommands:\n";
+      "       mpirun -n N stagecoach COMMAND [options]     N ranks are N stages, or replicas x stages x context\n                                                    shards\n\nCommands:\n";
   for (const CommandSpec& command : kCommands) out += fmt::format("  {:<10}{}\n", command.name, command.summary);
   out += "\nstagecoach COMMAND --help lists a command's options; stagecoach --version names this build.\n";
   return out;

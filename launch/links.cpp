@@ -80,8 +80,9 @@ std::unique_ptr<Transport> connect_nccl(const World& world, const LinkSetUp& set
   const auto link_with = [&](std::int32_t upstream, std::int32_t peer) {
     return NcclLink{ids[static_cast<std::size_t>(upstream)], world.name_of(set_up.grid, peer)};
   };
-  if (stage > 0) options.previous = link_with(rank - 1, rank - 1);
-  if (sends) options.next = link_with(rank, rank + 1);
+  const std::int32_t shards = set_up.grid.shards;
+  if (stage > 0) options.previous = link_with(rank - shards, rank - shards);
+  if (sends) options.next = link_with(rank, rank + shards);
   std::unique_ptr<Transport> transport;
   world.agree([&] { transport = make_nccl_transport(options, *set_up.queue); });
   return transport;
@@ -122,36 +123,74 @@ bool choose_nccl(const World& world, TransportChoice choice, std::int32_t stages
   return links;
 }
 
+namespace {
+
+// Every two shards of this rank's stage, in an order that all of them keep.
+void test_shards(const World& world, const Grid& grid, const Links& links, RingParts parts) {
+  const std::int32_t me = grid.shard(world.rank());
+  const std::int32_t first = world.rank() - me;
+  for (std::int32_t low = 0; low < grid.shards; ++low) {
+    for (std::int32_t high = low + 1; high < grid.shards; ++high) {
+      if (me != low && me != high) continue;
+      parts.stage = me == low ? 0 : 1;
+      parts.stages = 2;
+      parts.first_peer = grid.stage(first) * grid.shards + low;
+      parts.peer_step = high - low;
+      parts.transport = links.to_shards[static_cast<std::size_t>(me == low ? high : low)].get();
+      parts.name = [&](std::int32_t s) { return world.name_of(grid, first + (s == 0 ? low : high)); };
+      ring_test(parts);
+    }
+  }
+}
+
+}  // namespace
+
 Links connect_stages(const World& world, const LinkSetUp& set_up) {
-  const std::int32_t stage = set_up.grid.stage(world.rank());
-  const std::int32_t first = world.rank() - stage;  // of this replica
+  const Grid& grid = set_up.grid;
+  const std::int32_t rank = world.rank();
+  const std::int32_t stage = grid.stage(rank);
+  const std::int32_t first = grid.first(grid.replica(rank));
   const std::vector<Place> places = all_places(world, *set_up.device);
+  const auto over_mpi = [&](std::int32_t previous, std::int32_t next) {
+    return make_staged_transport(world.mpi()->transport(previous, next), *set_up.backend);
+  };
   Links links;
   links.mailbox = world.mpi()->mailbox(first);
-  if (set_up.queue != nullptr) {
-    links.transport = connect_nccl(world, set_up);
-  } else {
-    links.transport = make_staged_transport(world.mpi()->transport(stage, first), *set_up.backend);
+  if (grid.stages > 1) {
+    links.transport = set_up.queue != nullptr ? connect_nccl(world, set_up)
+                                              : over_mpi(rank - grid.shards, rank + grid.shards);
   }
+  for (std::int32_t shard = 0; shard < grid.shards; ++shard) {
+    const std::int32_t other = rank - grid.shard(rank) + shard;
+    links.to_shards.push_back(other == rank ? nullptr : over_mpi(other, other));
+  }
+  RingParts parts;
+  parts.timeout_s = set_up.timeout_s;
+  parts.backend = set_up.backend;
+  parts.mailbox = links.mailbox.get();
+  parts.check = throw_if_interrupted;
   std::optional<RingFigures> figures;
   world.agree_within(set_up.timeout_s + kPatience, [&] {
-    RingParts parts;
-    parts.stage = stage;
-    parts.stages = set_up.grid.stages;
-    parts.timeout_s = set_up.timeout_s;
-    parts.backend = set_up.backend;
-    parts.mailbox = links.mailbox.get();
-    parts.transport = links.transport.get();
-    parts.name = [&](std::int32_t s) { return world.name_of(set_up.grid, first + s); };
-    parts.check = throw_if_interrupted;
-    figures = ring_test(parts);
+    if (grid.stages > 1) {
+      parts.stage = stage;
+      parts.stages = grid.stages;
+      parts.first_peer = grid.shard(rank);
+      parts.peer_step = grid.shards;
+      parts.transport = links.transport.get();
+      parts.name = [&](std::int32_t s) {
+        return world.name_of(grid, first + s * grid.shards + grid.shard(rank));
+      };
+      figures = ring_test(parts);
+    }
+    test_shards(world, grid, links, parts);
   });
   if (figures) {
-    const auto me = static_cast<std::size_t>(world.rank());
+    const auto me = static_cast<std::size_t>(rank);
+    const auto before = static_cast<std::size_t>(rank - grid.shards);
     log_verbose(fmt::format(
         "{}: rows come from stage {} over {}, {}; {:.0f} us for a few and the answer, {:.2f} GB/s",
         world.name_of(set_up.grid, world.rank()), stage - 1, set_up.queue != nullptr ? nccl_version() : "MPI",
-        way_between(places[me - 1], places[me], set_up), figures->latency_us, figures->gigabytes_per_s));
+        way_between(places[before], places[me], set_up), figures->latency_us, figures->gigabytes_per_s));
   }
   return links;
 }

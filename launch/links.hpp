@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "kernels/backend.hpp"
 #include "launch/command_line.hpp"
@@ -36,7 +37,8 @@ struct LinkSetUp {
 
 struct Links {
   std::unique_ptr<Mailbox> mailbox;
-  std::unique_ptr<Transport> transport;
+  std::unique_ptr<Transport> transport;                // null when there is one stage
+  std::vector<std::unique_ptr<Transport>> to_shards;  // of its stage, over MPI; null for itself
 };
 
 // Of this rank's stage. A pair that cannot talk ends the job with one message that names it.

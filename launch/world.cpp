@@ -157,7 +157,8 @@ Outcome outcome_of(const std::function<void()>& step) {
 
 std::string World::name_of(const Grid& grid, std::int32_t place) const {
   const std::string replica = grid.replicas > 1 ? fmt::format("replica {}, ", grid.replica(place)) : "";
-  const std::string stage = fmt::format("{}stage {}", replica, grid.stage(place));
+  const std::string shard = grid.shards > 1 ? fmt::format(", shard {}", grid.shard(place)) : "";
+  const std::string stage = fmt::format("{}stage {}{}", replica, grid.stage(place), shard);
   return size() == 1 ? stage : fmt::format("rank {} ({}, host {})", place, stage, mpi_->host_of(place));
 }
 

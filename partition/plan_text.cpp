@@ -117,6 +117,9 @@ std::string plan_text(const PlanReport& r) {
   std::string text = fmt::format("{}: {:.0f} million parameters, weights {}, keys and values {}\n", r.model,
                                  static_cast<double>(r.parameters) / 1e6, r.dtype, r.kv_dtype);
   if (r.replicas > 1) text += fmt::format("{} replicas of this pipeline:\n", r.replicas);
+  if (r.request.shards > 1) {
+    text += fmt::format("each stage {} context shards, of which the table has one:\n", r.request.shards);
+  }
   text += fmt::format(
       "{} stage{}, {} microbatch{} in flight; {} sequence{} of {} positions ({} prompt tokens, {} new)\n\n",
       r.plan.stages.size(), r.plan.stages.size() == 1 ? "" : "s", r.plan.in_flight, r.plan.in_flight == 1 ? "" : "es",
@@ -129,8 +132,9 @@ std::string plan_text(const PlanReport& r) {
   if (!r.other_ways.empty()) {
     text += "\nother ways to use the devices:\n";
     for (const Alternative& way : r.other_ways) {
-      text += fmt::format("  {} pipeline{} of {} stage{}: {}\n", way.replicas, way.replicas == 1 ? "" : "s", way.stages,
-                          way.stages == 1 ? "" : "s",
+      text += fmt::format("  {} pipeline{} of {} stage{}{}: {}\n", way.replicas, way.replicas == 1 ? "" : "s",
+                          way.stages, way.stages == 1 ? "" : "s",
+                          way.shards > 1 ? fmt::format(" of {} context shards", way.shards) : "",
                           way.fits ? fmt::format("done after {}, first token after {}", seconds_text(way.total_s),
                                                  seconds_text(way.ttft_s))
                                    : "does not fit");

@@ -26,6 +26,7 @@ DeviceLayout device_layout(const MemoryLayout& layout, const ModelConfig& model,
   };
   result.kv_page_bytes = layout.kv_page_bytes(model.n_head, model.head_dim(), kv);
   result.page_positions = kPagePositions;
+  result.segment_pages = kSegmentPages;
   result.activation_bytes = size_of(layout.activation_dtype(weights));
   result.table_bytes = weights == DType::kInt8 ? 4 : size_of(weights);
   result.unit_bytes = layout.unit_bytes();

@@ -47,6 +47,10 @@ std::string describe(const CudaDevice& device) {
   return fmt::format("CUDA device {} ({}, {})", device.index, device.name, device.pci);
 }
 
+[[noreturn]] void no_parts() {
+  throw DeviceError("attention in parts is not there on GPUs yet");
+}
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const CudaOptions& options)
@@ -228,6 +232,13 @@ class CudaBackend final : public Backend {
     void* scratch = at_least(attention_scratch_, attention_scratch_bytes(on_device_.rows, kv.n_head, kv.head_dim));
     cuda::attention(stream_.get(), on_device_, plan_, static_cast<const std::int32_t*>(plan_words_.data()), qkv, kv,
                     {.scale = scale}, out, scratch);
+  }
+
+  void append(Tensor, const KvPages&) override { no_parts(); }
+  void attention_parts(Tensor, const KvPages&, float, std::int64_t, std::int64_t, Tensor) override { no_parts(); }
+  void merge_parts(Tensor, std::int32_t, std::span<const std::int32_t>, std::span<const std::int32_t>,
+                   Tensor) override {
+    no_parts();
   }
 
   void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override {

@@ -30,8 +30,10 @@ inline int layout_rounds(const MpiProcess& process, int rounds, std::uint64_t se
   std::uint64_t failures = 0;
   for (int round = 0; round < rounds; ++round) {
     const auto stages = static_cast<std::int32_t>(round == 0 ? process.size() : draw(random, 1, process.size()));
-    Job job = random_job(random, stages);
-    Layout layout = random_layout(random, job, stages);
+    const bool may_shard = backend == nullptr && links == nullptr && draw(random, 0, 1) != 0;
+    const auto shards = static_cast<std::int32_t>(may_shard ? draw(random, 1, process.size() / stages) : 1);
+    Job job = shards > 1 && draw(random, 0, 2) == 0 ? random_long_job(random, stages) : random_job(random, stages);
+    Layout layout = random_layout(random, job, stages, shards);
     Layout plain = plain_layout(job);
     layout.backend = plain.backend = backend;
     if (backend != nullptr && job.dtype == DType::kInt8) job.dtype = DType::kFloat16;  // which is for CPUs
