@@ -95,9 +95,10 @@ bool choose_nccl(const World& world, TransportChoice choice, std::int32_t stages
   const bool all_cuda = world.minimum(std::ranges::all_of(devices, &StageDevice::cuda) ? 1 : 0) == 1;
   const bool none_shared = world.minimum(std::ranges::any_of(devices, &StageDevice::shared) ? 0 : 1) == 1;
   const bool none_misled = none_shared || (world.minimum(told_other_hosts() ? 1 : 0) == 1);
+  const bool all_have = world.minimum(nccl_version().empty() ? 0 : 1) == 1;  // builds may differ
   const bool links = stages > 1 && world.size() > 1;
   if (choice == TransportChoice::kMpi) return false;
-  if (choice == TransportChoice::kAuto) return links && all_cuda && none_shared && !nccl_version().empty();
+  if (choice == TransportChoice::kAuto) return links && all_cuda && none_shared && all_have;
   world.agree([&] {
     if (stages == 1) return;
     if (nccl_version().empty()) {

@@ -16,6 +16,7 @@
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
 #include "launch/room.hpp"
+#include "launch/same_everywhere.hpp"
 #include "partition/plan_report.hpp"
 #include "runtime/staged_transport.hpp"
 
@@ -58,6 +59,7 @@ Session::Session(const Options& options, const World& world) : options_(options)
     const std::int32_t sharers = threads_are_stages() ? grid_.size() : world_.local_size();
     threads_ = options_.threads.value_or(default_threads(sharers));
   });
+  require_same_model(world_, *model_);
   std::vector<DeviceWish> wishes;
   for (const std::int32_t place : local_places()) {
     const DeviceWish& own = spec(place).device;

@@ -105,7 +105,7 @@ TEST_CASE("when pages run out sequences are put back, and the file is the same")
   for (const GridOption& grid : {GridOption{0, ""}, GridOption{2, ""}, GridOption{2, "--replicas 2"}}) {
     // What it says that it needs is for one sequence: a few pages more are far from enough for all.
     const bool pipeline = grid.ranks == 2 && std::string(grid.options).empty();  // pages of half the size
-    const Ended refused = run_program(grid.ranks, all + grid.options + " --memory-per-rank 60MiB", 120);
+    const Ended refused = run_program(grid.ranks, all + grid.options + " --memory-per-rank 40MiB", 120);
     std::smatch needs;
     INFO(refused.err);
     REQUIRE(refused.status == 3);
