@@ -67,16 +67,49 @@ std::vector<NcclId> all_ids(const World& world, bool sends) {
   return ids;
 }
 
+NcclOptions nccl_options(const World& world, const LinkSetUp& set_up) {
+  NcclOptions options;
+  options.self = world.name_of(set_up.grid, world.rank());
+  options.timeout_s = set_up.timeout_s;
+  options.waits_on_device = set_up.waits_on_device;
+  options.check = throw_if_interrupted;
+  return options;
+}
+
+// To every other shard, one pair of all shards after the other.
+std::vector<std::unique_ptr<Transport>> connect_shards_nccl(const World& world, const LinkSetUp& set_up) {
+  const std::int32_t shards = set_up.grid.shards;
+  const std::int32_t me = set_up.grid.shard(world.rank());
+  const std::int32_t first = world.rank() - me;
+  // [k][rank]: of its link to the shard k further on.
+  std::vector<std::vector<NcclId>> ids(1);
+  for (std::int32_t k = 1; k < shards; ++k) ids.push_back(all_ids(world, true));
+  const auto link = [&](std::int32_t from, std::int32_t to, std::int32_t peer) {
+    const auto further = static_cast<std::size_t>((to - from + shards) % shards);
+    return NcclLink{ids[further][static_cast<std::size_t>(first + from)], world.name_of(set_up.grid, first + peer)};
+  };
+  std::vector<std::unique_ptr<Transport>> links(static_cast<std::size_t>(shards));
+  for (std::int32_t low = 0; low < shards; ++low) {
+    for (std::int32_t high = low + 1; high < shards; ++high) {
+      world.agree([&] {
+        if (me != low && me != high) return;
+        const std::int32_t other = me == low ? high : low;
+        NcclOptions options = nccl_options(world, set_up);
+        options.previous = link(other, me, other);
+        options.next = link(me, other, other);
+        links[static_cast<std::size_t>(other)] = make_nccl_transport(options, *set_up.queue);
+      });
+    }
+  }
+  return links;
+}
+
 std::unique_ptr<Transport> connect_nccl(const World& world, const LinkSetUp& set_up) {
   const std::int32_t rank = world.rank();
   const std::int32_t stage = set_up.grid.stage(rank);
   const bool sends = stage + 1 < set_up.grid.stages;
   const std::vector<NcclId> ids = all_ids(world, sends);
-  NcclOptions options;
-  options.self = world.name_of(set_up.grid, rank);
-  options.timeout_s = set_up.timeout_s;
-  options.waits_on_device = set_up.waits_on_device;
-  options.check = throw_if_interrupted;
+  NcclOptions options = nccl_options(world, set_up);
   const auto link_with = [&](std::int32_t upstream, std::int32_t peer) {
     return NcclLink{ids[static_cast<std::size_t>(upstream)], world.name_of(set_up.grid, peer)};
   };
@@ -90,17 +123,16 @@ std::unique_ptr<Transport> connect_nccl(const World& world, const LinkSetUp& set
 
 }  // namespace
 
-bool choose_nccl(const World& world, TransportChoice choice, std::int32_t stages,
-                 std::span<const StageDevice> devices) {
+bool choose_nccl(const World& world, TransportChoice choice, const Grid& grid, std::span<const StageDevice> devices) {
   const bool all_cuda = world.minimum(std::ranges::all_of(devices, &StageDevice::cuda) ? 1 : 0) == 1;
   const bool none_shared = world.minimum(std::ranges::any_of(devices, &StageDevice::shared) ? 0 : 1) == 1;
   const bool none_misled = none_shared || (world.minimum(told_other_hosts() ? 1 : 0) == 1);
   const bool all_have = world.minimum(nccl_version().empty() ? 0 : 1) == 1;  // builds may differ
-  const bool links = stages > 1 && world.size() > 1;
+  const bool links = grid.of_replica() > 1 && world.size() > 1;
   if (choice == TransportChoice::kMpi) return false;
   if (choice == TransportChoice::kAuto) return links && all_cuda && none_shared && all_have;
   world.agree([&] {
-    if (stages == 1) return;
+    if (grid.of_replica() == 1) return;
     if (nccl_version().empty()) {
       throw UsageError(
           "--transport nccl: this build has no NCCL; build it where CUDA and NCCL are installed, or use "
@@ -157,10 +189,11 @@ Links connect_stages(const World& world, const LinkSetUp& set_up) {
   Links links;
   links.mailbox = world.mpi()->mailbox(first);
   if (grid.stages > 1) {
-    links.transport = set_up.queue != nullptr ? connect_nccl(world, set_up)
-                                              : over_mpi(rank - grid.shards, rank + grid.shards);
+    links.transport =
+        set_up.queue != nullptr ? connect_nccl(world, set_up) : over_mpi(rank - grid.shards, rank + grid.shards);
   }
-  for (std::int32_t shard = 0; shard < grid.shards; ++shard) {
+  if (set_up.queue != nullptr) links.to_shards = connect_shards_nccl(world, set_up);
+  for (std::int32_t shard = 0; set_up.queue == nullptr && shard < grid.shards; ++shard) {
     const std::int32_t other = rank - grid.shard(rank) + shard;
     links.to_shards.push_back(other == rank ? nullptr : over_mpi(other, other));
   }
@@ -177,9 +210,7 @@ Links connect_stages(const World& world, const LinkSetUp& set_up) {
       parts.first_peer = grid.shard(rank);
       parts.peer_step = grid.shards;
       parts.transport = links.transport.get();
-      parts.name = [&](std::int32_t s) {
-        return world.name_of(grid, first + s * grid.shards + grid.shard(rank));
-      };
+      parts.name = [&](std::int32_t s) { return world.name_of(grid, first + s * grid.shards + grid.shard(rank)); };
       figures = ring_test(parts);
     }
     test_shards(world, grid, links, parts);

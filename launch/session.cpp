@@ -71,7 +71,7 @@ Session::Session(const Options& options, const World& world) : options_(options)
   if (any_cuda && !options_.chunk_tokens) plan_.chunk_tokens = kDefaultCudaChunkTokens;
   // How many rows a GPU needs at once to be busy only a measurement tells.
   chunks_are_open_ = !options_.chunk_tokens && (!any_cuda || !options_.machine_path.empty());
-  use_nccl_ = choose_nccl(world_, options_.transport, plan_.stage_count(), devices_);
+  use_nccl_ = choose_nccl(world_, options_.transport, grid_, devices_);
   world_.agree([&] {
     if (any_cuda && dtype_ == DType::kInt8) {
       throw UsageError("--dtype: int8 weights are for CPUs; give float16 or bfloat16, or --device cpu");

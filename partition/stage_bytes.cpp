@@ -70,6 +70,10 @@ std::int64_t ShardedWorkspace::bytes(std::int64_t activation_bytes) const {
   return aligned(rows * qkv * activation_bytes) + aligned(parts * part_values * 4);
 }
 
+std::int64_t ShardedWorkspace::exchanged_bytes(std::int64_t activation_bytes) const {
+  return 2 * (own_rows * qkv * activation_bytes + own_parts * part_values * 4);
+}
+
 // Segments of a sequence are dealt out in turn. A shard has the parts that it makes, of all rows, and those that it
 // gets, of its own.
 ShardedWorkspace sharded_workspace(const ModelConfig& model, const DeviceLayout& layout, const StageWork& work) {
@@ -83,6 +87,8 @@ ShardedWorkspace sharded_workspace(const ModelConfig& model, const DeviceLayout&
   workspace.qkv = 3LL * model.n_embd;
   workspace.parts = work.max_rows * here + work.own_rows() * elsewhere;
   workspace.part_values = model.n_embd + 2LL * model.n_head;
+  workspace.own_rows = work.own_rows();
+  workspace.own_parts = work.own_rows() * here;
   return workspace;
 }
 
@@ -115,14 +121,14 @@ StageBytes& StageBytes::operator+=(const StageBytes& other) {
 
 StageBytes stage_bytes(const ModelConfig& model, BlockRange blocks, const DeviceLayout& layout, const StageWork& work) {
   const Workspace workspace = stage_workspace(model, blocks, work);
-  const std::int64_t sharded = sharded_workspace(model, layout, work).bytes(layout.activation_bytes);
+  const ShardedWorkspace sharded = sharded_workspace(model, layout, work);
   const std::int64_t buffers = residual_buffers(work.in_flight);
   const std::int64_t buffer_bytes = residual_bytes(work.own_rows(), model.n_embd);
   StageBytes bytes;
   bytes.weights = stage_weight_bytes(model, blocks, layout);
   bytes.kv = blocks.count() * counted(work.pages * layout.kv_page_bytes, layout);
   bytes.workspace = counted(workspace.bytes(layout.activation_bytes), layout);
-  if (work.shards > 1) bytes.workspace += counted(sharded, layout);
+  if (work.shards > 1) bytes.workspace += counted(sharded.bytes(layout.activation_bytes), layout);
   bytes.residuals = buffers * counted(buffer_bytes, layout);
   bytes.scratch = layout.own_bytes(stage_operations(model, blocks, layout, work));
   if (layout.in_host_memory) return bytes;
@@ -131,6 +137,7 @@ StageBytes stage_bytes(const ModelConfig& model, BlockRange blocks, const Device
     bytes.host += workspace.head_rows * (layout.summary_bytes + workspace.vocab * 4);
   }
   if (work.stages > 1) bytes.host += buffers * buffer_bytes;
+  bytes.host += (work.shards - 1) * sharded.exchanged_bytes(layout.activation_bytes);
   return bytes;
 }
 

@@ -118,7 +118,9 @@ Workspace stage_workspace(const ModelConfig& model, BlockRange blocks, const Sta
 struct ShardedWorkspace {
   std::int64_t rows = 0, qkv = 0;           // (rows, qkv) of the activation dtype: q, k and v of all shards' rows
   std::int64_t parts = 0, part_values = 0;  // (parts, part_values), float32: one for a row, a block and a segment
+  std::int64_t own_rows = 0, own_parts = 0;  // of these, most that travel between two shards at once, each way
   std::int64_t bytes(std::int64_t activation_bytes) const;
+  std::int64_t exchanged_bytes(std::int64_t activation_bytes) const;  // both ways
 };
 ShardedWorkspace sharded_workspace(const ModelConfig& model, const DeviceLayout& layout, const StageWork& work);
 

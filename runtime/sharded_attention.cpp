@@ -2,19 +2,22 @@
 
 #include <utility>
 
-#include "partition/stage_bytes.hpp"
-
 namespace stagecoach {
 
 ShardedAttention::ShardedAttention(Backend& backend, const ShardLinks& links, const ShardedShape& shape)
     : backend_(backend), links_(links), shape_(shape) {
-  const std::int64_t width = std::int64_t{shape.n_head} * shape.head_dim;
-  const std::int64_t qkv_bytes = aligned(shape.rows * 3 * width * size_of(shape.activation));
-  const std::int64_t part_columns = part_width(shape.n_head, shape.head_dim);
-  memory_ = backend.allocate(qkv_bytes + aligned(shape.parts * part_columns * 4));
+  const ShardedWorkspace& most = shape.workspace;
+  memory_ = backend.allocate(most.bytes(size_of(shape.activation)));
   auto* bytes = static_cast<std::byte*>(memory_.data());
-  qkv_ = make_tensor(bytes, shape.activation, shape.rows, 3 * width);
-  parts_ = make_tensor(bytes + qkv_bytes, DType::kFloat32, shape.parts, part_columns);
+  qkv_ = make_tensor(bytes, shape.activation, most.rows, most.qkv);
+  parts_ = make_tensor(bytes + aligned(qkv_.bytes()), DType::kFloat32, most.parts, most.part_values);
+  const Tensor rows = qkv_.slice(0, most.own_rows), some = parts_.slice(0, most.own_parts);
+  for (const std::unique_ptr<Transport>& link : links.to) {
+    if (link == nullptr) continue;
+    for (const Tensor& place : {rows, rows, some, some}) {  // each both ways
+      link->prepare({static_cast<std::byte*>(place.data), static_cast<std::size_t>(place.bytes())});
+    }
+  }
 }
 
 // The memory goes next; after a failure some of it is still on its way.
@@ -103,6 +106,7 @@ void ShardedAttention::run(const KvPages& kv, float scale, Tensor out, const Pro
   const auto count_of = [](const std::vector<std::int64_t>& begins, std::int32_t shard) {
     return begins[static_cast<std::size_t>(shard) + 1] - begins[static_cast<std::size_t>(shard)];
   };
+  while (!backend_.idle()) progress();  // what reads the places of what comes now
   std::vector<Move> rows, parts_of_others;
   for (std::int32_t i = 1; i < shards(); ++i) {
     const std::int32_t other = (me + i) % shards();

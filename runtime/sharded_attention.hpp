@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "kernels/backend.hpp"
+#include "partition/stage_bytes.hpp"
 #include "runtime/context_shards.hpp"
 #include "runtime/microbatch.hpp"
 #include "runtime/transport.hpp"
@@ -33,8 +34,7 @@ struct ShardedShape {
   std::int32_t n_head = 0;
   std::int32_t head_dim = 0;
   DType activation = DType::kFloat32;
-  std::int64_t rows = 0;   // of a microbatch, at most
-  std::int64_t parts = 0;  // at most: stage_bytes.hpp
+  ShardedWorkspace workspace = {};  // the most of everything
 };
 
 class ShardedAttention {

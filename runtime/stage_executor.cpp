@@ -62,9 +62,9 @@ StageExecutor::StageExecutor(Backend& backend, const ModelConfig& config, BlockR
   logits_ = carve(DType::kFloat32, shape.head_rows, shape.vocab);
   picked_ = carve(DType::kFloat32, shape.head_rows, shape.narrow);
   if (place_.shards == 1) return;
-  const std::int64_t parts = sharded_workspace(config, layout, work).parts;
   sharded_ = std::make_unique<ShardedAttention>(
-      backend, *links, ShardedShape{config.n_head, config.head_dim(), activation, limits.max_rows, parts});
+      backend, *links,
+      ShardedShape{config.n_head, config.head_dim(), activation, sharded_workspace(config, layout, work)});
 }
 
 StageExecutor::~StageExecutor() {
