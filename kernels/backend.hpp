@@ -168,6 +168,7 @@ class Backend {
   virtual void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) = 0;
 
   // --- attention in parts, where page numbers of set_rows may be kElsewhere; together they give the bits of attention
+  // (on a device whose results vary with the number of rows: no more than about the same values)
   // Appends K and V of those rows whose page is here.
   virtual void append(Tensor qkv, const KvPages& kv) = 0;
   // For each of `rows` rows from `first_row` on, in order, the parts of all segments that are here and begin at or
@@ -175,8 +176,8 @@ class Backend {
   // rows.
   virtual void attention_parts(Tensor qkv, const KvPages& kv, float scale, std::int64_t first_row, std::int64_t rows,
                                Tensor parts) = 0;
-  // Row r of `out` (rows, n_head * head_dim), float32, from the parts numbers[first[r]] to numbers[first[r + 1] - 1],
-  // which are those of all its segments, in order. Spans are host memory, copied.
+  // Row r of `out` (rows, n_head * head_dim), of an activation dtype, from the parts numbers[first[r]] to
+  // numbers[first[r + 1] - 1], which are those of all its segments, in order. Spans are host memory, copied.
   virtual void merge_parts(Tensor parts, std::int32_t n_head, std::span<const std::int32_t> first,
                            std::span<const std::int32_t> numbers, Tensor out) = 0;
 
