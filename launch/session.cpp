@@ -76,9 +76,6 @@ Session::Session(const Options& options, const World& world) : options_(options)
     if (any_cuda && dtype_ == DType::kInt8) {
       throw UsageError("--dtype: int8 weights are for CPUs; give float16 or bfloat16, or --device cpu");
     }
-    if (any_cuda && grid_.shards > 1) {
-      throw UsageError("--context-shards: for CPUs so far; leave them out, or give --device cpu");
-    }
   });
 }
 

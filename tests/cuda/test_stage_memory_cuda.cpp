@@ -22,6 +22,6 @@ TEST_CASE("CUDA stages allocate what the plan says") {
   Random random(seed);
   INFO("seed " << seed);
   for (int round = 0; round < rounds(20); ++round) {
-    check_stage_memory(random, {without_graphs, [] { return cuda_layout(std::int64_t{64} << 20); }, false, false});
+    check_stage_memory(random, {without_graphs, [] { return cuda_layout(std::int64_t{64} << 20); }, false});
   }
 }

@@ -22,7 +22,7 @@ struct Parts {
 };
 
 // A way to another place and back.
-using Connect = std::function<std::unique_ptr<Transport>(std::int32_t place)>;
+using Connect = std::function<std::unique_ptr<Transport>(Backend& backend, std::int32_t place)>;
 
 std::int32_t pool_pages(const Job& job, const Layout& layout, std::int32_t n_positions) {
   std::int32_t most = 1;
@@ -50,9 +50,8 @@ Parts make_parts(const Layout& layout, std::int32_t place, const Connect& connec
   if (layout.checking) parts.backend = make_checking_backend(std::move(parts.backend));
   parts.links.place = {place % layout.shards, layout.shards};
   for (std::int32_t shard = 0; shard < layout.shards; ++shard) {
-    parts.links.to.push_back(shard == parts.links.place.shard
-                                 ? nullptr
-                                 : make_staged_transport(connect(stage * layout.shards + shard), *parts.backend));
+    parts.links.to.push_back(shard == parts.links.place.shard ? nullptr
+                                                              : connect(*parts.backend, stage * layout.shards + shard));
   }
   return parts;
 }
@@ -124,8 +123,9 @@ std::vector<Sample> run_loopback(const Job& job, const Layout& layout, Instrumen
       threads.emplace_back([&, place] {
         try {
           const std::int32_t shards = layout.shards;
-          Parts parts =
-              make_parts(layout, place, [&](std::int32_t other) { return hub.transport(place, other, other); });
+          Parts parts = make_parts(layout, place, [&](Backend& backend, std::int32_t other) {
+            return make_staged_transport(hub.transport(place, other, other), backend);
+          });
           if (instrument != nullptr) {
             for (auto& link : parts.links.to) {
               if (link) link = instrument->around(place, std::move(link));
@@ -168,17 +168,20 @@ std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiPro
   const std::int32_t rank = process.rank();
   if (rank >= layout.places()) return {};
   const Model model = open_model(job.model);
-  Parts parts = make_parts(layout, rank, [&](std::int32_t other) { return process.transport(other, other); });
+  Parts parts = make_parts(layout, rank, [&](Backend& backend, std::int32_t other) {
+    return links.to_shard ? links.to_shard(backend, other)
+                          : make_staged_transport(process.transport(other, other), backend);
+  });
   make_executor(job, layout, model, parts, rank);
   StageContext context = context_of(layout, rank, parts);
   std::unique_ptr<Mailbox> mailbox;
   std::unique_ptr<Transport> transport;
-  if (layout.places() > 1) {
-    mailbox = links.mailbox ? links.mailbox() : process.mailbox(0);
+  if (layout.places() > 1) mailbox = links.mailbox ? links.mailbox() : process.mailbox(0);
+  context.mailbox = mailbox.get();
+  if (layout.stages.size() > 1) {
     transport = links.transport ? links.transport(*parts.backend)
                                 : make_staged_transport(process.transport(rank - layout.shards, rank + layout.shards),
                                                         *parts.backend);
-    context.mailbox = mailbox.get();
     context.transport = transport.get();
   }
   if (rank == 0) return lead(job, layout, model, context);

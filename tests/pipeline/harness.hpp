@@ -64,7 +64,8 @@ std::vector<Sample> run_loopback(const Job& job, const Layout& layout, Instrumen
 // What a rank talks through instead of MPI; empty: that.
 struct RankLinks {
   std::function<std::unique_ptr<Mailbox>()> mailbox = {};
-  std::function<std::unique_ptr<Transport>(Backend&)> transport = {};  // not called when there is one stage
+  std::function<std::unique_ptr<Transport>(Backend&)> transport = {};  // not called when there is one rank
+  std::function<std::unique_ptr<Transport>(Backend&, std::int32_t rank)> to_shard = {};  // another of the stage
 };
 // The same as ranks 0..places-1 of the job; samples on rank 0, empty elsewhere. Ranks beyond do nothing.
 std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiProcess& process,
