@@ -89,6 +89,7 @@ ShardedWorkspace sharded_workspace(const ModelConfig& model, const DeviceLayout&
   workspace.part_values = model.n_embd + 2LL * model.n_head;
   workspace.own_rows = work.own_rows();
   workspace.own_parts = work.own_rows() * here;
+  workspace.merged_parts = work.own_rows() * (here + elsewhere);
   return workspace;
 }
 
@@ -101,6 +102,7 @@ StageOperations stage_operations(const ModelConfig& model, BlockRange blocks, co
   operations.table_words =
       std::min(work.max_rows, work.slots) * std::min<std::int64_t>(table, std::int64_t{work.pages} * work.shards);
   operations.head_rows = stage_workspace(model, blocks, work).head_rows;
+  operations.parts = sharded_workspace(model, layout, work).merged_parts;
   return operations;
 }
 

@@ -27,6 +27,7 @@ struct StageOperations {
   std::int64_t columns = 0;      // of an input of a product
   std::int64_t table_words = 0;  // page numbers of one microbatch
   std::int64_t head_rows = 0;    // rows whose logits are computed at once; 0 but on the last stage
+  std::int64_t parts = 0;        // of the rows of one context shard, made or merged at once; 0 without
 };
 
 struct DeviceLayout {
@@ -119,6 +120,7 @@ struct ShardedWorkspace {
   std::int64_t rows = 0, qkv = 0;           // (rows, qkv) of the activation dtype: q, k and v of all shards' rows
   std::int64_t parts = 0, part_values = 0;  // (parts, part_values), float32: one for a row, a block and a segment
   std::int64_t own_rows = 0, own_parts = 0;  // of these, most that travel between two shards at once, each way
+  std::int64_t merged_parts = 0;             // most that one shard's rows have
   std::int64_t bytes(std::int64_t activation_bytes) const;
   std::int64_t exchanged_bytes(std::int64_t activation_bytes) const;  // both ways
 };

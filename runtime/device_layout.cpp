@@ -13,7 +13,8 @@ OperationLimits operation_limits(const StageOperations& operations, const ModelC
           .head_dim = model.head_dim(),
           .table_words = operations.table_words,
           .logits_rows = operations.head_rows,
-          .vocab = model.vocab_size};
+          .vocab = model.vocab_size,
+          .parts = operations.parts};
 }
 
 DeviceLayout device_layout(const MemoryLayout& layout, const ModelConfig& model, DType weights, DType kv) {
