@@ -22,6 +22,10 @@ namespace {
 // A rank whose links are sound waits so much longer than one that may be silent.
 constexpr double kPatience = 40.0;
 
+// With more, each rank would have more streams of links than a GPU has queues by default, and one that waits could stand
+// in front of what its peer waits for: their exchange goes through the hosts' memory, over MPI.
+constexpr std::int32_t kMostNcclShards = 2;
+
 // Ranks on one GPU whose NCCL is told that they are on different hosts, which it then believes: for tests.
 bool told_other_hosts() {
   return std::getenv("NCCL_HOSTID") != nullptr;
@@ -192,8 +196,9 @@ Links connect_stages(const World& world, const LinkSetUp& set_up) {
     links.transport =
         set_up.queue != nullptr ? connect_nccl(world, set_up) : over_mpi(rank - grid.shards, rank + grid.shards);
   }
-  if (set_up.queue != nullptr) links.to_shards = connect_shards_nccl(world, set_up);
-  for (std::int32_t shard = 0; set_up.queue == nullptr && shard < grid.shards; ++shard) {
+  const bool shards_over_nccl = set_up.queue != nullptr && grid.shards <= kMostNcclShards;
+  if (shards_over_nccl) links.to_shards = connect_shards_nccl(world, set_up);
+  for (std::int32_t shard = 0; !shards_over_nccl && shard < grid.shards; ++shard) {
     const std::int32_t other = rank - grid.shard(rank) + shard;
     links.to_shards.push_back(other == rank ? nullptr : over_mpi(other, other));
   }
