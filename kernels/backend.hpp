@@ -57,6 +57,18 @@ struct Matrix {
 // Token positions of one page of the KV cache, and the tile of attention: keys are reduced tile by tile from position
 // 0.
 inline constexpr std::int32_t kPagePositions = 64;
+// Tiles of a segment. Attention reduces the tiles of a segment in order, then the segments in order, so that segments
+// may be reduced anywhere.
+inline constexpr std::int32_t kSegmentPages = 16;
+inline constexpr std::int32_t kSegmentPositions = kSegmentPages * kPagePositions;
+// A page number of keys that another rank has; whole segments are here or elsewhere.
+inline constexpr std::int32_t kElsewhere = -1;
+
+// What attention knows of one segment, for one row, is a part: for each head sum(exp(s - m) v), head_dim values, and
+// after those of all heads for each head m, the largest score s = scale * q k, and l = sum(exp(s - m)); float32.
+constexpr std::int64_t part_width(std::int64_t n_head, std::int64_t head_dim) {
+  return n_head * (head_dim + 2);
+}
 
 // The KV pages of one block. A page holds, in the backend's own layout, K and V of kPagePositions positions for all
 // heads; page p begins p * page_bytes after `base`. Sizes: Backend::kv_page_bytes.
@@ -76,6 +88,7 @@ struct RowsView {
   std::span<const std::int32_t> sequences;  // (rows) index of the row's page table below
   std::span<const std::int32_t>
       pages;  // (sequences, table_stride) page numbers; page i holds positions from i * kPagePositions
+              // attention needs all pages up to a row's position; append and attention_parts take kElsewhere as well
   std::int64_t table_stride = 0;
 };
 
@@ -93,7 +106,8 @@ class Backend {
   virtual void download(void* host, const void* device, std::int64_t bytes) = 0;  // synchronises
   virtual std::int64_t bytes_allocated() const = 0;
   virtual std::int64_t peak_bytes() const = 0;
-  // Bytes that `allocate` can give out in all: a device's own memory, or a budget of the host's; nothing without either.
+  // Bytes that `allocate` can give out in all: a device's own memory, or a budget of the host's; nothing without
+  // either.
   virtual std::optional<std::int64_t> memory_limit() const { return std::nullopt; }
 
   // --- for transports of a device with memory of its own; on the host they are plain copies
@@ -152,6 +166,20 @@ class Backend {
   // 0..positions[r]. qkv is (rows, 3 * n_head * head_dim): q, k, v side by side; out is (rows, n_head * head_dim), of
   // the same dtype.
   virtual void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) = 0;
+
+  // --- attention in parts, where page numbers of set_rows may be kElsewhere; together they give the bits of attention
+  // (on a device whose results vary with the number of rows: no more than about the same values)
+  // Appends K and V of those rows whose page is here.
+  virtual void append(Tensor qkv, const KvPages& kv) = 0;
+  // For each of `rows` rows from `first_row` on, in order, the parts of all segments that are here and begin at or
+  // before the row's position, in order: parts is (their number, part_width(n_head, head_dim)). qkv is that of all
+  // rows.
+  virtual void attention_parts(Tensor qkv, const KvPages& kv, float scale, std::int64_t first_row, std::int64_t rows,
+                               Tensor parts) = 0;
+  // Row r of `out` (rows, n_head * head_dim), of an activation dtype, from the parts numbers[first[r]] to
+  // numbers[first[r + 1] - 1], which are those of all its segments, in order. Spans are host memory, copied.
+  virtual void merge_parts(Tensor parts, std::int32_t n_head, std::span<const std::int32_t> first,
+                           std::span<const std::int32_t> numbers, Tensor out) = 0;
 
   // Makes the contents of page `to` those of page `from`.
   virtual void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) = 0;

@@ -1,8 +1,8 @@
 // Runs every operation on a backend and on the reference with the same inputs and compares.
 //
 // The reference keeps its own copy of each matrix (known by the address of its storage) and of each block's
-// KV pages (by their base). What is written to pages by other means than attention() is not seen by the copy. It works
-// in float32 throughout: activations of 16 bits are widened.
+// KV pages (by their base). What is written to pages by other means than attention and append is not seen by the copy.
+// It works in float32 throughout: activations of 16 bits are widened.
 // Tolerances bound the rounding of float32 arithmetic in any order of additions: some multiple of the unit
 // roundoff times the sum of the absolute terms, growing with the square root of their number. 16-bit results may be off
 // by their own rounding as well, and attention on 16-bit activations may round queries and probabilities.
@@ -17,6 +17,8 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/checks.hpp"
+#include "kernels/compare_attention.hpp"
+#include "kernels/comparison.hpp"
 #include "kernels/convert.hpp"
 #include "kernels/forwarding_backend.hpp"
 #include "kernels/reference/reference_matrix.hpp"
@@ -24,18 +26,6 @@
 
 namespace stagecoach {
 namespace {
-
-constexpr double kRoundoff = 0x1p-24;
-
-double roundoff_of_sum(std::int64_t terms) {
-  return kRoundoff * (8.0 + 4.0 * std::sqrt(static_cast<double>(terms)));
-}
-
-// Of rounding to `dtype`: half the distance of two neighbours over the smaller one, and for the smallest numbers.
-double rounding_of(DType dtype, double value) {
-  const double relative = dtype == DType::kFloat16 ? 0x1p-11 : dtype == DType::kBFloat16 ? 0x1p-8 : kRoundoff;
-  return relative * std::abs(value) + (dtype == DType::kFloat16 ? 0x1p-25 : 0.0);
-}
 
 // A host copy of a tensor of the inner backend, in float32.
 struct HostCopy {
@@ -54,35 +44,10 @@ HostCopy copy_of(Backend& backend, Tensor t) {
   return copy;
 }
 
-// The element that exceeds its tolerance by most.
-class Comparison {
- public:
-  explicit Comparison(std::string operation) : operation_(std::move(operation)) {}
-
-  void add(std::int64_t r, std::int64_t c, float got, float want, double tolerance) {
-    if (got == want || (std::isnan(got) && std::isnan(want))) return;
-    const double error = std::abs(double{got} - double{want});
-    const double excess = std::isfinite(error) ? error / std::max(tolerance, 1e-300) : 1e300;
-    if (excess <= worst_) return;
-    worst_ = excess;
-    message_ = fmt::format("{}: element ({}, {}) is {}, the reference has {}, tolerance {}", operation_, r, c, got,
-                           want, tolerance);
-  }
-  void finish() const {
-    if (worst_ > 1.0) throw std::logic_error(message_);
-  }
-
- private:
-  std::string operation_;
-  std::string message_;
-  double worst_ = 0.0;
-};
-
 struct PagesShadow {
   Buffer pages;
   KvPages shape;
-  double largest_key = 0.0;    // over rows and heads, Euclidean norm of k
-  double largest_value = 0.0;  // over elements, |v|
+  KvBounds bounds;
 };
 
 class CheckingBackend final : public ForwardingBackend {
@@ -142,7 +107,46 @@ class CheckingBackend final : public ForwardingBackend {
     want.view.data = want.bytes.data();
     PagesShadow& pages = shadow(kv);
     reference_->attention(in.view, pages.shape, scale, want.view);
-    compare_attention(pages, in.view, qkv.dtype, scale, got.view, want.view);
+    pages.bounds.add(in.view, kv);
+    compare_attention(pages.bounds, kv, in.view, qkv.dtype, scale, got.view, want.view);
+  }
+
+  void append(Tensor qkv, const KvPages& kv) override {
+    check_append(rows_, qkv, kv);
+    inner().append(qkv, kv);
+    const HostCopy in = copy_of(inner(), qkv);
+    PagesShadow& pages = shadow(kv);
+    reference_->append(in.view, pages.shape);
+    pages.bounds.add(in.view, kv);
+  }
+
+  void attention_parts(Tensor qkv, const KvPages& kv, float scale, std::int64_t first_row, std::int64_t rows,
+                       Tensor parts) override {
+    check_attention_parts(rows_, qkv, kv, first_row, rows, parts);
+    inner().attention_parts(qkv, kv, scale, first_row, rows, parts);
+    const HostCopy in = copy_of(inner(), qkv);
+    const HostCopy got = copy_of(inner(), parts);
+    HostCopy want = got;
+    want.view.data = want.bytes.data();
+    const PagesShadow& pages = shadow(kv);
+    reference_->attention_parts(in.view, pages.shape, scale, first_row, rows, want.view);
+    std::vector<std::int64_t> of_part;
+    for (std::int64_t r = first_row; r < first_row + rows; ++r) {
+      of_part.insert(of_part.end(), static_cast<std::size_t>(rows_.parts(r)), r);
+    }
+    compare_parts(pages.bounds, kv, in.view, qkv.dtype, scale, of_part, got.view, want.view);
+  }
+
+  void merge_parts(Tensor parts, std::int32_t n_head, std::span<const std::int32_t> first,
+                   std::span<const std::int32_t> numbers, Tensor out) override {
+    check_merge_parts(parts, n_head, first, numbers, out);
+    inner().merge_parts(parts, n_head, first, numbers, out);
+    const HostCopy in = copy_of(inner(), parts);
+    const HostCopy got = copy_of(inner(), out);
+    HostCopy want = got;
+    want.view.data = want.bytes.data();
+    reference_->merge_parts(in.view, n_head, first, numbers, want.view);
+    compare_merged(in.view, n_head, first, numbers, out.dtype, got.view, want.view);
   }
 
   void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override {
@@ -223,39 +227,6 @@ class CheckingBackend final : public ForwardingBackend {
       copy.shape.base = copy.pages.data();
     }
     return copy;
-  }
-
-  // Scores are off by at most d = scale |q| |k| times the roundoff of a sum of head_dim terms; probabilities
-  // by a factor exp(2 d) and the roundoff of their sum; the output is their mean of values.
-  static void compare_attention(PagesShadow& pages, Tensor qkv, DType dtype, float scale, Tensor got, Tensor want) {
-    const std::int64_t head_dim = pages.shape.head_dim;
-    const std::int64_t width = head_dim * pages.shape.n_head;
-    const auto norm = [&](const float* x) {
-      double squares = 0.0;
-      for (std::int64_t d = 0; d < head_dim; ++d) squares += double{x[d]} * double{x[d]};
-      return std::sqrt(squares);
-    };
-    for (std::int64_t r = 0; r < qkv.rows; ++r) {
-      const float* k = qkv.f32(r) + width;
-      for (std::int64_t h = 0; h < pages.shape.n_head; ++h)
-        pages.largest_key = std::max(pages.largest_key, norm(k + h * head_dim));
-      for (std::int64_t c = 0; c < width; ++c)
-        pages.largest_value = std::max(pages.largest_value, double{std::abs(k[width + c])});
-    }
-    Comparison comparison("attention");
-    for (std::int64_t r = 0; r < got.rows; ++r) {
-      for (std::int64_t c = 0; c < width; ++c) {
-        const double score =
-            std::abs(double{scale}) * norm(qkv.f32(r) + c / head_dim * head_dim) * pages.largest_key * 1.01;
-        double relative = 2.0 * score * roundoff_of_sum(head_dim) + roundoff_of_sum(1024);
-        // Queries are rounded to the dtype of the keys, probabilities to that of the values.
-        if (dtype != DType::kFloat32)
-          relative += 2.0 * rounding_of(pages.shape.dtype, score) + rounding_of(pages.shape.dtype, 1.0);
-        comparison.add(r, c, got.f32(r)[c], want.f32(r)[c],
-                       relative * pages.largest_value * 1.01 + rounding_of(dtype, want.f32(r)[c]));
-      }
-    }
-    comparison.finish();
   }
 
   static void compare_layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, DType dtype, Tensor got,

@@ -84,20 +84,61 @@ void check_embed(const RowSet& rows, const Matrix& wte, Tensor wpe, Tensor out) 
   }
 }
 
-void check_attention(const RowSet& rows, Tensor qkv, const KvPages& kv, Tensor out) {
-  require(kv.n_head >= 1 && kv.head_dim >= 1 && kv.base != nullptr, "attention",
+namespace {
+
+void require_pages(const KvPages& kv, const char* operation) {
+  require(kv.n_head >= 1 && kv.head_dim >= 1 && kv.base != nullptr, operation,
           fmt::format("{} heads of {}, pages {}", kv.n_head, kv.head_dim, kv.base == nullptr ? "missing" : "given"));
-  const std::int64_t width = std::int64_t{kv.n_head} * kv.head_dim;
-  require_activation(qkv, rows.rows(), 3 * width, "attention", "qkv");
-  require_tensor(out, qkv.dtype, rows.rows(), width, "attention", "out");
-  if (rows.first_page() >= 0 && rows.last_page() < kv.page_count) return;
-  require(false, "attention",
+}
+
+// qkv of all rows, whose pages are from `least` on.
+void require_rows(const RowSet& rows, Tensor qkv, const KvPages& kv, std::int32_t least, const char* operation) {
+  require_pages(kv, operation);
+  require_activation(qkv, rows.rows(), 3 * std::int64_t{kv.n_head} * kv.head_dim, operation, "qkv");
+  if (rows.first_page() >= least && rows.last_page() < kv.page_count) return;
+  require(false, operation,
           fmt::format("rows use pages {} to {} of {}", rows.first_page(), rows.last_page(), kv.page_count));
 }
 
+}  // namespace
+
+void check_attention(const RowSet& rows, Tensor qkv, const KvPages& kv, Tensor out) {
+  require_rows(rows, qkv, kv, 0, "attention");
+  require_tensor(out, qkv.dtype, rows.rows(), std::int64_t{kv.n_head} * kv.head_dim, "attention", "out");
+}
+
+void check_append(const RowSet& rows, Tensor qkv, const KvPages& kv) {
+  require_rows(rows, qkv, kv, kElsewhere, "append");
+}
+
+void check_attention_parts(const RowSet& rows, Tensor qkv, const KvPages& kv, std::int64_t first_row,
+                           std::int64_t count, Tensor parts) {
+  require_rows(rows, qkv, kv, kElsewhere, "attention_parts");
+  require(first_row >= 0 && count >= 0 && first_row + count <= rows.rows(), "attention_parts",
+          fmt::format("{} rows from {} on of {}", count, first_row, rows.rows()));
+  std::int64_t total = 0;
+  for (std::int64_t r = first_row; r < first_row + count; ++r) total += rows.parts(r);
+  require_float32(parts, total, part_width(kv.n_head, kv.head_dim), "attention_parts", "parts");
+}
+
+void check_merge_parts(Tensor parts, std::int32_t n_head, std::span<const std::int32_t> first,
+                       std::span<const std::int32_t> numbers, Tensor out) {
+  require(n_head >= 1 && out.cols % n_head == 0, "merge_parts", fmt::format("{} heads in {}", n_head, describe(out)));
+  require_activation(out, out.rows, out.cols, "merge_parts", "out");
+  require_float32(parts, parts.rows, part_width(n_head, out.cols / n_head), "merge_parts", "parts");
+  require(static_cast<std::int64_t>(first.size()) == out.rows + 1 && first.front() == 0 &&
+              first.back() == static_cast<std::int32_t>(numbers.size()),
+          "merge_parts", fmt::format("{} ends and {} numbers for {} rows", first.size(), numbers.size(), out.rows));
+  for (std::size_t r = 0; r + 1 < first.size(); ++r) {
+    require(first[r] < first[r + 1], "merge_parts", fmt::format("row {} has no parts", r));
+  }
+  for (const std::int32_t number : numbers) {
+    require(number >= 0 && number < parts.rows, "merge_parts", fmt::format("part {} of {}", number, parts.rows));
+  }
+}
+
 void check_copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) {
-  require(kv.n_head >= 1 && kv.head_dim >= 1 && kv.base != nullptr, "copy_page",
-          fmt::format("{} heads of {}, pages {}", kv.n_head, kv.head_dim, kv.base == nullptr ? "missing" : "given"));
+  require_pages(kv, "copy_page");
   const bool inside = from >= 0 && from < kv.page_count && to >= 0 && to < kv.page_count && from != to;
   require(inside, "copy_page", fmt::format("page {} to {} of {}", from, to, kv.page_count));
 }

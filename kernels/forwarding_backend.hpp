@@ -46,6 +46,15 @@ class ForwardingBackend : public Backend {
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
     inner_->attention(qkv, kv, scale, out);
   }
+  void append(Tensor qkv, const KvPages& kv) override { inner_->append(qkv, kv); }
+  void attention_parts(Tensor qkv, const KvPages& kv, float scale, std::int64_t first_row, std::int64_t rows,
+                       Tensor parts) override {
+    inner_->attention_parts(qkv, kv, scale, first_row, rows, parts);
+  }
+  void merge_parts(Tensor parts, std::int32_t n_head, std::span<const std::int32_t> first,
+                   std::span<const std::int32_t> numbers, Tensor out) override {
+    inner_->merge_parts(parts, n_head, first, numbers, out);
+  }
   void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override { inner_->copy_page(kv, from, to); }
   void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
     inner_->layer_norm(x, gain, bias, epsilon, out);

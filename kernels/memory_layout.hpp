@@ -19,6 +19,7 @@ struct OperationLimits {
   std::int64_t table_words = 0;  // page numbers of one set_rows
   std::int64_t logits_rows = 0;  // gathered and summarised at once; 0 where no tokens are picked
   std::int64_t vocab = 0;
+  std::int64_t parts = 0;  // of one attention_parts, and numbers of one merge_parts; 0 where attention is whole
 };
 
 class MemoryLayout {

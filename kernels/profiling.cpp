@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace stagecoach {
 namespace {
@@ -62,6 +63,7 @@ void ProfilingBackend::timed(const OperationKind& kind, const Cost& cost, const 
 }
 
 void ProfilingBackend::look_at(const RowsView& rows) {
+  rows_.assign(rows);
   const auto last = std::ranges::max_element(rows.sequences);
   by_sequence_.assign(last == rows.sequences.end() ? 0 : static_cast<std::size_t>(*last) + 1, 0);
   positions_attended_ = 0;
@@ -116,6 +118,46 @@ void ProfilingBackend::attention(Tensor qkv, const KvPages& kv, float scale, Ten
   const std::int64_t width = std::int64_t{kv.n_head} * kv.head_dim;
   const Cost cost{out.rows, positions_kept_ * 2 * width * size_of(kv.dtype), positions_attended_ * 4 * width};
   timed({Operation::kAttention}, cost, [&] { inner().attention(qkv, kv, scale, out); });
+}
+
+// As of attention, for the keys that are here.
+ProfilingBackend::Cost ProfilingBackend::cost_of_parts(const KvPages& kv, std::int64_t first_row, std::int64_t rows) {
+  const std::int64_t width = std::int64_t{kv.n_head} * kv.head_dim;
+  Cost cost{.rows = rows};
+  std::ranges::fill(by_sequence_, 0);
+  std::int64_t kept = 0;
+  for (std::int64_t r = first_row; r < first_row + rows; ++r) {
+    const std::int32_t sequence = rows_.sequences()[static_cast<std::size_t>(r)];
+    const std::int64_t seen = rows_.positions()[static_cast<std::size_t>(r)] + 1LL;
+    std::int64_t here = 0;
+    for (const std::int32_t segment : rows_.segments(sequence)) {
+      here += std::clamp<std::int64_t>(seen - std::int64_t{segment} * kSegmentPositions, 0, kSegmentPositions);
+    }
+    cost.flops += here * 4 * width;
+    std::int64_t& before = by_sequence_[static_cast<std::size_t>(sequence)];
+    kept += here - std::exchange(before, here);  // the positions of a sequence grow
+  }
+  cost.bytes_read = kept * 2 * width * size_of(kv.dtype);
+  return cost;
+}
+
+void ProfilingBackend::append(Tensor qkv, const KvPages& kv) {
+  const std::int64_t bytes = qkv.bytes() / 3 * 2;
+  timed({Operation::kAttention}, {0, bytes, 0}, [&] { inner().append(qkv, kv); });
+}
+
+void ProfilingBackend::attention_parts(Tensor qkv, const KvPages& kv, float scale, std::int64_t first_row,
+                                       std::int64_t rows, Tensor parts) {
+  const auto run = [&] { inner().attention_parts(qkv, kv, scale, first_row, rows, parts); };
+  if (!counting_) return run();
+  const bool real = first_row >= 0 && rows >= 0 && first_row + rows <= rows_.rows();  // otherwise it will be refused
+  timed({Operation::kAttention}, real ? cost_of_parts(kv, first_row, rows) : Cost{}, run);
+}
+
+void ProfilingBackend::merge_parts(Tensor parts, std::int32_t n_head, std::span<const std::int32_t> first,
+                                   std::span<const std::int32_t> numbers, Tensor out) {
+  const std::int64_t bytes = static_cast<std::int64_t>(numbers.size()) * parts.cols * size_of(parts.dtype);
+  timed({Operation::kAttention}, {0, bytes, 0}, [&] { inner().merge_parts(parts, n_head, first, numbers, out); });
 }
 
 void ProfilingBackend::copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) {

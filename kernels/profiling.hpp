@@ -13,13 +13,14 @@
 #include <vector>
 
 #include "kernels/forwarding_backend.hpp"
+#include "kernels/row_set.hpp"
 
 namespace stagecoach {
 
 enum class Operation : std::uint8_t {
   kSetRows,
   kEmbed,
-  kAttention,
+  kAttention,  // also in parts: append, attention_parts, merge_parts; its rows are those attended for
   kCopyPage,
   kLayerNorm,
   kLinear,
@@ -42,7 +43,8 @@ struct OperationTotals {
   std::int64_t calls = 0;
   double seconds = 0.0;
   std::int64_t rows = 0;
-  // linear: the packed matrix; attention: each sequence's keys and values once; others: their rows of input
+  // linear: the packed matrix; attention: each sequence's keys and values once, in parts those that are here; others:
+  // their rows of input
   std::int64_t bytes_read = 0;
   std::int64_t flops = 0;  // of linear 2 * rows * in * out, of attention 4 * keys * width per row; otherwise 0
 };
@@ -84,6 +86,11 @@ class ProfilingBackend final : public ForwardingBackend {
   void set_rows(const RowsView& rows) override;
   void embed(const Matrix& wte, Tensor wpe, Tensor out) override;
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override;
+  void append(Tensor qkv, const KvPages& kv) override;
+  void attention_parts(Tensor qkv, const KvPages& kv, float scale, std::int64_t first_row, std::int64_t rows,
+                       Tensor parts) override;
+  void merge_parts(Tensor parts, std::int32_t n_head, std::span<const std::int32_t> first,
+                   std::span<const std::int32_t> numbers, Tensor out) override;
   void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override;
   void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override;
   void linear(Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue, Tensor out) override;
@@ -102,6 +109,7 @@ class ProfilingBackend final : public ForwardingBackend {
   void timed(const OperationKind& kind, const Cost& cost, const Body& body);
   void add(const OperationKind& kind, const Cost& cost, Clock::time_point start, Clock::time_point end);
   void look_at(const RowsView& rows);
+  Cost cost_of_parts(const KvPages& kv, std::int64_t first_row, std::int64_t rows);
 
   Profile profile_;
   std::int64_t rows_to_skip_;
@@ -113,6 +121,7 @@ class ProfilingBackend final : public ForwardingBackend {
   std::int64_t positions_attended_ = 0;    // sum over rows
   std::int64_t positions_kept_ = 0;        // sum over sequences, as far as their last row sees
   std::vector<std::int64_t> by_sequence_;  // scratch: positions of each sequence
+  RowSet rows_;                            // for attention in parts
 };
 
 }  // namespace stagecoach

@@ -50,7 +50,9 @@ void RowSet::assign(const RowsView& view) {
   first_page_ = 0;
   last_page_ = -1;
   bool any = false;
+  segments_.resize(static_cast<std::size_t>(tables));
   for (std::int64_t s = 0; s < tables; ++s) {
+    segments_[static_cast<std::size_t>(s)].clear();
     if (last[static_cast<std::size_t>(s)] < 0) continue;
     const std::int64_t used = last[static_cast<std::size_t>(s)] / kPagePositions + 1;
     const auto [low, high] =
@@ -58,12 +60,33 @@ void RowSet::assign(const RowsView& view) {
     first_page_ = any ? std::min(first_page_, *low) : *low;
     last_page_ = any ? std::max(last_page_, *high) : *high;
     any = true;
+    find_segments(static_cast<std::int32_t>(s), static_cast<std::int32_t>(used));
   }
 }
 
-std::vector<RowGroup> RowSet::groups(std::int64_t limit) const {
+void RowSet::find_segments(std::int32_t sequence, std::int32_t pages) {
+  for (std::int32_t first = 0; first < pages; first += kSegmentPages) {
+    const std::int32_t end = std::min(pages, first + kSegmentPages);
+    const auto here = std::count_if(table(sequence) + first, table(sequence) + end,
+                                    [](std::int32_t page) { return page != kElsewhere; });
+    if (here == end - first) {
+      segments_[static_cast<std::size_t>(sequence)].push_back(first / kSegmentPages);
+    } else if (here != 0) {
+      throw std::invalid_argument(fmt::format("set_rows: {} of pages {} to {} of sequence {} are here, not all or none",
+                                              here, first, end - 1, sequence));
+    }
+  }
+}
+
+std::int64_t RowSet::parts(std::int64_t r) const {
+  const std::vector<std::int32_t>& here = segments(sequences_[static_cast<std::size_t>(r)]);
+  const std::int32_t own = positions_[static_cast<std::size_t>(r)] / kSegmentPositions;
+  return std::ranges::upper_bound(here, own) - here.begin();
+}
+
+std::vector<RowGroup> RowSet::groups(std::int64_t limit, std::int64_t first, std::int64_t count) const {
   std::vector<RowGroup> result;
-  for (std::int64_t r = 0; r < rows(); ++r) {
+  for (std::int64_t r = first; r < first + count; ++r) {
     const std::int32_t s = sequences_[static_cast<std::size_t>(r)];
     if (!result.empty() && result.back().sequence == s && result.back().rows < limit) {
       ++result.back().rows;

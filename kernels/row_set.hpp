@@ -21,8 +21,8 @@ struct RowGroup {
 class RowSet {
  public:
   // Throws std::invalid_argument for sizes that do not match, a sequence without a table, positions that are
-  // negative or do not increase within their sequence, and positions beyond their table. `tokens` may be
-  // empty where nothing is embedded.
+  // negative or do not increase within their sequence, positions beyond their table, and segments that are here in
+  // part. `tokens` may be empty where nothing is embedded.
   void assign(const RowsView& view);
 
   std::int64_t rows() const { return static_cast<std::int64_t>(positions_.size()); }
@@ -35,14 +35,26 @@ class RowSet {
     return table(sequences_[static_cast<std::size_t>(r)])[position / kPagePositions];
   }
   // Groups of at most `limit` rows.
-  std::vector<RowGroup> groups(std::int64_t limit) const;
+  std::vector<RowGroup> groups(std::int64_t limit) const { return groups(limit, 0, rows()); }
+  // Of `count` rows from `first` on.
+  std::vector<RowGroup> groups(std::int64_t limit, std::int64_t first, std::int64_t count) const;
+
+  // Segments that are here and begin at or before a row's position: its parts.
+  std::int64_t parts(std::int64_t r) const;
+  // The numbers of those of a sequence, as far as its rows see, in order.
+  const std::vector<std::int32_t>& segments(std::int32_t sequence) const {
+    return segments_[static_cast<std::size_t>(sequence)];
+  }
 
   // Smallest and largest page number that the rows touch; 0 and -1 without rows.
   std::int32_t first_page() const { return first_page_; }
   std::int32_t last_page() const { return last_page_; }
 
  private:
+  void find_segments(std::int32_t sequence, std::int32_t pages);
+
   std::vector<std::int32_t> tokens_, positions_, sequences_, pages_;
+  std::vector<std::vector<std::int32_t>> segments_;  // [sequence]
   std::int64_t stride_ = 0;
   std::int32_t first_page_ = 0;
   std::int32_t last_page_ = -1;

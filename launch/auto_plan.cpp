@@ -57,6 +57,7 @@ class Chooser {
     PlanRequest request;
     request.model = plan.model;
     request.stages = plan.stage_count();
+    request.shards = plan.shards;
     request.chunks = plan.chunks.empty() ? ChunkPlan{plan.chunk_tokens} : plan.chunks;
     request.most_chunk = plan.chunk_tokens;
     request.in_flight = plan.in_flight;
@@ -66,7 +67,7 @@ class Chooser {
     request.job.new_tokens = std::max<std::int64_t>(1, r_.work.scored ? 1 : r_.work.new_tokens / count);
     request.job.scored = r_.work.scored;
     for (std::size_t s = 0; s < plan.stages.size(); ++s) {
-      const std::size_t place = tightest(s, plan.stages.size());
+      const std::size_t place = tightest(s, plan);
       const StageRoom& room = r_.rooms[place];
       PlannerDevice device;
       device.layout = device_layout(*layouts_[place], plan.model, r_.dtype, r_.kv_dtype);
@@ -79,10 +80,12 @@ class Chooser {
     return request;
   }
 
-  // Of the places of stage `s` in all replicas, which have the same blocks, the one with the least room.
-  std::size_t tightest(std::size_t s, std::size_t stages) const {
-    std::size_t best = s;
-    for (std::size_t place = s; place < r_.rooms.size(); place += stages) {
+  // Of the places of stage `s`, which have the same blocks, the one with the least room.
+  std::size_t tightest(std::size_t s, const Plan& plan) const {
+    const auto shards = static_cast<std::size_t>(plan.shards);
+    std::size_t best = s * shards;
+    for (std::size_t place = 0; place < r_.rooms.size(); ++place) {
+      if (place / shards % plan.stages.size() != s) continue;
       if (r_.rooms[place].available_bytes < r_.rooms[best].available_bytes) best = place;
     }
     return best;

@@ -11,6 +11,7 @@
 #include "launch/profile_table.hpp"
 #include "launch/session.hpp"
 #include "launch/watch.hpp"
+#include "runtime/context_shards.hpp"
 #include "runtime/output_file.hpp"
 #include "runtime/results.hpp"
 
@@ -184,7 +185,7 @@ int run_bench(const Options& options, const World& world) {
     const std::int64_t tokens = std::int64_t{options.prompt_tokens} + 2LL * options.new_tokens;
     WorkSize work;
     work.sequences = options.batch;
-    work.pages = pages_for(positions);
+    work.pages = pages_of_shard(pages_for(positions), 0, 0, session.grid().shards);
     work.prompt_bytes = options.batch * tokens * 4;
     work.prompt_tokens = std::int64_t{options.batch} * options.prompt_tokens;
     work.new_tokens = std::int64_t{options.batch} * options.new_tokens;

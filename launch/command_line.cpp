@@ -91,20 +91,11 @@ std::string command_help(const CommandSpec& command) {
   std::string out = fmt::format("stagecoach {}: {}\n\nusage: stagecoach {} {}\n", command.name, command.summary,
                                 command.name, command.usage);
   std::string_view group;
-  std::vector<std::string> later;
   for (const OptionSpec& spec : option_table()) {
     if ((spec.commands & bit_of(command.command)) == 0) continue;
-    if (spec.group.empty()) {
-      later.push_back(fmt::format("--{}", spec.name));
-      continue;
-    }
     if (spec.group != group) out += fmt::format("\n{}:\n", spec.group);
     group = spec.group;
     append_option(out, spec);
-  }
-  if (!later.empty()) {
-    out += "\nRefused in this version unless they change nothing:\n  ";
-    append_wrapped(out, fmt::format("{}", fmt::join(later, " ")), 2);
   }
   out +=
       "\nEvery option can stand in the run file as well, with _ for -. Brackets hold defaults.\n"
@@ -115,7 +106,7 @@ std::string command_help(const CommandSpec& command) {
 std::string general_help() {
   std::string out =
       "stagecoach: GPT-2 over a pipeline of MPI ranks\n\nusage: stagecoach COMMAND [options]\n"
-      "       mpirun -n N stagecoach COMMAND [options]     N ranks are N stages\n\nCommands:\n";
+      "       mpirun -n N stagecoach COMMAND [options]     N ranks are N stages, or replicas x stages x context\n                                                    shards\n\nCommands:\n";
   for (const CommandSpec& command : kCommands) out += fmt::format("  {:<10}{}\n", command.name, command.summary);
   out += "\nstagecoach COMMAND --help lists a command's options; stagecoach --version names this build.\n";
   return out;
@@ -215,8 +206,6 @@ Split split_arguments(const std::vector<std::string>& arguments, Command command
 void apply(const OptionSpec& spec, const std::string& value, const std::string& place, Options& options) {
   try {
     spec.apply(options, value);
-  } catch (const NotYet& error) {
-    throw NotYet(fmt::format("{}: {}", place, error.what()));
   } catch (const UsageError& error) {
     throw UsageError(fmt::format("{}: {}", place, error.what()));
   }
@@ -239,11 +228,7 @@ void apply_run_file(const Values& values, Options& options) {
     const OptionSpec* spec = find_option(setting.key, owner);
     if (spec == nullptr) throw UsageError(fmt::format("{}: {}: unknown key", setting.where, setting.key));
     if (overrides(values, spec->name)) continue;
-    try {
-      apply(*spec, setting.value, fmt::format("{}: {}", setting.where, setting.key), options);
-    } catch (const NotYet&) {
-      if ((spec->commands & bit_of(options.command)) != 0) throw;  // other commands' options only have to be right
-    }
+    apply(*spec, setting.value, fmt::format("{}: {}", setting.where, setting.key), options);
   }
 }
 

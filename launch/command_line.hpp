@@ -48,6 +48,7 @@ struct Options {
   std::optional<std::int32_t> stages;
   std::optional<std::int32_t> threads;
   std::int32_t replicas = 1;                 // pipelines that share the prompts
+  std::int32_t context_shards = 1;           // ranks of each stage, which share the tokens of a prompt
   bool auto_stages = false;                  // --stages auto: as many as are best
   std::optional<std::int32_t> chunk_tokens;  // the longest of `chunks`, if they are given
   ChunkPlan chunks;                          // lengths by position of the prompt

@@ -9,6 +9,7 @@
 #include "kernels/backend.hpp"
 #include "launch/machine.hpp"
 #include "launch/world.hpp"
+#include "runtime/context_shards.hpp"
 #include "runtime/device_layout.hpp"
 #include "runtime/scheduler.hpp"
 
@@ -18,6 +19,7 @@ namespace {
 constexpr std::int32_t kSmallestChunk = 32;  // fewer rows at once waste the matrix kernels
 constexpr std::size_t kStagesShown = 4;      // of those that are too small
 constexpr std::int32_t kMostStages = 64;     // that are tried as a way out
+constexpr std::int32_t kMostShards = 64;     // likewise
 constexpr std::int64_t kMostPages = std::numeric_limits<std::int32_t>::max();
 
 // What a stage keeps on the host for each row and each page number, outside of its backend: microbatches on their way
@@ -38,6 +40,15 @@ std::int64_t bookkeeping_bytes(const ModelConfig& model, const StageWork& work, 
   return bytes;
 }
 
+std::size_t stage_of(std::size_t place, const Plan& plan) {
+  return place / static_cast<std::size_t>(plan.shards) % plan.stages.size();
+}
+
+// The longest sequence of which no shard has more than `pages` pages.
+std::int64_t positions_with(std::int64_t pages, const Plan& plan) {
+  return (pages / kSegmentPages * kSegmentPages * plan.shards + pages % kSegmentPages) * kPagePositions;
+}
+
 // One way to run: the request, or one of its variations.
 class Attempt {
  public:
@@ -49,11 +60,12 @@ class Attempt {
     SchedulerLimits limits;
     limits.slots = slots;
     limits.chunk_tokens = chunk_tokens;
-    const StageWork work{limits.max_rows(), static_cast<std::int32_t>(pages), limits.tables(), r_.plan.in_flight,
-                         r_.plan.stage_count()};
+    const StageWork work{limits.max_rows(),     static_cast<std::int32_t>(pages),
+                         limits.tables(),       r_.plan.in_flight,
+                         r_.plan.stage_count(), r_.plan.shards};
     std::vector<StageNeed> result;
     for (std::size_t place = 0; place < r_.rooms.size(); ++place) {
-      const BlockRange blocks = r_.plan.stages[place % r_.plan.stages.size()].blocks;
+      const BlockRange blocks = r_.plan.stages[stage_of(place, r_.plan)].blocks;
       const StageRoom& room = r_.rooms[place];
       const DeviceLayout layout = device_layout(*layouts_[place], r_.plan.model, r_.dtype, r_.kv_dtype);
       StageNeed need;
@@ -130,8 +142,8 @@ FitRequest with_stages(const FitRequest& request, std::int32_t stages) {
   const auto buffers = [](const StageRoom& room) { return room.available_bytes - room.process_bytes; };
   StageRoom room = *std::ranges::min_element(request.rooms, {}, buffers);
   other.rooms.clear();
-  for (std::int32_t s = 0; s < stages; ++s) {
-    room.pot = s;
+  for (std::int32_t place = 0; place < stages * request.plan.shards; ++place) {
+    room.pot = place;
     other.rooms.push_back(room);
   }
   return other;
@@ -144,9 +156,21 @@ void append_other_stages(const FitRequest& request, std::vector<std::string>& wa
     return &room != request.rooms.data() && room.pot == request.rooms.front().pot;
   });
   if (shared) return;
+  const std::string of_shards =
+      request.plan.shards > 1 ? fmt::format(" of {} context shards", request.plan.shards) : "";
   for (std::int32_t stages = now + 1; stages <= most; ++stages) {
     if (!fits(with_stages(request, stages))) continue;
-    ways.push_back(fmt::format("{} stages with as much each", stages));
+    ways.push_back(fmt::format("{} stages{} with as much each", stages, of_shards));
+    return;
+  }
+  // More stages do not do: a block's keys and values are too many for one rank.
+  const std::int64_t pages = positions_with(request.work.pages, request.plan) / kPagePositions;
+  for (std::int32_t shards = request.plan.shards + 1; shards <= kMostShards; ++shards) {
+    FitRequest other = request;
+    other.plan.shards = shards;
+    other.work.pages = pages_of_shard(static_cast<std::int32_t>(pages), 0, 0, shards);
+    if (!fits(with_stages(other, now))) continue;
+    ways.push_back(fmt::format("--context-shards {} on {} ranks with as much each", shards, shards * now));
     return;
   }
 }
@@ -157,7 +181,9 @@ void append_shorter(const FitRequest& request, std::vector<std::string>& ways) {
     other.work.pages = static_cast<std::int32_t>(p);
     return fits(other);
   });
-  if (pages >= 1) ways.push_back(fmt::format("sequences of at most {} tokens", pages * kPagePositions));
+  if (pages >= 1) {
+    ways.push_back(fmt::format("sequences of at most {} tokens", positions_with(pages, request.plan)));
+  }
 }
 
 void append_dtypes(const FitRequest& request, std::vector<std::string>& ways) {
@@ -199,16 +225,19 @@ std::string stages_too_small(const FitRequest& request, const Attempt& attempt) 
       ++more;
       continue;
     }
-    const std::size_t stages = request.plan.stages.size();
-    const BlockRange blocks = request.plan.stages[s % stages].blocks;
-    const std::string replica = needs.size() > stages ? fmt::format("replica {}, ", s / stages) : "";
+    const auto shards = static_cast<std::size_t>(request.plan.shards);
+    const std::size_t of_replica = request.plan.stages.size() * shards;
+    const BlockRange blocks = request.plan.stages[stage_of(s, request.plan)].blocks;
+    const std::string replica = needs.size() > of_replica ? fmt::format("replica {}, ", s / of_replica) : "";
+    const std::string shard = shards > 1 ? fmt::format(", shard {}", s % shards) : "";
     const bool cut = room.budget_bytes > room.available_bytes;
     const std::int64_t others = attempt.total_of_pot(needs, s) - needs[s].total();
-    parts.push_back(fmt::format(
-        "{}stage {} (blocks {} to {}) needs {}{}, available {}{}{}", replica, s % stages, blocks.first, blocks.last,
-        describe(needs[s]), others > 0 ? fmt::format(" and the others beside it {}", readable_bytes(others)) : "",
-        readable_bytes(room.available_bytes), s < request.hosts.size() ? " on " + request.hosts[s] : "",
-        cut ? fmt::format(" of a budget of {}: there is no more", readable_bytes(room.budget_bytes)) : ""));
+    parts.push_back(
+        fmt::format("{}stage {}{} (blocks {} to {}) needs {}{}, available {}{}{}", replica, stage_of(s, request.plan),
+                    shard, blocks.first, blocks.last, describe(needs[s]),
+                    others > 0 ? fmt::format(" and the others beside it {}", readable_bytes(others)) : "",
+                    readable_bytes(room.available_bytes), s < request.hosts.size() ? " on " + request.hosts[s] : "",
+                    cut ? fmt::format(" of a budget of {}: there is no more", readable_bytes(room.budget_bytes)) : ""));
   }
   return fmt::format("{}{}", fmt::join(parts, "; "), more > 0 ? fmt::format("; and {} more", more) : "");
 }
@@ -219,7 +248,7 @@ std::string stages_too_small(const FitRequest& request, const Attempt& attempt) 
   append_shorter(request, ways);
   append_dtypes(request, ways);
   throw FitError(fmt::format("does not fit in memory: {}; KV cache for one sequence of {} tokens. {}",
-                             stages_too_small(request, attempt), std::int64_t{request.work.pages} * kPagePositions,
+                             stages_too_small(request, attempt), positions_with(request.work.pages, request.plan),
                              ways.empty() ? "Needs more memory, or more ranks on more hosts"
                                           : fmt::format("Would fit: {}", fmt::join(ways, ", or "))));
 }

@@ -23,7 +23,7 @@ namespace stagecoach {
 // How much must fit at once; only rank 0's answer counts.
 struct WorkSize {
   std::int64_t sequences = 1;     // that could run together
-  std::int32_t pages = 1;         // KV pages that the largest request needs
+  std::int32_t pages = 1;         // KV pages that the largest request needs, of each context shard
   std::int64_t all_pages = 0;     // that all sequences together need at most; 0: as many as there are
   std::int64_t prompt_bytes = 0;  // of rank 0's memory, for prompts and results
   bool remembers_tokens = false;  // some request has a repetition penalty
@@ -69,7 +69,7 @@ struct FitRequest {
 
 struct Fit {
   std::int32_t slots = 0;
-  std::int32_t pages = 0;
+  std::int32_t pages = 0;  // of each context shard
   std::int32_t chunk_tokens = 0;
   std::vector<StageNeed> needs;  // by place
 };

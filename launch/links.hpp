@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "kernels/backend.hpp"
 #include "launch/command_line.hpp"
@@ -23,7 +24,7 @@ struct DeviceQueue;
 
 // Whether rows go from GPU to GPU over NCCL. "auto": where every rank has a GPU of its own and this build has NCCL.
 // Ends all ranks through World::agree with UsageError when NCCL was asked for and cannot be.
-bool choose_nccl(const World& world, TransportChoice choice, std::int32_t stages, std::span<const StageDevice> devices);
+bool choose_nccl(const World& world, TransportChoice choice, const Grid& grid, std::span<const StageDevice> devices);
 
 struct LinkSetUp {
   Grid grid;  // of the ranks
@@ -36,7 +37,8 @@ struct LinkSetUp {
 
 struct Links {
   std::unique_ptr<Mailbox> mailbox;
-  std::unique_ptr<Transport> transport;
+  std::unique_ptr<Transport> transport;                // null when there is one stage
+  std::vector<std::unique_ptr<Transport>> to_shards;  // of its stage, both ways; null for itself
 };
 
 // Of this rank's stage. A pair that cannot talk ends the job with one message that names it.

@@ -12,6 +12,7 @@
 #include "launch/commands.hpp"
 #include "launch/log.hpp"
 #include "launch/machine.hpp"
+#include "launch/same_everywhere.hpp"
 #include "launch/world.hpp"
 #include "runtime/nccl_transport.hpp"
 #include "runtime/output_file.hpp"
@@ -24,7 +25,8 @@ std::vector<std::string> features() {
   const std::string cuda = cuda_versions();
   const std::string nccl = nccl_version();
   return {fmt::format("CPU: {}", simd.empty() ? "no supported instruction set" : simd),
-          cuda.empty() ? "CUDA: no" : cuda, nccl.empty() ? "NCCL: no" : nccl};
+          cuda.empty() ? "CUDA: no" : cuda, nccl.empty() ? "NCCL: no" : nccl,
+          fmt::format("sources {}", source_fingerprint())};
 }
 
 int run_command(const Options& options, const World& world) {
@@ -53,6 +55,7 @@ int run(int argc, char** argv) {
   const World world(&argc, &argv);
   use_small_thread_stacks();
   try {
+    require_same_program(world);
     std::variant<Options, HelpText> parsed;
     world.agree([&] { parsed = parse_command_line({argv + 1, argv + argc}, features()); });
     if (const auto* help = std::get_if<HelpText>(&parsed)) {

@@ -75,11 +75,6 @@ std::size_t choice(const std::string& text, const std::array<std::string_view, N
   throw UsageError(fmt::format("{} is not one of {}{}", shown(text), fmt::join(names, ", "), suggestion(text, known)));
 }
 
-[[noreturn]] void not_yet(const std::string& text, std::string_view instead = {}) {
-  const std::string advice = instead.empty() ? std::string() : fmt::format("; {}", instead);
-  throw NotYet(fmt::format("{}: not part of this version yet{}", shown(text), advice));
-}
-
 std::string path(const std::string& text) {
   if (text.empty()) throw UsageError("is empty; give the name of a file");
   return text;
@@ -161,15 +156,6 @@ void add_stop(Options& o, const std::string& v) {
   o.stop.push_back(v);
 }
 
-// Options of later versions: their values are checked, and refused unless they change nothing.
-template <int kLow, int kHigh, int kNeutral>
-void only_neutral(Options&, const std::string& v) {
-  if (number(v, kLow, kHigh) != static_cast<double>(kNeutral)) not_yet(v, fmt::format("only {} is", kNeutral));
-}
-template <std::int64_t kLow, std::int64_t kHigh, std::int64_t kNeutral>
-void only_neutral_whole(Options&, const std::string& v) {
-  if (whole(v, kLow, kHigh) != kNeutral) not_yet(v, fmt::format("only {} is", kNeutral));
-}
 void set_memory(Options& o, const std::string& v) {
   try {
     o.memory_per_rank = parse_size(v);
@@ -241,7 +227,6 @@ constexpr std::string_view kPipeline = "Pipeline and devices";
 constexpr std::string_view kBatch = "Batch job";
 constexpr std::string_view kTalk = "Messages";
 constexpr std::string_view kTests = "For tests and debugging";
-constexpr std::string_view kLater = "";
 
 const OptionSpec kTable[] = {
     {"model", "M", kForAll, kModel,
@@ -364,6 +349,10 @@ const OptionSpec kTable[] = {
      "pipelines that share the prompts: under mpirun replicas x stages are the ranks; otherwise all in this process "
      "[1]",
      false, [](Options& o, const std::string& v) { o.replicas = count(v, 1, 1 << 20); }},
+    {"context-shards", "N", kForRuns | kForSlurm, kPipeline,
+     "ranks of each stage that share the tokens and KV pages of a prompt: under mpirun replicas x stages x N are the "
+     "ranks; otherwise all in this process [1]",
+     false, [](Options& o, const std::string& v) { o.context_shards = count(v, 1, 4096); }},
     {"threads", "N|auto", kForRuns, kPipeline, "threads of each rank [auto: its share of the cores]", false,
      [](Options& o, const std::string& v) { o.threads = count_or_auto(v, 1, 4096); }},
     {"chunk-tokens", "N|N,N,...|auto", kForRuns, kPipeline,
@@ -389,7 +378,6 @@ const OptionSpec kTable[] = {
     {"deterministic", "", kForRuns, kPipeline,
      "on GPUs too the same bits for every layout, at some cost; on CPUs they always are", false,
      [](Options& o, const std::string& v) { o.deterministic = flag(v); }},
-    {"context-shards", "N", kForRuns, kLater, "", false, only_neutral_whole<1, 1 << 20, 1>},
     {"machine", "FILE", kForPlan | kForPrompts | kForBench, kPipeline,
      "machine file of profile: how fast the devices are, to balance stages by [assumed]", false,
      [](Options& o, const std::string& v) { o.machine_path = path(v); }},

@@ -14,12 +14,6 @@
 
 namespace stagecoach {
 
-// Something that this design has and this version has not.
-class NotYet : public UsageError {
- public:
-  using UsageError::UsageError;
-};
-
 enum CommandBits : std::uint8_t {
   kForGenerate = 1,
   kForTokenize = 2,
@@ -35,7 +29,7 @@ struct OptionSpec {
   std::string_view name;   // without dashes
   std::string_view value;  // "N|auto"; empty for a flag
   std::uint8_t commands;   // CommandBits
-  std::string_view group;  // heading in the help; empty: refused unless neutral, not listed
+  std::string_view group;  // heading in the help
   std::string_view help;   // with the default in brackets
   bool many;               // may be given several times
   // Throws UsageError that begins with the value: "-3 is not a number from 1 to 4096".

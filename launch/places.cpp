@@ -13,7 +13,7 @@ Grid find_grid(const Options& options, const World& world) {
   const auto& listed = options.run_file.stages;
   const std::int32_t stages = listed ? static_cast<std::int32_t>(listed->size()) : options.stages.value_or(0);
   try {
-    return make_grid(world.size(), options.replicas, stages);
+    return make_grid(world.size(), options.replicas, stages, options.context_shards);
   } catch (const PlanError& error) {
     const std::vector<std::string> hosts = world.hosts();
     if (std::ranges::count(hosts, hosts.front()) == std::ssize(hosts)) throw;
@@ -24,7 +24,7 @@ Grid find_grid(const Options& options, const World& world) {
 PlacementWish wish_of(const Options& options, const World& world, const Grid& grid) {
   PlacementWish wish;
   wish.hosts = world.hosts();
-  wish.together = {grid.stages};
+  wish.together = {grid.of_replica(), grid.shards};
   wish.one_process = world.size() == 1;
   if (wish.one_process) wish.hosts.assign(static_cast<std::size_t>(grid.size()), world.host());
   const auto& listed = options.run_file.stages;
@@ -51,9 +51,9 @@ std::int32_t most_crossings(const std::vector<std::string>& hosts, const Grid& g
   std::int32_t most = 0;
   for (std::int32_t replica = 0; replica < grid.replicas; ++replica) {
     std::int32_t crossings = 0;
-    for (std::int32_t place = grid.first(replica) + 1; place < grid.first(replica) + grid.stages; ++place) {
-      const auto p = static_cast<std::size_t>(place);
-      crossings += hosts[p - 1] != hosts[p] ? 1 : 0;
+    for (std::int32_t stage = 1; stage < grid.stages; ++stage) {
+      const auto place = static_cast<std::size_t>(grid.first(replica) + stage * grid.shards);
+      crossings += hosts[place - static_cast<std::size_t>(grid.shards)] != hosts[place] ? 1 : 0;
     }
     most = std::max(most, crossings);
   }

@@ -70,7 +70,7 @@ class Planner {
     report.plan.prediction = simulate(report.plan.pipeline, report.request.job, kTimelineEntries);
     report.most_positions = most_positions(report.request, report.plan, report.plan.slots);
     report.most_sequences = most_sequences(report.request, report.plan, report.positions());
-    if (o_.auto_stages && o_.replicas == 1) explain_choice(report);
+    if (o_.auto_stages && o_.replicas == 1 && o_.context_shards == 1) explain_choice(report);
     check_measurement(report);
     return report;
   }
@@ -89,9 +89,12 @@ class Planner {
     if (o_.run_file.stages) {
       devices_ = static_cast<std::int32_t>(o_.run_file.stages->size());
     } else if (o_.auto_stages || !o_.stages) {
-      devices_ = machine_ ? machine_->device_count() / o_.replicas : 1;
+      const std::int64_t of_stage = std::int64_t{o_.replicas} * o_.context_shards;
+      devices_ = machine_ ? static_cast<std::int32_t>(machine_->device_count() / of_stage) : 1;
       if (devices_ < 1) {
-        throw UsageError(fmt::format("--replicas: {} pipelines of the machine file's {} devices", o_.replicas,
+        throw UsageError(fmt::format("{}: {} pipelines{} of the machine file's {} devices",
+                                     o_.replicas > 1 ? "--replicas" : "--context-shards", o_.replicas,
+                                     o_.context_shards > 1 ? fmt::format(" of {} context shards", o_.context_shards) : "",
                                      machine_->device_count()));
       }
       if (o_.auto_stages && !machine_) {
@@ -142,6 +145,7 @@ class Planner {
     if (!o_.chunks.empty()) r.chunks = o_.chunks;
     if (o_.chunks.empty() && o_.chunk_tokens) r.chunks = ChunkPlan{*o_.chunk_tokens};
     r.in_flight = o_.in_flight;
+    r.shards = o_.context_shards;
     return r;
   }
 
@@ -156,7 +160,7 @@ class Planner {
       throw UsageError(fmt::format("--device: {}", error.what()));
     }
     device.budget_bytes = room;
-    if (!cuda) device.process_bytes = process_bytes(1, o_.threads.value_or(1)) + (devices_ > 1 ? kMpiBytes : 0);
+    if (!cuda) device.process_bytes = process_bytes(1, o_.threads.value_or(1)) + (devices_ * o_.context_shards > 1 ? kMpiBytes : 0);
     device.link = link_speed(machine_);
     device.speed = device_speed(machine_, d, cuda, kinds.dtype, kinds.kv_dtype);
     return device;
@@ -192,8 +196,18 @@ class Planner {
             fmt::format("{0} pipelines of {1} stages that share the sequences would be done {2:.2f} times as fast: "
                         "--replicas {0} --stages {1}.",
                         way.replicas, way.stages, report.plan.prediction.total_s / way.total_s));
-        return;
+        break;
       }
+    }
+    const Alternative* soonest = nullptr;
+    for (const Alternative& way : report.other_ways) {
+      if (way.shards > 1 && way.fits && (soonest == nullptr || way.ttft_s < soonest->ttft_s)) soonest = &way;
+    }
+    if (soonest != nullptr && soonest->ttft_s < report.plan.prediction.ttft_s) {
+      report.notes.push_back(
+          fmt::format("{0} context shards of each of {1} stages would give the first token {2:.2f} times as soon: "
+                      "--context-shards {0} --stages {1}.",
+                      soonest->shards, soonest->stages, report.plan.prediction.ttft_s / soonest->ttft_s));
     }
   }
 

@@ -51,7 +51,7 @@ class Profiler {
   // A machine file's text, on rank 0. Ranks measure in step, so a failure of one ends the job.
   std::string run() {
     const auto stages = static_cast<std::int32_t>(devices_.size());
-    LoopbackHub hub(stages, LoopbackMode::kBuffered);
+    LoopbackHub hub(LoopbackMode::kBuffered);
     std::barrier together(stages);
     if (stages == 1) return gather({measure(0, 1, hub, together)});
     std::vector<Found> found(devices_.size());
@@ -101,7 +101,7 @@ class Profiler {
     if ((stages > 1 || world_.size() > 1) && stage < 2) {
       const std::unique_ptr<Mailbox> mailbox = stages > 1 ? hub.mailbox(s) : world_.mpi()->mailbox(0);
       const std::unique_ptr<Transport> transport =
-          make_staged_transport(stages > 1 ? hub.transport(s) : world_.mpi()->transport(stage, 0), backend);
+          make_staged_transport(stages > 1 ? hub.transport(s) : world_.mpi()->transport(stage - 1, stage + 1), backend);
       found.link =
           measure_link(stage, *mailbox, *transport, backend, model_->config.n_embd, [] { std::this_thread::yield(); });
     }

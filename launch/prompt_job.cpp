@@ -65,7 +65,7 @@ void open_prompts(PromptJob& job, const Options& options, const Session& session
   std::int64_t largest = 0;
   const auto measure = [&](const Request& request, std::int64_t sequences) {
     job.size.sequences += sequences;
-    const std::int32_t pages = pages_needed(request, prompts.n_positions);
+    const std::int32_t pages = pages_needed(request, prompts.n_positions, session.grid().shards);
     job.size.pages = std::max(job.size.pages, pages);
     job.size.all_pages += sequences * pages;
     const auto length = static_cast<std::int64_t>(request.tokens.size());

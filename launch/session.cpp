@@ -17,6 +17,7 @@
 #include "launch/machine.hpp"
 #include "launch/places.hpp"
 #include "launch/room.hpp"
+#include "launch/same_everywhere.hpp"
 #include "partition/plan_report.hpp"
 #include "runtime/staged_transport.hpp"
 
@@ -37,10 +38,11 @@ struct Session::Stage {
   std::unique_ptr<Backend> backend;
   const cuda::DeviceQueue* queue = nullptr;    // of `backend`, for NCCL
   const ProfilingBackend* profiler = nullptr;  // `backend`, when it is one
-  std::unique_ptr<StageExecutor> executor;
   std::unique_ptr<Mailbox> mailbox;
   std::unique_ptr<Mailbox> office;  // of a replica's leader, when there are several
   std::unique_ptr<Transport> transport;
+  ShardLinks shards;
+  std::unique_ptr<StageExecutor> executor;
   std::unique_ptr<TraceBuffer> trace;  // with --trace
   StageReport report;                  // after the run
 };
@@ -59,6 +61,7 @@ Session::Session(const Options& options, const World& world) : options_(options)
     const std::int32_t sharers = threads_are_stages() ? grid_.size() : world_.local_size();
     threads_ = options_.threads.value_or(default_threads(sharers));
   });
+  require_same_model(world_, *model_);
   std::vector<DeviceWish> wishes;
   for (const std::int32_t place : local_places()) {
     const DeviceWish& own = spec(place).device;
@@ -70,7 +73,7 @@ Session::Session(const Options& options, const World& world) : options_(options)
   if (any_cuda && !options_.chunk_tokens) plan_.chunk_tokens = kDefaultCudaChunkTokens;
   // How many rows a GPU needs at once to be busy only a measurement tells.
   chunks_are_open_ = !options_.chunk_tokens && (!any_cuda || !options_.machine_path.empty());
-  use_nccl_ = choose_nccl(world_, options_.transport, plan_.stage_count(), devices_);
+  use_nccl_ = choose_nccl(world_, options_.transport, grid_, devices_);
   world_.agree([&] {
     if (any_cuda && dtype_ == DType::kInt8) {
       throw UsageError("--dtype: int8 weights are for CPUs; give float16 or bfloat16, or --device cpu");
@@ -94,6 +97,7 @@ void Session::make_plan() {
   plan_.chunk_tokens = options_.chunk_tokens.value_or(kDefaultChunkTokens);
   plan_.chunks = options_.chunks;
   plan_.in_flight = options_.in_flight.value_or(plan_.stage_count());
+  plan_.shards = grid_.shards;
   validate(plan_);
 }
 
@@ -129,6 +133,7 @@ SchedulerLimits Session::scheduler_limits() const {
   limits.chunks = plan_.chunks;
   limits.in_flight = plan_.in_flight;
   limits.decode_split = decode_split_;
+  limits.shards = grid_.shards;
   return limits;
 }
 
@@ -268,6 +273,7 @@ void Session::connect() {
   Links links = connect_stages(world_, set_up);
   stage.mailbox = std::move(links.mailbox);
   stage.transport = std::move(links.transport);
+  stage.shards.to = std::move(links.to_shards);
   if (grid_.replicas > 1) stage.office = world_.mpi()->mailbox(0);
 }
 
@@ -286,17 +292,30 @@ void Session::load(Stage& stage) {
                    line.update(fmt::format("loading {} of {}", readable_bytes(done), readable_bytes(total)));
                  });
   const StageLimits limits{scheduler_limits().max_rows(), pages_, scheduler_limits().tables(), kv_dtype_};
-  stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits);
-  if (!threads_are_stages()) return;
+  if (threads_are_stages()) connect_threads(stage);
+  stage.shards.place = {grid_.shard(stage.place), grid_.shards};
+  stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits,
+                                                   &stage.shards);
+}
+
+// Links of a stage that is a thread of this process.
+void Session::connect_threads(Stage& stage) {
   if (grid_.replicas > 1) stage.office = hub_->mailbox(stage.place);
-  if (grid_.stages == 1) return;
+  if (grid_.of_replica() == 1) return;
+  const auto link = [&](std::int32_t previous, std::int32_t next) {
+    return make_staged_transport(hub_->transport(stage.place, previous, next), *stage.backend);
+  };
   stage.mailbox = hub_->mailbox(stage.place, grid_.first(grid_.replica(stage.place)));
-  stage.transport = make_staged_transport(hub_->transport(stage.place), *stage.backend);
+  if (grid_.stages > 1) stage.transport = link(stage.place - grid_.shards, stage.place + grid_.shards);
+  for (std::int32_t shard = 0; shard < grid_.shards; ++shard) {
+    const std::int32_t other = stage.place - grid_.shard(stage.place) + shard;
+    stage.shards.to.push_back(other == stage.place ? nullptr : link(other, other));
+  }
 }
 
 // Stages of one process load side by side: packing is bound by one core, reading by the disk.
 void Session::load_all() {
-  if (threads_are_stages()) hub_ = std::make_unique<LoopbackHub>(grid_.size(), LoopbackMode::kRendezvous);
+  if (threads_are_stages()) hub_ = std::make_unique<LoopbackHub>(LoopbackMode::kRendezvous);
   std::vector<std::exception_ptr> failures(stages_.size());
   if (stages_.size() == 1) {  // here, where signs of life can be given
     load(*stages_.front());
@@ -335,6 +354,7 @@ StageContext Session::context(Stage& stage) const {
   StageContext context;
   context.stage = grid_.stage(stage.place);
   context.stages = plan_.stage_count();
+  context.shards = stage.shards.place;
   context.in_flight = plan_.in_flight;
   context.timeout_s = options_.timeout_s;
   context.backend = stage.backend.get();
@@ -342,8 +362,8 @@ StageContext Session::context(Stage& stage) const {
   context.mailbox = stage.mailbox.get();
   context.transport = stage.transport.get();
   context.trace = stage.trace.get();
-  context.name = [this, first = stage.place - context.stage](std::int32_t s) {
-    return world_.name_of(grid_, first + s);
+  context.name = [this, first = grid_.first(grid_.replica(stage.place))](std::int32_t peer) {
+    return world_.name_of(grid_, first + peer);
   };
   context.check = [follows = !leads(), drains = drains_] {
     const std::optional<Interrupt> noted = interrupt();

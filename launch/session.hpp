@@ -62,7 +62,7 @@ class Session {
   // What a leader gets beside its pipeline, to talk to those of other replicas.
   using Lead = std::function<void(Leader&, const OfficeOptions&)>;
   // Runs the pipelines: `lead` on rank 0, `help` for the first stage of every other replica; the other stages follow
-  // until these return. Reports by stage of the first replica on rank 0, otherwise none. Throws RunFailed.
+  // until these return. Reports by stage and shard of the first replica on rank 0, otherwise none. Throws RunFailed.
   std::vector<StageReport> run(const Lead& lead, const Lead& help = {});
 
   // This process's stages and what their operations took; after `run`, if asked for.
@@ -95,6 +95,7 @@ class Session {
   std::unique_ptr<Backend> make_backend(const StageDevice& device, std::int32_t place) const;
   void connect();
   void load(Stage& stage);
+  void connect_threads(Stage& stage);
   void load_all();
   StageContext context(Stage& stage) const;
   void run_stage(Stage& stage, const Lead& help) const;

@@ -45,6 +45,9 @@ Options read_job(const Options& o) {
   std::vector<std::string> arguments = {command == Command::kScore ? "score" : "generate", "--config", o.run_file.path};
   if (o.stages && !o.run_file.stages) arguments.insert(arguments.end(), {"--stages", std::to_string(*o.stages)});
   if (o.replicas > 1) arguments.insert(arguments.end(), {"--replicas", std::to_string(o.replicas)});
+  if (o.context_shards > 1) {
+    arguments.insert(arguments.end(), {"--context-shards", std::to_string(o.context_shards)});
+  }
   return std::get<Options>(parse_command_line(arguments, {}));
 }
 
@@ -129,8 +132,10 @@ std::string counted(std::int64_t count, std::string_view what) {
 
 std::string title_of(const Options& options, const BatchJob& job) {
   const std::string replicas = options.replicas > 1 ? fmt::format("{} replicas of ", options.replicas) : "";
-  return fmt::format("{}: {}{}, each a task with {}, {} MiB{}", shown(options.run_file.path), replicas,
-                     counted(job.tasks / options.replicas, "stage"), counted(job.cpus, "CPU"), in_mib(job.task_bytes),
+  const std::string shards =
+      options.context_shards > 1 ? fmt::format(" of {} context shards", options.context_shards) : "";
+  return fmt::format("{}: {}{}{}, each a task with {}, {} MiB{}", shown(options.run_file.path), replicas,
+                     counted(job.tasks / options.replicas / options.context_shards, "stage"), shards, counted(job.cpus, "CPU"), in_mib(job.task_bytes),
                      job.gpus ? " and a GPU" : "");
 }
 
@@ -148,11 +153,12 @@ BatchJob fitted_job(Options options) {
   options.threads = job.cpus;
   const std::vector<PlannedRank> ranks = planned_ranks(options);
   const auto stages = static_cast<std::int32_t>(ranks.size());
-  job.tasks = std::int64_t{stages} * options.replicas;
+  job.tasks = std::int64_t{stages} * options.replicas * options.context_shards;
   job.gpus = std::ranges::any_of(ranks, &PlannedRank::cuda);
   job.task_bytes = most_bytes(options, ranks);
   if (!options.run_file.stages) say("--stages", std::to_string(stages));
   if (options.replicas > 1) say("--replicas", std::to_string(options.replicas));
+  if (options.context_shards > 1) say("--context-shards", std::to_string(options.context_shards));
   if (leaves_threads) say("--threads", std::to_string(job.cpus));
   if (!job.gpus) {
     say("--device", "cpu");  // as planned, whatever the nodes have

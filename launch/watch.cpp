@@ -24,15 +24,15 @@ void open_file(std::optional<OutputFile>& file, const std::string& path, const c
   }
 }
 
-std::array<std::int64_t, 9> numbers_of(const StageReport& r) {
+std::array<std::int64_t, 10> numbers_of(const StageReport& r) {
   return {r.times.busy_ns, r.times.schedule_ns, r.times.idle_ns, r.microbatches, r.rows,
-          r.bytes_sent,    r.weight_bytes,      r.kv_bytes,      r.peak_bytes};
+          r.bytes_sent, r.shard_bytes_sent, r.weight_bytes, r.kv_bytes, r.peak_bytes};
 }
 
 StageReport report_of(wire::Reader& in) {
   StageReport r;
   for (std::int64_t* number : {&r.times.busy_ns, &r.times.schedule_ns, &r.times.idle_ns, &r.microbatches, &r.rows,
-                               &r.bytes_sent, &r.weight_bytes, &r.kv_bytes, &r.peak_bytes}) {
+                               &r.bytes_sent, &r.shard_bytes_sent, &r.weight_bytes, &r.kv_bytes, &r.peak_bytes}) {
     *number = in.i64();
   }
   return r;
@@ -138,6 +138,7 @@ std::vector<RunWatch::Stage> RunWatch::gather(const Session& session) const {
       const std::int32_t place = in.i32();
       stage.figures.replica = session.grid().replica(place);
       stage.figures.stage = session.grid().stage(place);
+      stage.figures.shard = session.grid().shard(place);
       stage.figures.device = in.text();
       stage.figures.host = in.text();
       stage.figures.report = report_of(in);
@@ -159,6 +160,7 @@ void RunWatch::write_metrics(const Session& session, const RunMeter& meter, cons
   run.kv_dtype = stagecoach::name_of(session.kv_dtype());
   run.replicas = session.grid().replicas;
   run.stages = session.plan().stage_count();
+  run.shards = session.grid().shards;
   run.wall_s = wall_s;
   run.earlier_tokens = earlier_tokens_;
   std::vector<StageFigures> figures;
@@ -173,6 +175,7 @@ TraceProcess RunWatch::process_of(const Session& session, const Stage& stage, co
   process.rank = stage.figures.rank;
   if (session.grid().replicas > 1) process.replica = stage.figures.replica;
   process.stage = stage.figures.stage;
+  if (session.grid().shards > 1) process.shard = stage.figures.shard;
   process.host = stage.figures.host;
   process.dropped = stage.dropped;
   const ClockOffset& at_first = first_[static_cast<std::size_t>(stage.rank)];
@@ -196,7 +199,7 @@ void RunWatch::write_trace(const Session& session, const std::vector<Stage>& sta
     const TraceBuffer* trace = rank == world_.rank() ? mine[next_of_mine++].trace : nullptr;
     if (out) {
       TraceProcess process = process_of(session, stage, last, last_ns);
-      const bool leads = rank == 0 && stage.figures.replica == 0 && stage.figures.stage == 0;
+      const bool leads = rank == 0 && stage.figures.replica == 0 && stage.figures.stage == 0 && stage.figures.shard == 0;
       if (leads) process.dropped += results_->dropped();
       out->begin(process);
       for (std::size_t i = 0; leads && i < results_->pieces(); ++i) out->write(results_->piece(i));

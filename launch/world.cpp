@@ -62,17 +62,29 @@ TimeLimit start_limit() {
           rank, own_host(), seconds));
 }
 
-// This process is alone, as far as MPI knows. In a step that srun started with several tasks each of them would be, do
-// all the work, and write the same files. Only steps of srun have the variable: a batch script has SLURM_NTASKS alone.
+// This process is alone, as far as MPI knows. Of several tasks that srun, or the mpirun of another MPI, started each
+// would be, do all the work, and write the same files. Only steps of srun have the variable: a batch script has
+// SLURM_NTASKS alone.
 void refuse_copies() {
-  const std::string_view text = environment("SLURM_STEP_NUM_TASKS");
-  int tasks = 0;
-  if (std::from_chars(text.data(), text.data() + text.size(), tasks).ec != std::errc() || tasks < 2) return;
-  if (environment("SLURM_PROCID") != "0") throw StartupFailed{2};  // task 0 says it
-  throw UsageError(
-      fmt::format("srun started {} tasks that MPI does not connect, so each would do the whole job; start them with "
-                  "srun --mpi=pmix, with mpirun inside the allocation, or a single one with srun -n 1",
-                  tasks));
+  const auto copies = [](const char* of, const char* own) {
+    const std::string_view text = environment(of);
+    int tasks = 0;
+    if (std::from_chars(text.data(), text.data() + text.size(), tasks).ec != std::errc() || tasks < 2) return 0;
+    if (environment(own) != "0") throw StartupFailed{2};  // task 0 says it
+    return tasks;
+  };
+  if (const int tasks = copies("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"); tasks > 0) {
+    throw UsageError(
+        fmt::format("srun started {} tasks that MPI does not connect, so each would do the whole job; start them with "
+                    "srun --mpi=pmix, with mpirun inside the allocation, or a single one with srun -n 1",
+                    tasks));
+  }
+  if (const int tasks = copies("PMI_SIZE", "PMI_RANK"); tasks > 0) {
+    throw UsageError(
+        fmt::format("the mpirun of another MPI started {} processes that this program's MPI does not connect, so each "
+                    "would do the whole job; start them with Open MPI's mpirun (mpirun --version)",
+                    tasks));
+  }
 }
 
 std::vector<std::byte> bytes_of(const Outcome& outcome) {
@@ -127,13 +139,18 @@ World::World(int* argc, char*** argv) : host_(own_host()) {
   if (!by_mpirun_ && size() == 1) refuse_copies();
 }
 
-// A launcher sends TERM to all ranks when it was interrupted, and when a rank has died.
+// A launcher sends TERM to all ranks when it was interrupted, and when a rank has died. launch/mpirun knows which.
 std::string World::ended_by_launcher() const {
+  if (!environment("STAGECOACH_LAUNCHER").empty()) return "";
   return fmt::format("interrupted: {} ends the job with SIGTERM; start the same command again",
                      by_mpirun_ ? "mpirun" : "Slurm");
 }
 
 namespace {
+
+void say(const std::string& message) {
+  if (!message.empty()) log_error(message);
+}
 
 Outcome outcome_of(const std::function<void()>& step) {
   try {
@@ -172,7 +189,8 @@ std::string World::name_of(std::int32_t rank) const {
 
 std::string World::name_of(const Grid& grid, std::int32_t place) const {
   const std::string replica = grid.replicas > 1 ? fmt::format("replica {}, ", grid.replica(place)) : "";
-  const std::string stage = fmt::format("{}stage {}", replica, grid.stage(place));
+  const std::string shard = grid.shards > 1 ? fmt::format(", shard {}", grid.shard(place)) : "";
+  const std::string stage = fmt::format("{}stage {}{}", replica, grid.stage(place), shard);
   if (size() == 1) return stage;
   return fmt::format("rank {} ({}, host {})", launched_rank(place), stage,
                      mpi_->hosts().at(static_cast<std::size_t>(place)));
@@ -233,9 +251,9 @@ void World::settle(const std::vector<std::vector<std::byte>>& all) const {
     // A mistake that all ranks see, or one in what only rank 0 reads, needs no rank named.
     const bool everywhere = std::ranges::all_of(all, [&](const auto& other) { return other == *failed; });
     const auto r = static_cast<std::int32_t>(failed - all.begin());
-    log_error(message.empty()        ? ended_by_launcher()
-              : everywhere || r == 0 ? message
-                                     : fmt::format("{}: {}", name_of(r), message));
+    say(message.empty()        ? ended_by_launcher()
+        : everywhere || r == 0 ? message
+                               : fmt::format("{}: {}", name_of(r), message));
   }
   throw StartupFailed{static_cast<int>(failed->at(0))};
 }
@@ -275,7 +293,7 @@ bool World::lower_rank_ends_it() const {
 int World::fail(const RunFailed& failure) const {
   if (failure.of_peer && rank() > 0 && lower_rank_ends_it()) return failure.status;
   if (failure.message.empty()) {  // mpirun ends the job; if for another rank's failure, then that was said
-    if (rank() == 0 && mpi_ && !mpi_->hears_of_abort(kEchoTime)) log_error(ended_by_launcher());
+    if (rank() == 0 && mpi_ && !mpi_->hears_of_abort(kEchoTime)) say(ended_by_launcher());
     return failure.status;
   }
   log_error(failure.message);

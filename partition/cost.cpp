@@ -9,6 +9,14 @@ double real(std::int64_t n) {
   return static_cast<double>(n);
 }
 
+// The largest of `parts` near-equal ones.
+std::int64_t part_of(std::int64_t n, std::int64_t parts) {
+  return (n + parts - 1) / parts;
+}
+std::int64_t segments_of(std::int64_t positions, std::int64_t unit) {
+  return std::max<std::int64_t>(1, (positions + unit - 1) / unit);
+}
+
 bool has_head(const ModelConfig& model, BlockRange blocks) {
   return blocks.last == model.n_layer - 1;
 }
@@ -51,15 +59,50 @@ double kv_bytes_per_token(BlockRange blocks, const DeviceLayout& layout) {
   return real(stage_page_bytes(blocks, layout)) / real(layout.page_positions);
 }
 
-double stage_seconds(const ModelConfig& model, BlockRange blocks, const DeviceSpeed& speed,
-                     const MicrobatchWork& work) {
-  const double rows = real(work.rows());
-  const double attention = speed.attention.at(real(work.prompt_rows)) * work.prompt_keys() +
-                           speed.attention.at(1.0) * real(work.decode_keys);
-  const double block =
+double exchange_bytes(const ModelConfig& model, const MicrobatchWork& work, const ShardCost& shards) {
+  if (shards.shards == 1) return 0.0;
+  const std::int64_t unit = shards.segment_positions;
+  // Segments that rows at positions before `n` see, all together.
+  const auto seen_before = [unit](std::int64_t n) {
+    const std::int64_t whole = n / unit;
+    return real(unit) * real(whole) * real(whole + 1) / 2.0 + real(n % unit) * real(whole + 1);
+  };
+  double parts = seen_before(work.first_position + work.prompt_rows) - seen_before(work.first_position);
+  if (work.decode_rows > 0) {
+    parts += real(work.decode_rows) * real(segments_of(work.decode_keys / work.decode_rows, unit));
+  }
+  const double others = real(shards.shards - 1);
+  return real(work.rows()) * others * 3.0 * real(model.n_embd * shards.activation_bytes) +
+         parts * others / real(shards.shards) * 4.0 * real(model.n_embd + 2LL * model.n_head);
+}
+
+double ring_bytes(const ModelConfig& model, const MicrobatchWork& chunk, const ShardCost& shards) {
+  return 8.0 * real(chunk.first_position + chunk.prompt_rows) * real(shards.shards - 1) * real(model.n_embd);
+}
+
+double stage_seconds(const ModelConfig& model, BlockRange blocks, const DeviceSpeed& speed, const MicrobatchWork& work,
+                     const ShardCost& shards) {
+  const double rows = real(part_of(work.rows(), shards.shards));
+  const std::int64_t prompt_segments = segments_of(work.first_position + work.prompt_rows, shards.segment_positions);
+  const double prompt_share =
+      real(part_of(prompt_segments, shards.shards)) / real(std::max<std::int64_t>(1, prompt_segments));
+  const std::int64_t decode_segments =
+      work.decode_rows == 0
+          ? 1
+          : work.decode_rows * segments_of(work.decode_keys / work.decode_rows, shards.segment_positions);
+  const double decode_share = real(part_of(decode_segments, shards.shards)) / real(decode_segments);
+  const double attention = speed.attention.at(real(work.prompt_rows)) * work.prompt_keys() * prompt_share +
+                           speed.attention.at(1.0) * real(work.decode_keys) * decode_share;
+  double block =
       speed.product.at(rows) * real(block_matrix_elements(model)) + speed.row_s * rows + attention * real(model.n_embd);
+  if (shards.shards > 1) {
+    block += 2.0 * shards.link.latency_s * real(shards.shards - 1) +
+             exchange_bytes(model, work, shards) / real(shards.shards) * shards.link.byte_s;
+  }
   double seconds = speed.microbatch_s + block * blocks.count();
-  if (has_head(model, blocks) && work.logits_rows > 0) seconds += head_seconds(model, speed, work.logits_rows);
+  if (has_head(model, blocks) && work.logits_rows > 0) {
+    seconds += head_seconds(model, speed, part_of(work.logits_rows, shards.shards));
+  }
   return seconds;
 }
 

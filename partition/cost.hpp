@@ -27,7 +27,23 @@ struct MicrobatchWork {
 MicrobatchWork prompt_chunk(std::int64_t first_position, std::int64_t rows);
 MicrobatchWork decode_step(std::int64_t sequences, std::int64_t position);
 
-double stage_seconds(const ModelConfig& model, BlockRange blocks, const DeviceSpeed& speed, const MicrobatchWork& work);
+// A stage whose prompts are shared by several context shards, and how they talk.
+struct ShardCost {
+  std::int32_t shards = 1;
+  LinkSpeed link = {};
+  std::int64_t segment_positions = 1024;  // that one shard has in a row
+  std::int64_t activation_bytes = 4;
+};
+// What the shards of a stage send each other in one block for a microbatch, all together: q, k and v of each row to every
+// other shard, and of each segment that another shard has than the row, n_embd + 2 * n_head float32.
+double exchange_bytes(const ModelConfig& model, const MicrobatchWork& work, const ShardCost& shards);
+// What it would be if, for a chunk of one prompt, keys and values went round a ring instead, in float32: each shard would
+// need all that others have.
+double ring_bytes(const ModelConfig& model, const MicrobatchWork& chunk, const ShardCost& shards);
+
+// With shards, of the one that has most to do.
+double stage_seconds(const ModelConfig& model, BlockRange blocks, const DeviceSpeed& speed, const MicrobatchWork& work,
+                     const ShardCost& shards = {});
 double link_seconds(const ModelConfig& model, const LinkSpeed& link, std::int64_t rows);
 
 // What the arithmetic of a stage needs at least, whoever does it.

@@ -73,6 +73,7 @@ void validate(const Plan& plan) {
     }
   }
   if (plan.in_flight < 1) throw PlanError(fmt::format("in_flight is {}, it must be 1 or more", plan.in_flight));
+  if (plan.shards < 1) throw PlanError(fmt::format("context_shards is {}, it must be 1 or more", plan.shards));
 }
 
 }  // namespace stagecoach

@@ -38,6 +38,7 @@ struct Plan {
   std::int32_t chunk_tokens = 256;  // most prompt rows in one microbatch
   ChunkPlan chunks;                 // lengths by position, the longest chunk_tokens; empty: all that long
   std::int32_t in_flight = 1;       // microbatches in the pipeline at once, >= 1
+  std::int32_t shards = 1;          // context shards of each stage, >= 1
 
   std::int32_t stage_count() const { return static_cast<std::int32_t>(stages.size()); }
 };

@@ -55,24 +55,26 @@ std::string plan_json(const PlanReport& r) {
   std::vector<std::string> ways;
   for (const Alternative& way : r.other_ways) {
     ways.push_back(
-        fmt::format("{{\"stages\": {}, \"replicas\": {}, \"fits\": {}, \"total_s\": {:.6g}, \"ttft_s\": {:.6g}}}",
-                    way.stages, way.replicas, way.fits, way.total_s, way.ttft_s));
+        fmt::format("{{\"stages\": {}, \"replicas\": {}, \"context_shards\": {}, \"fits\": {}, \"total_s\": {:.6g}, "
+                    "\"ttft_s\": {:.6g}}}",
+                    way.stages, way.replicas, way.shards, way.fits, way.total_s, way.ttft_s));
   }
   std::vector<std::string> notes;
   for (const std::string& note : r.notes) notes.push_back(text_of(note));
   const Prediction& p = r.plan.prediction;
   return fmt::format(
       "{{\"model\": {}, \"dtype\": \"{}\", \"kv_dtype\": \"{}\", \"parameters\": {}, \"fits\": {}, \"replicas\": {}, "
-      "\"in_flight\": {}, "
+      "\"context_shards\": {}, \"in_flight\": {}, "
       "\"sequences\": {}, \"positions\": {}, \"prompt_tokens\": {}, \"new_tokens\": {}, \"pages\": {}, "
       "\"chunk_tokens\": [{}], \"measured\": {}, \"ttft_s\": {:.6g}, \"all_prefilled_s\": {:.6g}, \"total_s\": {:.6g}, "
       "\"prefill_tokens_per_s\": {:.6g}, \"decode_tokens_per_s\": {:.6g}, \"uniform_ttft_s\": {}, "
       "\"most_positions\": {}, \"most_sequences\": {}, \"stages\": [{}], \"other_ways\": [{}], \"notes\": [{}]}}\n",
-      text_of(r.model), r.dtype, r.kv_dtype, r.parameters, r.plan.fits(), r.replicas, r.plan.in_flight, r.plan.slots,
-      r.positions(), r.request.job.prompt_tokens, r.request.job.new_tokens, r.plan.pages,
-      fmt::join(r.plan.chunks, ", "), r.measured, p.ttft_s, p.all_prefilled_s, p.total_s, p.prefill_tokens_per_s,
-      p.decode_tokens_per_s, r.plan.uniform_ttft_s > 0.0 ? fmt::format("{:.6g}", r.plan.uniform_ttft_s) : "null",
-      r.most_positions, r.most_sequences, fmt::join(stages, ", "), fmt::join(ways, ", "), fmt::join(notes, ", "));
+      text_of(r.model), r.dtype, r.kv_dtype, r.parameters, r.plan.fits(), r.replicas, r.request.shards,
+      r.plan.in_flight, r.plan.slots, r.positions(), r.request.job.prompt_tokens, r.request.job.new_tokens,
+      r.plan.pages, fmt::join(r.plan.chunks, ", "), r.measured, p.ttft_s, p.all_prefilled_s, p.total_s,
+      p.prefill_tokens_per_s, p.decode_tokens_per_s,
+      r.plan.uniform_ttft_s > 0.0 ? fmt::format("{:.6g}", r.plan.uniform_ttft_s) : "null", r.most_positions,
+      r.most_sequences, fmt::join(stages, ", "), fmt::join(ways, ", "), fmt::join(notes, ", "));
 }
 
 }  // namespace stagecoach

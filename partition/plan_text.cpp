@@ -81,6 +81,16 @@ std::string prediction_text(const PlanReport& r) {
   text += fmt::format("  prefill {:.4g} tokens/s", p.prefill_tokens_per_s);
   if (p.decode_tokens_per_s > 0.0) text += fmt::format(", decode {:.4g} tokens/s", p.decode_tokens_per_s);
   text += '\n';
+  if (r.request.shards > 1) {
+    const std::int64_t prompt = r.request.job.prompt_tokens;
+    const std::int64_t rows = std::min<std::int64_t>(prompt, longest_chunk(r.plan.chunks));
+    const MicrobatchWork chunk = prompt_chunk(prompt - rows, rows);
+    const ShardCost& cost = r.plan.pipeline.stages.front().shards;
+    const auto size = [](double bytes) { return size_text(static_cast<std::int64_t>(bytes)); };
+    text += fmt::format(
+        "  shards exchange queries and partial sums, {} for the last chunk and block; keys and values would be {}\n",
+        size(exchange_bytes(r.request.model, chunk, cost)), size(ring_bytes(r.request.model, chunk, cost)));
+  }
   if (r.plan.uniform_ttft_s > 0.0) {
     text += fmt::format("  chunks {}: a prompt of {} tokens alone takes {}; with the best equal ones, of {}, {}\n",
                         chunks_text(r.plan.chunks), r.request.job.prompt_tokens,
@@ -119,6 +129,9 @@ std::string plan_text(const PlanReport& r) {
   std::string text = fmt::format("{}: {:.0f} million parameters, weights {}, keys and values {}\n", r.model,
                                  static_cast<double>(r.parameters) / 1e6, r.dtype, r.kv_dtype);
   if (r.replicas > 1) text += fmt::format("{} replicas of this pipeline:\n", r.replicas);
+  if (r.request.shards > 1) {
+    text += fmt::format("each stage {} context shards, of which the table has one:\n", r.request.shards);
+  }
   text += fmt::format(
       "{} stage{}, {} microbatch{} in flight; {} sequence{} of {} positions ({} prompt tokens, {} new)\n\n",
       r.plan.stages.size(), r.plan.stages.size() == 1 ? "" : "s", r.plan.in_flight, r.plan.in_flight == 1 ? "" : "es",
@@ -131,11 +144,12 @@ std::string plan_text(const PlanReport& r) {
   if (!r.other_ways.empty()) {
     text += "\nother ways to use the devices:\n";
     for (const Alternative& way : r.other_ways) {
-      text += fmt::format("  {} pipeline{} of {} stage{}: {}\n", way.replicas, way.replicas == 1 ? "" : "s", way.stages,
-                          way.stages == 1 ? "" : "s",
-                          way.fits ? fmt::format("done after {}, first token after {}", seconds_text(way.total_s),
-                                                 seconds_text(way.ttft_s))
-                                   : "does not fit");
+      text += fmt::format(
+          "  {} pipeline{} of {} stage{}{}: {}\n", way.replicas, way.replicas == 1 ? "" : "s", way.stages,
+          way.stages == 1 ? "" : "s", way.shards > 1 ? fmt::format(" of {} context shards", way.shards) : "",
+          way.fits
+              ? fmt::format("done after {}, first token after {}", seconds_text(way.total_s), seconds_text(way.ttft_s))
+              : "does not fit");
     }
   }
   for (const std::string& note : r.notes) text += fmt::format("\n{}\n", note);

@@ -16,7 +16,7 @@ std::string quoted(const std::string& text) {
 }  // namespace
 
 std::string plan_run_file(const PlanReport& r) {
-  const std::size_t ranks = r.plan.stages.size() * static_cast<std::size_t>(r.replicas);
+  const std::size_t ranks = r.plan.stages.size() * static_cast<std::size_t>(r.replicas * r.request.shards);
   std::string text = fmt::format(
       "# Written by stagecoach plan for {} sequence{} of {} positions: start {} rank{}, or one process without "
       "mpirun.\n"
@@ -26,6 +26,7 @@ std::string plan_run_file(const PlanReport& r) {
   if (!r.machine_path.empty()) text += fmt::format("machine: {}\n", quoted(r.machine_path));
   text += "pipeline:\n";
   if (r.replicas > 1) text += fmt::format("  replicas: {}\n", r.replicas);
+  if (r.request.shards > 1) text += fmt::format("  context_shards: {}\n", r.request.shards);
   text += "  stages:\n";
   for (std::size_t s = 0; s < r.plan.stages.size(); ++s) {
     const PlannedStage& stage = r.plan.stages[s];

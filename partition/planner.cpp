@@ -16,8 +16,15 @@ constexpr double kWorthAStage = 1.01;       // a stage more must bring this much
 constexpr double kWorthAList = 1.002;       // chunks of several lengths must bring this much
 constexpr std::int64_t kSequencesPerMicrobatch = 32;
 
-std::int64_t pages_for(std::int64_t positions, const DeviceLayout& layout) {
-  return (positions + layout.page_positions - 1) / layout.page_positions;
+// Of each shard, for one sequence.
+std::int64_t pages_for(std::int64_t positions, const PlanRequest& r) {
+  const DeviceLayout& layout = r.devices.front().layout;
+  return pages_of_first_shard((positions + layout.page_positions - 1) / layout.page_positions, r.shards, layout);
+}
+
+ShardCost shard_cost(const PlanRequest& r, const PlannerDevice& device) {
+  return {r.shards, device.link, device.layout.page_positions * device.layout.segment_pages,
+          device.layout.activation_bytes};
 }
 
 std::int64_t positions_of(const PlanRequest& r) {
@@ -31,7 +38,7 @@ class Search {
       : r_(request), stages_(stages), chunk_(chunk), in_flight_(request.in_flight.value_or(stages)) {
     slots_ =
         static_cast<std::int32_t>(std::clamp<std::int64_t>(r_.job.sequences, 1, kSequencesPerMicrobatch * in_flight_));
-    pages_ = slots_ * pages_for(positions_of(r_), r_.devices.front().layout);
+    pages_ = slots_ * pages_for(positions_of(r_), r_);
   }
 
   // The fastest cut that fits, or the one that the fewest stages are too small for.
@@ -61,7 +68,8 @@ class Search {
   const PlannerDevice& device(std::int32_t d) const { return r_.devices[static_cast<std::size_t>(d)]; }
 
   StageBytes bytes(std::int32_t d, BlockRange blocks) const {
-    const StageWork work{chunk_ + slots_, static_cast<std::int32_t>(pages_), 2 * slots_, in_flight_, stages_};
+    const StageWork work{chunk_ + slots_, static_cast<std::int32_t>(pages_), 2 * slots_, in_flight_, stages_,
+                         r_.shards};
     return stage_bytes(r_.model, blocks, device(d).layout, work);
   }
   bool fits(std::int32_t d, BlockRange blocks) const {
@@ -93,8 +101,9 @@ class Search {
     problem.fits = [this](std::int32_t d, BlockRange blocks) { return fits(d, blocks); };
     for (const auto& [a, b] : {std::pair(chunks, steps), std::pair(1.0, 0.0), std::pair(0.0, 1.0)}) {
       problem.seconds = [&, a = a, b = b](std::int32_t d, BlockRange blocks) {
-        return a * stage_seconds(r_.model, blocks, device(d).speed, chunk) +
-               b * stage_seconds(r_.model, blocks, device(d).speed, step);
+        const ShardCost shards = shard_cost(r_, device(d));
+        return a * stage_seconds(r_.model, blocks, device(d).speed, chunk, shards) +
+               b * stage_seconds(r_.model, blocks, device(d).speed, step, shards);
       };
       if (std::optional<Balance> cut = balance(problem)) found.push_back(*std::move(cut));
     }
@@ -131,7 +140,7 @@ class Search {
       stage.budget_bytes = device(d).budget_bytes;
       stage.process_bytes = device(d).process_bytes;
       plan.stages.push_back(stage);
-      plan.pipeline.stages.push_back({stage.blocks, device(d).speed, device(d).link});
+      plan.pipeline.stages.push_back({stage.blocks, device(d).speed, device(d).link, shard_cost(r_, device(d))});
     }
     JobShape sample = r_.job;
     sample.new_tokens = std::min(sample.new_tokens, kSearchTokens);
@@ -171,7 +180,8 @@ ChunkProblem chunk_problem(const PlanRequest& request, const PipelinePlan& plan,
   problem.seconds = [&plan](std::int64_t first, std::int64_t rows) {
     double slowest = 0.0;
     for (const SimulatedStage& s : plan.pipeline.stages) {
-      slowest = std::max(slowest, stage_seconds(plan.pipeline.model, s.blocks, s.speed, prompt_chunk(first, rows)));
+      slowest =
+          std::max(slowest, stage_seconds(plan.pipeline.model, s.blocks, s.speed, prompt_chunk(first, rows), s.shards));
     }
     return slowest;
   };
@@ -204,12 +214,12 @@ void finish(const PlanRequest& request, PipelinePlan& plan) {
   for (std::size_t s = 0; s < plan.stages.size(); ++s) {
     PlannedStage& stage = plan.stages[s];
     stage.bytes = bytes[s];
-    const DeviceSpeed& speed = plan.pipeline.stages[s].speed;
+    const auto& [blocks, speed, link, shards] = plan.pipeline.stages[s];
     const std::int64_t rows = std::min<std::int64_t>(prompt, longest_chunk(plan.chunks));
-    stage.prompt_s = stage_seconds(request.model, stage.blocks, speed, prompt_chunk(prompt - rows, rows));
+    stage.prompt_s = stage_seconds(request.model, blocks, speed, prompt_chunk(prompt - rows, rows), shards);
     stage.decode_s = stage_seconds(
-        request.model, stage.blocks, speed,
-        decode_step((plan.slots + plan.in_flight - 1) / plan.in_flight, prompt + request.job.new_tokens - 1));
+        request.model, blocks, speed,
+        decode_step((plan.slots + plan.in_flight - 1) / plan.in_flight, prompt + request.job.new_tokens - 1), shards);
   }
 }
 
@@ -234,7 +244,7 @@ PipelinePlan choose(const PlanRequest& request) {
 }
 
 bool all_fit(const PlanRequest& request, const PipelinePlan& plan, std::int64_t positions, std::int64_t sequences) {
-  const std::int64_t pages = sequences * pages_for(positions, request.devices.front().layout);
+  const std::int64_t pages = sequences * pages_for(positions, request);
   if (pages > std::numeric_limits<std::int32_t>::max()) return false;
   const std::vector<StageBytes> bytes = plan_bytes(request, plan, pages, sequences);
   for (std::size_t s = 0; s < bytes.size(); ++s) {
@@ -263,16 +273,25 @@ bool can_fit(const PlanRequest& request) {
 std::vector<Alternative> alternatives(const PlanRequest& request) {
   std::vector<Alternative> found;
   const auto devices = static_cast<std::int32_t>(request.devices.size());
-  for (std::int32_t replicas = 1; replicas <= devices; ++replicas) {
-    if (devices % replicas != 0 || replicas > request.job.sequences) continue;
+  const auto add = [&](std::int32_t replicas, std::int32_t shards) {
     PlanRequest part = request;
     part.cut.reset();
-    part.stages = devices / replicas;
+    part.shards = shards;
+    part.stages = devices / replicas / shards;
     part.devices.resize(static_cast<std::size_t>(*part.stages));
     part.job.sequences = (request.job.sequences + replicas - 1) / replicas;
-    if (*part.stages > request.model.n_layer) continue;
+    if (*part.stages > request.model.n_layer) return;
     const PipelinePlan plan = make_plan(part);
-    found.push_back({*part.stages, replicas, plan.fits(), plan.prediction.total_s, plan.prediction.ttft_s});
+    found.push_back({*part.stages, replicas, shards, plan.fits(), plan.prediction.total_s, plan.prediction.ttft_s});
+  };
+  for (std::int32_t replicas = 1; replicas <= devices; ++replicas) {
+    if (devices % replicas == 0 && replicas <= request.job.sequences) add(replicas, 1);
+  }
+  // Shards are for prompts with more than one segment each.
+  const DeviceLayout& layout = request.devices.front().layout;
+  const std::int64_t segment = layout.page_positions * layout.segment_pages;
+  for (std::int32_t shards = 2; shards <= devices && request.job.prompt_tokens >= segment * shards; ++shards) {
+    if (devices % shards == 0) add(1, shards);
   }
   return found;
 }
@@ -291,8 +310,12 @@ std::vector<StageBytes> plan_bytes(const PlanRequest& request, const PipelinePla
                                    std::int64_t slots) {
   std::vector<StageBytes> bytes;
   const auto sequences = static_cast<std::int32_t>(slots);
-  const StageWork work{longest_chunk(plan.chunks) + sequences, static_cast<std::int32_t>(pages), 2 * sequences,
-                       plan.in_flight, static_cast<std::int32_t>(plan.stages.size())};
+  const StageWork work{longest_chunk(plan.chunks) + sequences,
+                       static_cast<std::int32_t>(pages),
+                       2 * sequences,
+                       plan.in_flight,
+                       static_cast<std::int32_t>(plan.stages.size()),
+                       request.shards};
   for (const PlannedStage& stage : plan.stages) {
     bytes.push_back(
         stage_bytes(request.model, stage.blocks, request.devices[static_cast<std::size_t>(stage.device)].layout, work));

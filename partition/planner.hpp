@@ -30,6 +30,7 @@ struct PlanRequest {
   std::vector<PlannerDevice> devices;  // in order of ranks
   JobShape job;                        // its sequences run together, if they fit
   std::optional<std::int32_t> stages;  // nothing: as many as are best
+  std::int32_t shards = 1;             // context shards of each stage, all like its device
   std::optional<std::vector<BlockRange>> cut;
   std::optional<ChunkPlan> chunks;  // nothing: planned, none longer than most_chunk
   std::int32_t most_chunk = 256;
@@ -55,7 +56,7 @@ struct PipelinePlan {
   ChunkPlan chunks;
   std::int32_t in_flight = 1;
   std::int32_t slots = 1;
-  std::int64_t pages = 0;
+  std::int64_t pages = 0;      // of each shard
   SimulatedPipeline pipeline;  // for other jobs
   Prediction prediction;
   double uniform_ttft_s = 0.0;  // with the best equal chunks instead; 0 unless chunks were planned
@@ -75,6 +76,7 @@ bool can_fit(const PlanRequest& request);
 struct Alternative {
   std::int32_t stages = 0;
   std::int32_t replicas = 1;  // pipelines that share the sequences
+  std::int32_t shards = 1;    // of each stage
   bool fits = false;
   double total_s = 0.0;
   double ttft_s = 0.0;

@@ -6,6 +6,11 @@
 namespace stagecoach {
 namespace {
 
+// Of rows, which shards send on side by side.
+std::int64_t part_of(std::int64_t rows, std::int32_t shards) {
+  return (rows + shards - 1) / shards;
+}
+
 // A microbatch on its way: when its tokens reach the leader, and whose they are.
 struct Returning {
   double at_s = 0.0;
@@ -111,14 +116,14 @@ class Simulation {
     for (std::size_t s = 0; s < p_.stages.size(); ++s) {
       const SimulatedStage& stage = p_.stages[s];
       const double start_s = std::max(at_s, free_s_[s]);
-      const double seconds = stage_seconds(p_.model, stage.blocks, stage.speed, work);
+      const double seconds = stage_seconds(p_.model, stage.blocks, stage.speed, work, stage.shards);
       free_s_[s] = start_s + seconds;
       result_.busy_s[s] += seconds;
       if (result_.timeline.size() < keep_) {
         result_.timeline.push_back({static_cast<std::int32_t>(s), id, start_s, free_s_[s], has_prompt});
       }
       const bool last = s + 1 == p_.stages.size();
-      if (!last) at_s = free_s_[s] + link_seconds(p_.model, stage.link, work.rows());
+      if (!last) at_s = free_s_[s] + link_seconds(p_.model, stage.link, part_of(work.rows(), stage.shards.shards));
       if (last) at_s = free_s_[s] + (s == 0 ? 0.0 : stage.link.latency_s);
     }
     returning_.push_back({at_s, std::move(answered)});

@@ -26,6 +26,7 @@ struct SimulatedStage {
   BlockRange blocks;
   DeviceSpeed speed;
   LinkSpeed link;  // to the next stage; of the last one to the first, for tokens
+  ShardCost shards = {};
 };
 
 struct SimulatedPipeline {

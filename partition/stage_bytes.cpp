@@ -56,13 +56,40 @@ std::int64_t Workspace::bytes(std::int64_t activation_bytes) const {
          aligned(head_rows * vocab * 4) + aligned(head_rows * narrow * 4);
 }
 
-Workspace stage_workspace(const ModelConfig& model, BlockRange blocks, std::int32_t max_rows) {
+Workspace stage_workspace(const ModelConfig& model, BlockRange blocks, const StageWork& work) {
   Workspace workspace;
-  workspace.rows = max_rows;
+  workspace.rows = work.own_rows();
   workspace.narrow = model.n_embd;
-  workspace.wide = std::max<std::int64_t>(3LL * model.n_embd, model.n_inner);
-  workspace.head_rows = is_last(model, blocks) ? std::min(kHeadRows, max_rows) : 0;
+  workspace.wide = work.shards > 1 ? model.n_inner : std::max<std::int64_t>(3LL * model.n_embd, model.n_inner);
+  workspace.head_rows = is_last(model, blocks) ? std::min<std::int64_t>(kHeadRows, work.own_rows()) : 0;
   workspace.vocab = model.vocab_size;
+  return workspace;
+}
+
+std::int64_t ShardedWorkspace::bytes(std::int64_t activation_bytes) const {
+  return aligned(rows * qkv * activation_bytes) + aligned(parts * part_values * 4);
+}
+
+std::int64_t ShardedWorkspace::exchanged_bytes(std::int64_t activation_bytes) const {
+  return 2 * (own_rows * qkv * activation_bytes + own_parts * part_values * 4);
+}
+
+// Segments of a sequence are dealt out in turn. A shard has the parts that it makes, of all rows, and those that it
+// gets, of its own.
+ShardedWorkspace sharded_workspace(const ModelConfig& model, const DeviceLayout& layout, const StageWork& work) {
+  if (work.shards == 1) return {};
+  const auto ceil_of = [](std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit; };
+  const std::int64_t segments = ceil_of(model.n_positions, layout.page_positions * layout.segment_pages);
+  const std::int64_t here = std::min(ceil_of(segments, work.shards), ceil_of(work.pages, layout.segment_pages));
+  const std::int64_t elsewhere = std::min(segments, here * (work.shards - 1));
+  ShardedWorkspace workspace;
+  workspace.rows = work.max_rows;
+  workspace.qkv = 3LL * model.n_embd;
+  workspace.parts = work.max_rows * here + work.own_rows() * elsewhere;
+  workspace.part_values = model.n_embd + 2LL * model.n_head;
+  workspace.own_rows = work.own_rows();
+  workspace.own_parts = work.own_rows() * here;
+  workspace.merged_parts = work.own_rows() * (here + elsewhere);
   return workspace;
 }
 
@@ -72,9 +99,16 @@ StageOperations stage_operations(const ModelConfig& model, BlockRange blocks, co
   StageOperations operations;
   operations.rows = work.max_rows;
   operations.columns = std::max(model.n_embd, model.n_inner);
-  operations.table_words = std::min(work.max_rows, work.slots) * std::min<std::int64_t>(table, work.pages);
-  operations.head_rows = stage_workspace(model, blocks, work.max_rows).head_rows;
+  operations.table_words =
+      std::min(work.max_rows, work.slots) * std::min<std::int64_t>(table, std::int64_t{work.pages} * work.shards);
+  operations.head_rows = stage_workspace(model, blocks, work).head_rows;
+  operations.parts = sharded_workspace(model, layout, work).merged_parts;
   return operations;
+}
+
+std::int64_t pages_of_first_shard(std::int64_t pages, std::int32_t shards, const DeviceLayout& layout) {
+  const std::int64_t round = layout.segment_pages * shards;
+  return pages / round * layout.segment_pages + std::min(pages % round, layout.segment_pages);
 }
 
 StageBytes& StageBytes::operator+=(const StageBytes& other) {
@@ -88,13 +122,15 @@ StageBytes& StageBytes::operator+=(const StageBytes& other) {
 }
 
 StageBytes stage_bytes(const ModelConfig& model, BlockRange blocks, const DeviceLayout& layout, const StageWork& work) {
-  const Workspace workspace = stage_workspace(model, blocks, work.max_rows);
+  const Workspace workspace = stage_workspace(model, blocks, work);
+  const ShardedWorkspace sharded = sharded_workspace(model, layout, work);
   const std::int64_t buffers = residual_buffers(work.in_flight);
-  const std::int64_t buffer_bytes = residual_bytes(work.max_rows, model.n_embd);
+  const std::int64_t buffer_bytes = residual_bytes(work.own_rows(), model.n_embd);
   StageBytes bytes;
   bytes.weights = stage_weight_bytes(model, blocks, layout);
   bytes.kv = blocks.count() * counted(work.pages * layout.kv_page_bytes, layout);
   bytes.workspace = counted(workspace.bytes(layout.activation_bytes), layout);
+  if (work.shards > 1) bytes.workspace += counted(sharded.bytes(layout.activation_bytes), layout);
   bytes.residuals = buffers * counted(buffer_bytes, layout);
   bytes.scratch = layout.own_bytes(stage_operations(model, blocks, layout, work));
   if (layout.in_host_memory) return bytes;
@@ -103,6 +139,7 @@ StageBytes stage_bytes(const ModelConfig& model, BlockRange blocks, const Device
     bytes.host += workspace.head_rows * (layout.summary_bytes + workspace.vocab * 4);
   }
   if (work.stages > 1) bytes.host += buffers * buffer_bytes;
+  bytes.host += (work.shards - 1) * sharded.exchanged_bytes(layout.activation_bytes);
   return bytes;
 }
 

@@ -27,6 +27,7 @@ struct StageOperations {
   std::int64_t columns = 0;      // of an input of a product
   std::int64_t table_words = 0;  // page numbers of one microbatch
   std::int64_t head_rows = 0;    // rows whose logits are computed at once; 0 but on the last stage
+  std::int64_t parts = 0;        // of the rows of one context shard, made or merged at once; 0 without
 };
 
 struct DeviceLayout {
@@ -34,6 +35,7 @@ struct DeviceLayout {
   std::function<std::int64_t(const StageOperations&)> own_bytes;  // what the device's backend takes for itself
   std::int64_t kv_page_bytes = 0;                                 // of one block
   std::int64_t page_positions = 64;
+  std::int64_t segment_pages = 16;    // that attention reduces by themselves
   std::int64_t activation_bytes = 4;  // an element between the operations of a block, and of the biases added there
   std::int64_t table_bytes = 4;       // an element of the position embedding
   std::int64_t unit_bytes = 1;        // allocations count as multiples of this
@@ -44,10 +46,13 @@ struct DeviceLayout {
 // What the run allows at once.
 struct StageWork {
   std::int32_t max_rows = 0;  // of one microbatch
-  std::int32_t pages = 0;     // of the KV pool
+  std::int32_t pages = 0;     // of the KV pool of one shard
   std::int32_t slots = 0;     // sequences, those that only hold shared prompts included
   std::int32_t in_flight = 1;
   std::int32_t stages = 1;
+  std::int32_t shards = 1;  // context shards, of which each has as many pages and an equal part of the rows
+
+  std::int64_t own_rows() const { return (max_rows + shards - 1LL) / shards; }
 };
 
 struct StageBytes {
@@ -82,6 +87,9 @@ std::int64_t largest_that_fits(std::int64_t low, std::int64_t high, const Fits& 
   return good;
 }
 
+// Of a sequence's pages, which are dealt out to the shards segment by segment, those of the first shard: the most.
+std::int64_t pages_of_first_shard(std::int64_t pages, std::int32_t shards, const DeviceLayout& layout);
+
 // Parts of it. Tensors as `stage_tensors` lists them.
 std::int64_t tensor_bytes(const TensorSpec& tensor, const DeviceLayout& layout);
 std::int64_t stage_weight_bytes(const ModelConfig& model, BlockRange blocks, const DeviceLayout& layout);
@@ -101,11 +109,22 @@ MatrixShape matrix_shape(const TensorSpec& matrix);
 
 // The arrays of a stage's workspace, in order; they share one allocation.
 struct Workspace {
-  std::int64_t rows = 0, narrow = 0, wide = 0;  // (rows, narrow) and (rows, wide) of the activation dtype
+  std::int64_t rows = 0, narrow = 0, wide = 0;  // (rows, narrow) and (rows, wide) of the activation dtype; own rows
   std::int64_t head_rows = 0, vocab = 0;        // (head_rows, vocab) and (head_rows, narrow), float32
   std::int64_t bytes(std::int64_t activation_bytes) const;
 };
-Workspace stage_workspace(const ModelConfig& model, BlockRange blocks, std::int32_t max_rows);
+Workspace stage_workspace(const ModelConfig& model, BlockRange blocks, const StageWork& work);
+
+// What context shards need for attention, in one allocation; nothing without.
+struct ShardedWorkspace {
+  std::int64_t rows = 0, qkv = 0;           // (rows, qkv) of the activation dtype: q, k and v of all shards' rows
+  std::int64_t parts = 0, part_values = 0;  // (parts, part_values), float32: one for a row, a block and a segment
+  std::int64_t own_rows = 0, own_parts = 0;  // of these, most that travel between two shards at once, each way
+  std::int64_t merged_parts = 0;             // most that one shard's rows have
+  std::int64_t bytes(std::int64_t activation_bytes) const;
+  std::int64_t exchanged_bytes(std::int64_t activation_bytes) const;  // both ways
+};
+ShardedWorkspace sharded_workspace(const ModelConfig& model, const DeviceLayout& layout, const StageWork& work);
 
 // Buffers for the rows of microbatches: one more than can be in flight, so that one always comes free.
 constexpr std::int64_t residual_buffers(std::int32_t in_flight) {

@@ -13,7 +13,8 @@ OperationLimits operation_limits(const StageOperations& operations, const ModelC
           .head_dim = model.head_dim(),
           .table_words = operations.table_words,
           .logits_rows = operations.head_rows,
-          .vocab = model.vocab_size};
+          .vocab = model.vocab_size,
+          .parts = operations.parts};
 }
 
 DeviceLayout device_layout(const MemoryLayout& layout, const ModelConfig& model, DType weights, DType kv) {
@@ -26,6 +27,7 @@ DeviceLayout device_layout(const MemoryLayout& layout, const ModelConfig& model,
   };
   result.kv_page_bytes = layout.kv_page_bytes(model.n_head, model.head_dim(), kv);
   result.page_positions = kPagePositions;
+  result.segment_pages = kSegmentPages;
   result.activation_bytes = size_of(layout.activation_dtype(weights));
   result.table_bytes = weights == DType::kInt8 ? 4 : size_of(weights);
   result.unit_bytes = layout.unit_bytes();

@@ -51,8 +51,13 @@ void KvCache::copy_page(const SlotCommand& command) {
   if (table.empty() || table.back() == command.source) {
     throw WireError(fmt::format("slot {} has no page of its own to copy page {} to", command.slot, command.source));
   }
+  const auto [shard, shards] = shape_.place;
+  if (shard_of_page(command.source, shards) != shard_of_page(table.back(), shards)) {
+    throw WireError(fmt::format("page {} cannot be copied to page {} of another shard", command.source, table.back()));
+  }
+  if (shard_of_page(command.source, shards) != shard) return;
   for (std::int32_t block = 0; block < shape_.blocks; ++block) {
-    backend_.copy_page(pages(block), command.source, table.back());
+    backend_.copy_page(pages(block), page_in_shard(command.source, shards), page_in_shard(table.back(), shards));
   }
 }
 
@@ -64,9 +69,8 @@ std::vector<std::int32_t>& KvCache::at(std::int32_t slot) {
 }
 
 void KvCache::require_page(std::int32_t page) const {
-  if (page < 0 || page >= shape_.pages) {
-    throw WireError(fmt::format("page {} is outside 0 to {}", page, shape_.pages - 1));
-  }
+  const std::int32_t all = shape_.pages * shape_.place.shards;
+  if (page < 0 || page >= all) throw WireError(fmt::format("page {} is outside 0 to {}", page, all - 1));
 }
 
 std::span<const std::int32_t> KvCache::table(std::int32_t slot) const {

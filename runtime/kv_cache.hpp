@@ -1,7 +1,8 @@
 // The KV pages of one stage's blocks and one page table per sequence slot: index arithmetic only.
 //
 // Slots and page numbers come from the scheduler in slot commands and are the same on every stage. The cache owns the
-// pages (one pool per block, page p of every block belongs to the same positions); it must not outlive its backend.
+// pages (one pool per block, page p of every block belongs to the same positions); it must not outlive its backend. A
+// context shard has the tables of all pages and the pages that are its own (context_shards.hpp).
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "kernels/backend.hpp"
+#include "runtime/context_shards.hpp"
 #include "runtime/microbatch.hpp"
 
 namespace stagecoach {
@@ -18,8 +20,9 @@ struct KvShape {
   std::int32_t n_head = 0;
   std::int32_t head_dim = 0;
   DType dtype = DType::kFloat32;
-  std::int32_t pages = 0;
+  std::int32_t pages = 0;  // of this shard
   std::int32_t slots = 0;
+  ShardPlace place = {};
 };
 
 constexpr std::int32_t pages_for(std::int64_t positions) {

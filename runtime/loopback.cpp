@@ -8,6 +8,7 @@
 #include <mutex>
 #include <tuple>
 #include <unordered_set>
+#include <utility>
 
 namespace stagecoach {
 namespace {
@@ -43,7 +44,7 @@ struct LoopbackHub::State {
   LoopbackMode mode = LoopbackMode::kBuffered;
   std::string failure;
   std::map<std::tuple<int, int, Channel>, std::deque<std::vector<std::byte>>> mail;  // (from, to, channel)
-  std::vector<Link> links;                                                           // [receiving stage]
+  std::map<std::pair<int, int>, Link> links;                                         // (from, to)
   std::unordered_set<std::uint64_t> finished;
   std::uint64_t next_ticket = 1;
 
@@ -96,7 +97,8 @@ class LoopbackMailbox final : public Mailbox {
 
 class LoopbackTransport final : public Transport {
  public:
-  LoopbackTransport(LoopbackHub::State& state, int stage) : state_(state), stage_(stage) {}
+  LoopbackTransport(LoopbackHub::State& state, int stage, int previous, int next)
+      : state_(state), in_(previous, stage), out_(stage, next) {}
   ~LoopbackTransport() override { withdraw(); }
 
   Ticket send(Tensor tensor) override {
@@ -110,7 +112,7 @@ class LoopbackTransport final : public Transport {
       state_.finished.insert(message.ticket);
     }
     const Ticket ticket = message.ticket;
-    LoopbackHub::State::Link& link = state_.links.at(static_cast<std::size_t>(stage_) + 1);
+    LoopbackHub::State::Link& link = state_.links[out_];
     link.sends.push_back(std::move(message));
     state_.match(link);
     return ticket;
@@ -121,7 +123,7 @@ class LoopbackTransport final : public Transport {
     const std::scoped_lock lock(state_.mutex);
     state_.check_alive();
     const Ticket ticket = state_.next_ticket++;
-    LoopbackHub::State::Link& link = state_.links.at(static_cast<std::size_t>(stage_));
+    LoopbackHub::State::Link& link = state_.links[in_];
     link.receives.push_back({ticket, tensor.data, tensor.bytes()});
     state_.match(link);
     return ticket;
@@ -140,28 +142,25 @@ class LoopbackTransport final : public Transport {
   // What was buffered stays: it was sent, and refers to no memory of this stage.
   void withdraw() noexcept {
     const std::scoped_lock lock(state_.mutex);
-    const auto stage = static_cast<std::size_t>(stage_);
-    state_.links[stage].receives.clear();
-    if (state_.mode == LoopbackMode::kRendezvous && stage + 1 < state_.links.size()) {
-      state_.links[stage + 1].sends.clear();
-    }
+    const auto in = state_.links.find(in_), out = state_.links.find(out_);
+    if (in != state_.links.end()) in->second.receives.clear();
+    if (state_.mode == LoopbackMode::kRendezvous && out != state_.links.end()) out->second.sends.clear();
   }
 
   LoopbackHub::State& state_;
-  int stage_;
+  std::pair<int, int> in_, out_;
 };
 
-LoopbackHub::LoopbackHub(int stages, LoopbackMode mode) : state_(std::make_unique<State>()) {
+LoopbackHub::LoopbackHub(LoopbackMode mode) : state_(std::make_unique<State>()) {
   state_->mode = mode;
-  state_->links.resize(static_cast<std::size_t>(stages));
 }
 LoopbackHub::~LoopbackHub() = default;
 
 std::unique_ptr<Mailbox> LoopbackHub::mailbox(int stage, int first) {
   return std::make_unique<LoopbackMailbox>(*state_, stage, first);
 }
-std::unique_ptr<Transport> LoopbackHub::transport(int stage) {
-  return std::make_unique<LoopbackTransport>(*state_, stage);
+std::unique_ptr<Transport> LoopbackHub::transport(int stage, int previous, int next) {
+  return std::make_unique<LoopbackTransport>(*state_, stage, previous, next);
 }
 
 void LoopbackHub::fail(const std::string& reason) {

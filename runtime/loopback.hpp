@@ -17,14 +17,17 @@ enum class LoopbackMode : std::uint8_t { kBuffered, kRendezvous };
 
 class LoopbackHub {
  public:
-  LoopbackHub(int stages, LoopbackMode mode);
+  explicit LoopbackHub(LoopbackMode mode);
   ~LoopbackHub();
   LoopbackHub(const LoopbackHub&) = delete;
   LoopbackHub& operator=(const LoopbackHub&) = delete;
 
   // Peer p of it is stage first + p of the hub, as MpiProcess::mailbox has it for ranks.
   std::unique_ptr<Mailbox> mailbox(int stage, int first = 0);
-  std::unique_ptr<Transport> transport(int stage);
+  // Of the chain.
+  std::unique_ptr<Transport> transport(int stage) { return transport(stage, stage - 1, stage + 1); }
+  // Between any; a pair has one link in each direction.
+  std::unique_ptr<Transport> transport(int stage, int previous, int next);
   // The first reason is kept.
   void fail(const std::string& reason);
 

@@ -60,6 +60,7 @@ struct StageFigures {
   std::int32_t rank = 0;
   std::int32_t replica = 0;
   std::int32_t stage = 0;
+  std::int32_t shard = 0;
   std::string host;
   std::string device;
   StageReport report;
@@ -69,17 +70,18 @@ struct RunFigures {
   std::string command, model, dtype, kv_dtype;
   std::int32_t replicas = 1;
   std::int32_t stages = 1;          // of each
+  std::int32_t shards = 1;          // of each of these
   double wall_s = 0.0;              // of the pipeline and the writing of results, without loading
   std::int64_t earlier_tokens = 0;  // of results that an earlier run of the job had finished
 };
 
 // One object, with a line end:
-//   {"command","model","dtype","kv_dtype","replicas","stages",
+//   {"command","model","dtype","kv_dtype","replicas","stages","context_shards",
 //    "prompts","prompt_tokens","samples","generated_tokens","scored_tokens","earlier_tokens","wall_s","tokens_per_s",
 //    "ttft_s": {"count","p50","p90","p99","max"}, "itl_s": {...},
 //    "ranks":
-//    [{"rank","replica","stage","host","device","busy_s","schedule_s","idle_s","bubble","weights_bytes","kv_bytes",
-//               "peak_bytes","bytes_sent","microbatches","rows"}, ...]}
+//    [{"rank","replica","stage","shard","host","device","busy_s","schedule_s","idle_s","bubble","weights_bytes",
+//      "kv_bytes","peak_bytes","bytes_sent","shard_bytes_sent","microbatches","rows"}, ...]}
 // tokens_per_s counts generated and scored tokens; percentiles of nothing are null; bubble is idle over busy and idle.
 std::string metrics_json(const RunFigures& run, const RunMeter& meter, std::span<const StageFigures> stages);
 

@@ -31,13 +31,11 @@ void put_rows(Xxh3& hash, const WeightSource& weights, const TensorSpec& tensor)
   }
 }
 
-}  // namespace
-
-std::string model_identity(const Model& model) {
+std::string identity_of(const Model& model, bool with_vocabulary) {
   Xxh3 hash;
   wire::Writer head;
   put_config(head, model.config);
-  if (model.tokenizer) {
+  if (with_vocabulary && model.tokenizer) {
     for (std::int32_t id = 0; id < model.tokenizer->vocab_size(); ++id) {
       head.put(std::string_view(token_text(*model.tokenizer, id)));
     }
@@ -51,6 +49,16 @@ std::string model_identity(const Model& model) {
     }
   }
   return fmt::format("{:016x}", hash.value());
+}
+
+}  // namespace
+
+std::string model_identity(const Model& model) {
+  return identity_of(model, true);
+}
+
+std::string weights_identity(const Model& model) {
+  return identity_of(model, false);
 }
 
 }  // namespace stagecoach

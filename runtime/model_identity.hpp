@@ -2,6 +2,7 @@
 // with the same one.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "runtime/weight_source.hpp"
@@ -12,5 +13,9 @@ namespace stagecoach {
 // others the first, middle and last row of every tensor, which training changes. Reads some megabytes. Throws
 // WeightError.
 std::string model_identity(const Model& model);
+
+// The same without the vocabulary, which not every rank has.
+std::string weights_identity(const Model& model);
+constexpr std::size_t kIdentitySize = 16;  // characters
 
 }  // namespace stagecoach

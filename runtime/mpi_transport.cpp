@@ -101,16 +101,16 @@ class MpiMailbox final : public Mailbox {
 
 class MpiTransport final : public Transport {
  public:
-  MpiTransport(MPI_Comm comm, int rank) : comm_(comm), rank_(rank) {}
+  MpiTransport(MPI_Comm comm, int previous, int next) : comm_(comm), previous_(previous), next_(next) {}
 
   Ticket send(Tensor tensor) override {
     MPI_Request& request = open(tensor);
-    check(MPI_Isend(tensor.data, int_count(tensor.rows * tensor.cols), MPI_FLOAT, rank_ + 1, 0, comm_, &request));
+    check(MPI_Isend(tensor.data, int_count(tensor.rows * tensor.cols), type_of(tensor), next_, 0, comm_, &request));
     return last_ticket_;
   }
   Ticket receive(Tensor tensor) override {
     MPI_Request& request = open(tensor);
-    check(MPI_Irecv(tensor.data, int_count(tensor.rows * tensor.cols), MPI_FLOAT, rank_ - 1, 0, comm_, &request));
+    check(MPI_Irecv(tensor.data, int_count(tensor.rows * tensor.cols), type_of(tensor), previous_, 0, comm_, &request));
     receiving_.insert(last_ticket_);
     return last_ticket_;
   }
@@ -145,15 +145,20 @@ class MpiTransport final : public Transport {
 
  private:
   MPI_Request& open(const Tensor& tensor) {
-    if (tensor.dtype != DType::kFloat32 || tensor.stride != tensor.cols) {
+    if (tensor.stride != tensor.cols) {
       throw std::invalid_argument(fmt::format("cannot send {} with {} columns and stride {}", name_of(tensor.dtype),
                                               tensor.cols, tensor.stride));
     }
     return requests_[++last_ticket_] = MPI_REQUEST_NULL;
   }
 
+  static MPI_Datatype type_of(const Tensor& tensor) {
+    const std::int64_t bytes = size_of(tensor.dtype);
+    return bytes == 4 ? MPI_FLOAT : bytes == 2 ? MPI_UINT16_T : MPI_BYTE;
+  }
+
   MPI_Comm comm_;
-  int rank_;
+  int previous_, next_;
   Ticket last_ticket_ = 0;
   std::unordered_map<Ticket, MPI_Request> requests_;
   std::set<Ticket> receiving_;  // of these
@@ -342,8 +347,8 @@ bool MpiProcess::hears_of_abort(std::chrono::milliseconds wait) const {
 std::unique_ptr<Mailbox> MpiProcess::mailbox(int first_rank) const {
   return std::make_unique<MpiMailbox>(comms_.back()->messages, first_rank);
 }
-std::unique_ptr<Transport> MpiProcess::transport(int stage, int first_rank) const {
-  return std::make_unique<MpiTransport>(comms_.back()->tensors, first_rank + stage);
+std::unique_ptr<Transport> MpiProcess::transport(int previous, int next) const {
+  return std::make_unique<MpiTransport>(comms_.back()->tensors, previous, next);
 }
 
 }  // namespace stagecoach

@@ -52,9 +52,11 @@ class MpiProcess {
   // On rank 0: whether word of an `abort` comes from another rank within `wait`.
   bool hears_of_abort(std::chrono::milliseconds wait) const;
 
-  // Stage s of the pipeline is world rank first_rank + s.
+  // Peer p is world rank first_rank + p.
   std::unique_ptr<Mailbox> mailbox(int first_rank) const;
-  std::unique_ptr<Transport> transport(int stage, int first_rank) const;
+  // Between this rank and two others, or -1: receives from `previous`, sends to `next`. A pair has one in each
+  // direction.
+  std::unique_ptr<Transport> transport(int previous, int next) const;
 
  private:
   struct Communicators;

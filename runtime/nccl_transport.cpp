@@ -214,11 +214,13 @@ class LinkEnd {
 
   bool make(Operation& operation) {
     const Tensor& t = operation.tensor;
-    const auto values = static_cast<std::size_t>(t.rows * t.cols);
+    const bool floats = t.dtype == DType::kFloat32;
+    const ncclDataType_t type = floats ? ncclFloat32 : ncclUint8;
+    const auto values = static_cast<std::size_t>(floats ? t.rows * t.cols : t.bytes());
     if (operation.computed) cuda::check(cudaStreamWaitEvent(stream_.get(), operation.computed.get(), 0));
     operation.step = Step::kMade;
-    return require(way_ == Way::kSend ? ncclSend(t.data, values, ncclFloat32, 1, comm_, stream_.get())
-                                      : ncclRecv(t.data, values, ncclFloat32, 0, comm_, stream_.get()));
+    return require(way_ == Way::kSend ? ncclSend(t.data, values, type, 1, comm_, stream_.get())
+                                      : ncclRecv(t.data, values, type, 0, comm_, stream_.get()));
   }
 
   // The receiver posts its receive as soon as it has the header, between any two operations: as often as it shows that
@@ -346,7 +348,7 @@ class NcclTransport final : public Transport {
   }
 
   Ticket start(const std::unique_ptr<LinkEnd>& end, const Tensor& tensor) {
-    if (tensor.dtype != DType::kFloat32 || tensor.stride != tensor.cols || end == nullptr) {
+    if (tensor.stride != tensor.cols || end == nullptr) {
       throw std::invalid_argument(fmt::format("cannot send or receive {} with {} columns and stride {} here",
                                               name_of(tensor.dtype), tensor.cols, tensor.stride));
     }

@@ -9,6 +9,8 @@
 // downstream once a header is out; the receiver posts its receive when that header arrives, so both ends of a transfer
 // begin, in one order: that of the headers. Where one stage's kernels wait for room on the GPU, the links are a chain:
 // the last stage only receives, so that its transfer can always go on, then that of the stage before it can, and so on.
+// Context shards send to each other and receive at the same time, over two links of a pair: there must be room for the
+// kernels of both, which take a few blocks each.
 // The host never waits for the device inside a call, and in a queue operations only ever wait for earlier ones.
 //
 // Why no wait is for ever. Errors that NCCL finds by itself are polled for. A peer that falls silent is the pipeline
@@ -48,8 +50,8 @@ struct NcclLink {
 };
 
 struct NcclOptions {
-  std::optional<NcclLink> previous;  // of every stage but the first
-  std::optional<NcclLink> next;      // of every stage but the last
+  std::optional<NcclLink> previous;  // of every stage but the first; of a pair of shards, from the other one
+  std::optional<NcclLink> next;      // of every stage but the last; of a pair of shards, to the other one
   std::string self;                  // for messages, as `peer`
   double timeout_s = 60.0;
   double abort_limit_s = 10.0;

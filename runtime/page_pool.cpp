@@ -2,6 +2,7 @@
 
 #include "kernels/backend.hpp"
 #include "runtime/checksum.hpp"
+#include "runtime/context_shards.hpp"
 
 namespace stagecoach {
 
@@ -9,10 +10,21 @@ std::size_t PagePool::Hash::operator()(const Content& content) const {
   return xxh3_of(std::as_bytes(std::span(content.tokens))) ^ (content.before * 0x9e3779b97f4a7c15U);
 }
 
-PagePool::PagePool(std::int32_t pages) : pages_(static_cast<std::size_t>(pages) + 1), free_(pages) {
-  Page& ends = pages_.back();
-  ends.newer = ends.older = pages;
-  for (std::int32_t page = pages - 1; page >= 0; --page) blank_.push_back(page);  // lowest numbers first, from the back
+PagePool::PagePool(std::int32_t pages, std::int32_t shards)
+    : count_(pages * shards),
+      pages_(static_cast<std::size_t>(count_ + shards)),
+      shards_(static_cast<std::size_t>(shards), Shard{{}, pages}) {
+  for (std::int32_t ends = count_; ends < count_ + shards; ++ends) at(ends).newer = at(ends).older = ends;
+  for (std::int32_t page = count_ - 1; page >= 0; --page) {  // lowest numbers first, from the back
+    shards_[static_cast<std::size_t>(shard_of(page))].blank.push_back(page);
+  }
+}
+
+std::int32_t PagePool::shard_of(std::int32_t page) const {
+  return shard_of_page(page, static_cast<std::int32_t>(shards_.size()));
+}
+std::int32_t PagePool::ends_of(std::int32_t page) const {
+  return count_ + shard_of(page);
 }
 
 PagePool::Content PagePool::content_of(std::uint64_t before, std::span<const std::int32_t> tokens, std::int32_t i) {
@@ -31,14 +43,15 @@ void PagePool::forget(Page& page) {
   page.id = 0;
 }
 
-std::int32_t PagePool::take() {
-  --free_;
+std::int32_t PagePool::take(std::int32_t shard) {
+  Shard& own = shards_[static_cast<std::size_t>(shard)];
+  --own.free;
   std::int32_t number = 0;
-  if (!blank_.empty()) {
-    number = blank_.back();
-    blank_.pop_back();
+  if (!own.blank.empty()) {
+    number = own.blank.back();
+    own.blank.pop_back();
   } else {
-    number = pages_.back().newer;  // the oldest of all
+    number = at(count_ + shard).newer;  // the oldest of all
     unlink(at(number));
     forget(at(number));
   }
@@ -49,15 +62,16 @@ std::int32_t PagePool::take() {
 void PagePool::give_back(std::int32_t number) {
   Page& page = at(number);
   if (--page.users > 0) return;
-  ++free_;
+  Shard& own = shards_[static_cast<std::size_t>(shard_of(number))];
+  ++own.free;
   if (page.listed == nullptr) {
     page.id = 0;
-    blank_.push_back(number);
+    own.blank.push_back(number);
     return;
   }
-  Page& ends = pages_.back();
+  Page& ends = at(ends_of(number));
   page.older = ends.older;
-  page.newer = static_cast<std::int32_t>(pages_.size()) - 1;
+  page.newer = ends_of(number);
   at(ends.older).newer = number;
   ends.older = number;
 }
@@ -68,12 +82,15 @@ std::vector<std::int32_t> PagePool::find(std::span<const std::int32_t> tokens, s
   for (std::int32_t i = 0; i < most; ++i) {
     const auto holder = known_.find(content_of(before, tokens, i));
     if (holder == known_.end()) break;
-    Page& page = at(holder->second.page);
+    const std::int32_t number = holder->second.page;
+    const std::int32_t first_shard = shard_of(found.empty() ? number : found.front());
+    if (shard_of(number) != shard_of_index(i, first_shard, static_cast<std::int32_t>(shards_.size()))) break;
+    Page& page = at(number);
     if (page.users++ == 0) {
       unlink(page);
-      --free_;
+      --shards_[static_cast<std::size_t>(shard_of(number))].free;
     }
-    found.push_back(holder->second.page);
+    found.push_back(number);
     before = holder->second.id;
   }
   return found;

@@ -4,11 +4,13 @@
 
 #include <cstring>
 #include <deque>
+#include <map>
 #include <memory>
 #include <thread>
 #include <type_traits>
 
 #include "partition/stage_bytes.hpp"
+#include "runtime/context_shards.hpp"
 
 namespace stagecoach {
 namespace {
@@ -46,7 +48,7 @@ class Pipeline {
       if (c_.transport == nullptr) continue;
       c_.transport->prepare({static_cast<std::byte*>(slot.buffer.data()), slot.buffer.bytes()});
     }
-    heard_.assign(static_cast<std::size_t>(c_.stages), Clock::now());
+    heard_.assign(static_cast<std::size_t>(peers()), Clock::now());
   }
   // The buffers go next; when a failure is what ends the loop, some are still on their way.
   ~Pipeline() {
@@ -56,8 +58,16 @@ class Pipeline {
   Pipeline& operator=(const Pipeline&) = delete;
 
   bool is_last() const { return c_.stage == c_.stages - 1; }
-  std::int32_t previous() const { return c_.stage - 1; }
-  std::int32_t next() const { return c_.stage + 1; }
+  std::int32_t self() const { return peer(c_.stage, c_.shards.shard); }
+  std::int32_t previous() const { return peer(c_.stage - 1, c_.shards.shard); }
+  std::int32_t next() const { return peer(c_.stage + 1, c_.shards.shard); }
+  std::int32_t peer(std::int32_t stage, std::int32_t shard) const { return stage * c_.shards.shards + shard; }
+  std::int32_t peers() const { return c_.stages * c_.shards.shards; }
+  std::string name_of(std::int32_t peer) const {
+    const std::int32_t shards = c_.shards.shards;
+    const std::string shard = shards > 1 ? fmt::format(", shard {}", peer % shards) : "";
+    return fmt::format("stage {}{}", peer / shards, shard);
+  }
   const StageContext& context() const { return c_; }
 
   // A residual buffer that nothing uses, or -1.
@@ -67,13 +77,14 @@ class Pipeline {
     }
     return -1;
   }
-  Tensor claim(int slot, std::size_t rows) {
+  Tensor claim(int slot, const Microbatch& microbatch) {
     slots_[static_cast<std::size_t>(slot)].used = true;
-    return residual(slot, rows);
+    return residual(slot, microbatch);
   }
-  Tensor residual(int slot, std::size_t rows) const {
+  // This shard's rows of it.
+  Tensor residual(int slot, const Microbatch& microbatch) const {
     return make_tensor(slots_[static_cast<std::size_t>(slot)].buffer.data(), DType::kFloat32,
-                       static_cast<std::int64_t>(rows), c_.executor->row_values());
+                       c_.executor->own_rows(microbatch), c_.executor->row_values());
   }
   void release(int slot) { slots_[static_cast<std::size_t>(slot)].used = false; }
   bool sends_done() {
@@ -109,13 +120,23 @@ class Pipeline {
   TokenBatch run(const Microbatch& microbatch, int slot, const StageExecutor::Progress& progress) {
     clock_.begin_compute(microbatch);
     waiting_since_ = Clock::now();
-    const Tensor rows = residual(slot, microbatch.rows.size());
-    TokenBatch tokens = c_.executor->run(microbatch, rows, progress);
+    const Tensor rows = residual(slot, microbatch);
+    const auto advance = [&] {
+      idle_.reset();
+      progress();
+    };
+    TokenBatch tokens = c_.executor->run(microbatch, rows, advance, [&](std::int32_t shard) {
+      progress();
+      watch(peer(c_.stage, shard), fmt::format("its part of microbatch {}", microbatch.id));
+      idle_.wait();
+    });
     const auto settle = [&] {
       while (!c_.backend->idle()) progress();
     };
     if (c_.backend->in_host_memory()) settle();
-    if (!is_last()) {  // the transport sends them when they are computed
+    if (!is_last() && rows.rows == 0) {
+      release(slot);
+    } else if (!is_last()) {  // the transport sends them when they are computed
       begin_move(slot, Activity::kSend, microbatch);
       slots_[static_cast<std::size_t>(slot)].sending = c_.transport->send(rows);
       report_.bytes_sent += rows.bytes();
@@ -129,6 +150,16 @@ class Pipeline {
     return tokens;
   }
   StageClock& clock() { return clock_; }
+
+  // The leader's headers: to the other shards of its stage, and to the next stage.
+  void announce(const Microbatch& microbatch) {
+    if (c_.mailbox == nullptr) return;
+    const std::vector<std::byte> header = encode(microbatch);
+    for (std::int32_t shard = 1; shard < c_.shards.shards; ++shard) {
+      c_.mailbox->post(peer(0, shard), Channel::kHeader, header);
+    }
+    if (!is_last()) c_.mailbox->post(next(), Channel::kHeader, header);
+  }
 
   std::optional<std::vector<std::byte>> take(std::int32_t peer, Channel channel) {
     std::optional<std::vector<std::byte>> message = c_.mailbox->take(peer, channel);
@@ -165,13 +196,21 @@ class Pipeline {
       throw TransportError(
           fmt::format("heard nothing from {} for {:.0f} s while waiting for {}; are its host and the link to it alive? "
                       "(--timeout sets the limit)",
-                      c_.name ? c_.name(peer) : fmt::format("stage {}", peer), c_.timeout_s, what));
+                      c_.name ? c_.name(peer) : name_of(peer), c_.timeout_s, what));
     }
   }
   // One round of waiting for `peer`.
   void wait_for(std::int32_t peer, const std::string& what) {
     keep_alive();
-    if (peer != c_.stage) watch(peer, what);
+    if (peer != self()) watch(peer, what);
+    idle_.wait();
+  }
+  // The same for all others, all of which give signs to the leader: it is the first to say who is silent.
+  void wait_for_all(const std::string& what) {
+    keep_alive();
+    for (std::int32_t peer = 0; peer < peers(); ++peer) {
+      if (peer != self()) watch(peer, what);
+    }
     idle_.wait();
   }
   void progressed() { idle_.reset(); }
@@ -181,6 +220,7 @@ class Pipeline {
     report.times = clock_.times();
     report.weight_bytes = c_.executor->weight_bytes();
     report.kv_bytes = c_.executor->kv_bytes();
+    report.shard_bytes_sent = c_.executor->shard_bytes_sent();
     report.peak_bytes = c_.backend->peak_bytes();
     return report;
   }
@@ -204,14 +244,15 @@ class Pipeline {
     return false;
   }
 
-  // Stages that wait for this one or that it waits for: the chain, and the leader, which everyone reports to.
+  // Who waits for this one or that it waits for: the chain, its stage's shards, and the leader, which everyone reports
+  // to.
   std::vector<std::int32_t> neighbours() const {
-    std::vector<std::int32_t> peers;
-    for (std::int32_t peer = 0; peer < c_.stages; ++peer) {
-      const bool chained = peer == c_.stage - 1 || peer == c_.stage + 1;
-      if (peer != c_.stage && (chained || peer == 0 || c_.stage == 0)) peers.push_back(peer);
+    std::vector<std::int32_t> found;
+    for (std::int32_t p = 0; p < peers(); ++p) {
+      const bool near = p == previous() || p == next() || p / c_.shards.shards == c_.stage;
+      if (p != self() && (near || p == 0 || self() == 0)) found.push_back(p);
     }
-    return peers;
+    return found;
   }
 
   StageContext c_;
@@ -253,11 +294,14 @@ class Follower {
     bool arrived = false;
   };
 
+  // Who the headers come from.
+  std::int32_t source() const { return p_.context().stage == 0 ? 0 : p_.previous(); }
+
   // Everything but arithmetic: also called between the operations of a microbatch, so that headers travel on and
   // the next rows arrive while this stage computes.
   void service() {
     p_.keep_alive();
-    while (auto bytes = p_.take(p_.previous(), Channel::kHeader)) {
+    while (auto bytes = p_.take(source(), Channel::kHeader)) {
       if (!p_.is_last()) p_.context().mailbox->post(p_.next(), Channel::kHeader, *bytes);
       Microbatch microbatch = decode_microbatch(*bytes);
       if (microbatch.stop) {
@@ -274,8 +318,12 @@ class Follower {
       work.microbatch = std::move(headers_.front());
       headers_.pop_front();
       work.slot = slot;
-      p_.begin_move(slot, Activity::kReceive, work.microbatch);
-      work.ticket = p_.context().transport->receive(p_.claim(slot, work.microbatch.rows.size()));
+      const Tensor rows = p_.claim(slot, work.microbatch);
+      work.arrived = p_.context().stage == 0 || rows.rows == 0;
+      if (!work.arrived) {
+        p_.begin_move(slot, Activity::kReceive, work.microbatch);
+        work.ticket = p_.context().transport->receive(rows);
+      }
       work_.push_back(std::move(work));
     }
     for (Work& work : work_) {
@@ -319,11 +367,11 @@ class Follower {
 
   void wait() {
     if (!work_.empty()) {
-      p_.wait_for(p_.previous(), rows_of(work_.front()));
+      p_.wait_for(source(), rows_of(work_.front()));
     } else if (stopping_ || !headers_.empty()) {
       p_.wait_for(p_.is_last() ? 0 : p_.next(), "it to take what was sent");
     } else {
-      p_.wait_for(p_.previous(), "the next microbatch");
+      p_.wait_for(source(), "the next microbatch");
     }
   }
 
@@ -345,11 +393,47 @@ class Follower {
 Leader::Leader(const StageContext& context) : pipeline_(std::make_unique<Pipeline>(context)) {}
 Leader::~Leader() = default;
 
+namespace {
+
+// The tokens of a microbatch, of which each shard of the last stage picks those of its rows.
+class TokenGather {
+ public:
+  explicit TokenGather(std::int32_t shards) : shards_(static_cast<std::size_t>(shards)) {}
+
+  // All of them, in order of the rows, when this was the last part.
+  std::optional<TokenBatch> add(std::int32_t shard, TokenBatch part) {
+    if (shards_ == 1) return part;
+    Parts& parts = parts_[part.id];
+    parts.of.resize(shards_);
+    TokenBatch& place = parts.of[static_cast<std::size_t>(shard)];
+    place = std::move(part);
+    if (++parts.count < shards_) return std::nullopt;
+    TokenBatch all{place.id, {}};
+    for (const TokenBatch& one : parts.of) all.tokens.insert(all.tokens.end(), one.tokens.begin(), one.tokens.end());
+    parts_.erase(all.id);
+    return all;
+  }
+
+ private:
+  struct Parts {
+    std::vector<TokenBatch> of;
+    std::size_t count = 0;
+  };
+  std::size_t shards_;
+  std::map<std::uint64_t, Parts> parts_;  // by microbatch
+};
+
+}  // namespace
+
 void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
   Pipeline& p = *pipeline_;
-  const bool alone = p.context().stages == 1;
-  const auto handle = [&](const TokenBatch& tokens) {
+  const std::int32_t shards = p.context().shards.shards;
+  TokenGather gather(shards);
+  const auto handle = [&](std::int32_t shard, TokenBatch part) {
     const std::int64_t begin_ns = now_ns();
+    const std::optional<TokenBatch> all = gather.add(shard, std::move(part));
+    if (!all) return;
+    const TokenBatch& tokens = *all;
     Scheduler::Progress progress = scheduler.complete(tokens);
     if (hooks.on_token) {
       for (const Scheduler::TokenEvent& event : progress.tokens) hooks.on_token(event);
@@ -361,14 +445,15 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
     p.keep_alive();
     if (hooks.service) hooks.service();
   };
-  const std::int32_t last = p.context().stages - 1;
+  const std::int32_t last = p.peer(p.context().stages - 1, 0);
   while (true) {
     if (hooks.service) hooks.service();
-    while (!alone) {
-      const auto bytes = p.take(last, Channel::kTokens);
-      if (!bytes) break;
-      handle(decode_token_batch(*bytes));
-      p.progressed();
+    for (std::int32_t shard = 0; shard < shards; ++shard) {
+      if (last + shard == p.self()) continue;
+      while (const auto bytes = p.take(last + shard, Channel::kTokens)) {
+        handle(shard, decode_token_batch(*bytes));
+        p.progressed();
+      }
     }
     while (scheduler.wants_requests()) {
       std::optional<Request> request = hooks.next_request();
@@ -380,19 +465,19 @@ void Leader::run(Scheduler& scheduler, const LeaderHooks& hooks) {
     if (slot >= 0) {
       const std::int64_t begin_ns = now_ns();
       if (const std::optional<Microbatch> microbatch = scheduler.next()) {
-        p.claim(slot, microbatch->rows.size());
-        if (!alone) p.context().mailbox->post(p.next(), Channel::kHeader, encode(*microbatch));
+        p.claim(slot, *microbatch);
+        p.announce(*microbatch);
         p.clock().scheduled(begin_ns, microbatch->id);
-        const TokenBatch tokens = p.run(*microbatch, slot, service);
-        if (alone) {
+        TokenBatch tokens = p.run(*microbatch, slot, service);
+        if (p.is_last()) {
           p.release(slot);
-          handle(tokens);
+          handle(0, std::move(tokens));
         }
         continue;
       }
     }
-    p.wait_for(last, scheduler.in_flight() > 0 ? fmt::format("the tokens of {} microbatches", scheduler.in_flight())
-                                               : std::string("prompts"));
+    p.wait_for_all(scheduler.in_flight() > 0 ? fmt::format("the tokens of {} microbatches", scheduler.in_flight())
+                                             : std::string("prompts"));
   }
 }
 
@@ -402,25 +487,24 @@ void Leader::keep_alive() {
 
 std::vector<StageReport> Leader::stop() {
   Pipeline& p = *pipeline_;
-  const std::int32_t stages = p.context().stages;
   std::vector<StageReport> reports{p.report()};
-  if (stages == 1) return reports;
+  if (p.peers() == 1) return reports;
   Microbatch stop;
   stop.stop = true;
-  p.context().mailbox->post(p.next(), Channel::kHeader, encode(stop));
-  for (std::int32_t stage = 1; stage < stages; ++stage) {
+  p.announce(stop);
+  for (std::int32_t peer = 1; peer < p.peers(); ++peer) {
     std::optional<std::vector<std::byte>> bytes;
-    while (!(bytes = p.take(stage, Channel::kReport))) {
+    while (!(bytes = p.take(peer, Channel::kReport))) {
       p.sends_done();
-      p.wait_for(stage, "its last report");
+      p.wait_for(peer, "its last report");
     }
     StageReport report;
     if (bytes->size() != sizeof report)
-      throw WireError(fmt::format("report of stage {} has {} bytes", stage, bytes->size()));
+      throw WireError(fmt::format("report of {} has {} bytes", p.name_of(peer), bytes->size()));
     std::memcpy(&report, bytes->data(), sizeof report);
     reports.push_back(report);
   }
-  while (!p.sends_done() || !p.context().mailbox->flushed()) p.wait_for(p.next(), "it to take what was sent");
+  while (!p.sends_done() || !p.context().mailbox->flushed()) p.wait_for(1, "it to take what was sent");
   return reports;
 }
 

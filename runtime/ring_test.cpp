@@ -61,6 +61,7 @@ class Exchange {
   }
 
  protected:
+  int mail_peer() const { return p_.first_peer + peer_ * p_.peer_step; }
   void progressed() { progressed_ = Clock::now(); }
   void check_payload(std::span<const std::byte> bytes, std::int64_t count) const {
     if (equal(bytes, peer_, count)) return;
@@ -80,7 +81,7 @@ class Greeting final : public Exchange {
  public:
   Greeting(const RingParts& parts, std::int32_t previous) : Exchange(parts, previous, "over MPI") {}
   bool poll() override {
-    const auto message = p_.mailbox->take(peer_, p_.stage == 0 ? Channel::kTokens : Channel::kHeader);
+    const auto message = p_.mailbox->take(mail_peer(), p_.stage == 0 ? Channel::kTokens : Channel::kHeader);
     if (message) check_payload(*message, kSmall);
     return message.has_value();
   }
@@ -99,7 +100,7 @@ class Sends final : public Exchange {
   bool poll() override {
     std::erase_if(tickets_, [&](Transport::Ticket ticket) { return p_.transport->done(ticket); });
     if (answers_ < kSmallCount) {
-      if (!p_.mailbox->take(peer_, Channel::kAlive)) return false;
+      if (!p_.mailbox->take(mail_peer(), Channel::kAlive)) return false;
       progressed();
       if (++answers_ < kSmallCount) {
         send(kSmall);
@@ -156,7 +157,7 @@ class Receives final : public Exchange {
     }
     const std::byte word{};
     answered_ = Clock::now();
-    p_.mailbox->post(peer_, Channel::kAlive, std::span(&word, 1));
+    p_.mailbox->post(mail_peer(), Channel::kAlive, std::span(&word, 1));
   }
   void receive(std::int64_t count, int place = 0) {
     tickets_.push_back(p_.transport->receive(rows_of(memory_, count, place)));
@@ -193,8 +194,8 @@ std::optional<RingFigures> ring_test(const RingParts& parts) {
   const bool first = parts.stage == 0;
   const bool last = parts.stage == parts.stages - 1;
   const std::vector<float> mine = values(parts.stage, kSmall);
-  parts.mailbox->post(last ? 0 : parts.stage + 1, last ? Channel::kTokens : Channel::kHeader,
-                      std::as_bytes(std::span(mine)));
+  parts.mailbox->post(parts.first_peer + (last ? 0 : parts.stage + 1) * parts.peer_step,
+                      last ? Channel::kTokens : Channel::kHeader, std::as_bytes(std::span(mine)));
   Greeting greeting(parts, first ? parts.stages - 1 : parts.stage - 1);
   std::optional<Sends> sends;
   std::optional<Receives> receives;

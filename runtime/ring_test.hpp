@@ -21,6 +21,8 @@ struct RingParts {
   double timeout_s = 60.0;
   Backend* backend = nullptr;
   Mailbox* mailbox = nullptr;
+  std::int32_t first_peer = 0;  // of the mailbox: stage s is peer first_peer + s * peer_step
+  std::int32_t peer_step = 1;
   Transport* transport = nullptr;
   std::function<std::string(std::int32_t stage)> name;  // "rank 1 (stage 1, host b)"
   std::function<void()> check = {};                     // called while waiting; what it throws ends the test

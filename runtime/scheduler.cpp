@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "runtime/context_shards.hpp"
 #include "runtime/kv_cache.hpp"
 
 namespace stagecoach {
@@ -17,11 +18,6 @@ std::int32_t prompt_size(const Request& request) {
 // Prompt tokens that samples share, in a slot of their own: all but the last, which each sample feeds itself.
 std::int32_t shared_positions(const Request& request) {
   return request.num_samples > 1 ? prompt_size(request) - 1 : 0;
-}
-
-// A sample shares full pages only.
-std::int32_t own_pages(const Request& request, std::int32_t n_positions) {
-  return pages_for(positions_needed(request, n_positions)) - shared_positions(request) / kPagePositions;
 }
 
 bool is_plain_greedy(const SamplingOptions& options) {
@@ -41,18 +37,33 @@ std::int32_t positions_needed(const Request& request, std::int32_t n_positions) 
   return static_cast<std::int32_t>(std::min<std::int64_t>(fed, n_positions));
 }
 
-std::int32_t pages_needed(const Request& request, std::int32_t n_positions) {
-  return pages_for(shared_positions(request)) + own_pages(request, n_positions);
+std::int32_t pages_needed(const Request& request, std::int32_t n_positions, std::int32_t shards) {
+  std::int32_t most = 0;
+  for (std::int32_t shard = 0; shard < shards; ++shard) {
+    const auto up_to = [&](std::int32_t pages) { return pages_of_shard(pages, shard, 0, shards); };
+    const std::int32_t own = up_to(pages_for(positions_needed(request, n_positions))) -
+                             up_to(shared_positions(request) / kPagePositions);  // a sample shares full pages only
+    most = std::max(most, up_to(pages_for(shared_positions(request))) + own);
+  }
+  return most;
+}
+
+std::int32_t Scheduler::free_pages() const {
+  std::int32_t free = 0;
+  for (std::int32_t shard = 0; shard < limits_.shards; ++shard) free += pool_.free(shard);
+  return free;
 }
 
 Scheduler::Scheduler(const SchedulerLimits& limits, TokenBytes token_bytes)
     : limits_(limits),
       token_bytes_(std::move(token_bytes)),
       in_slot_(static_cast<std::size_t>(std::max(0, limits.tables()))),
-      pool_(std::max(0, limits.pages)) {
-  if (limits.slots < 1 || limits.pages < 1 || limits.chunk_tokens < 1 || limits.in_flight < 1) {
-    throw std::invalid_argument(fmt::format("scheduler limits: {} slots, {} pages, {} chunk tokens, {} in flight",
-                                            limits.slots, limits.pages, limits.chunk_tokens, limits.in_flight));
+      pool_(std::max(0, limits.pages), std::max(1, limits.shards)),
+      promised_pages_(static_cast<std::size_t>(std::max(1, limits.shards))) {
+  if (limits.slots < 1 || limits.pages < 1 || limits.chunk_tokens < 1 || limits.in_flight < 1 || limits.shards < 1) {
+    throw std::invalid_argument(
+        fmt::format("scheduler limits: {} slots, {} pages, {} chunk tokens, {} in flight, {} shards", limits.slots,
+                    limits.pages, limits.chunk_tokens, limits.in_flight, limits.shards));
   }
   for (const std::int32_t length : limits.chunks) {
     if (length >= 1 && length <= limits.chunk_tokens) continue;
@@ -75,7 +86,7 @@ void Scheduler::add(Request request) {
         "request {}: {} prompt tokens, {} new ones, {} samples, scores from {}; the model has {} positions",
         request.index, prompt, request.max_new_tokens, request.num_samples, request.score_from, limits_.n_positions));
   }
-  if (const std::int32_t pages = pages_needed(request, limits_.n_positions); pages > limits_.pages) {
+  if (const std::int32_t pages = pages_needed(request, limits_.n_positions, limits_.shards); pages > limits_.pages) {
     throw std::invalid_argument(
         fmt::format("request {} needs {} KV pages, the pool has {}", request.index, pages, limits_.pages));
   }

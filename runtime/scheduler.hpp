@@ -41,13 +41,14 @@ namespace stagecoach {
 struct SchedulerLimits {
   std::int32_t n_positions = 0;
   std::int32_t eos = -1;          // token that ends a sample, -1: none
-  std::int32_t pages = 0;         // KV pool
+  std::int32_t pages = 0;         // KV pool, of each context shard
   std::int32_t slots = 0;         // samples at once
   std::int32_t chunk_tokens = 0;  // most prompt rows in a microbatch
   std::int32_t in_flight = 0;     // most microbatches at once
   bool hold_decode = false;       // decode only when no admitted prompt is left to prefill (benchmarks)
   ChunkPlan chunks = {};          // lengths by position of the prompt, none above chunk_tokens; empty: all that long
   std::int32_t decode_split = 0;  // microbatches that decode rows are spread over; 0: as many as in flight
+  std::int32_t shards = 1;        // context shards
 
   std::int32_t max_rows() const { return chunk_tokens + slots; }
   std::int32_t tables() const { return 2 * slots; }  // slot numbers in use: samples, then holders of shared prompts
@@ -55,8 +56,8 @@ struct SchedulerLimits {
 
 // Positions whose K and V a request may need: the last new token needs none, nor does the last one that is scored.
 std::int32_t positions_needed(const Request& request, std::int32_t n_positions);
-// Pages that must be there for a request to run: its shared prompt, if any, and one sample.
-std::int32_t pages_needed(const Request& request, std::int32_t n_positions);
+// Pages that must be there, at each context shard, for a request to run: its shared prompt, if any, and one sample.
+std::int32_t pages_needed(const Request& request, std::int32_t n_positions, std::int32_t shards = 1);
 
 class Scheduler {
  public:
@@ -86,7 +87,7 @@ class Scheduler {
   bool idle() const { return waiting_.empty() && groups_.empty() && in_flight_.empty(); }
   std::int32_t in_flight() const { return static_cast<std::int32_t>(in_flight_.size()); }
   std::int32_t active() const { return active_; }
-  std::int32_t free_pages() const { return pool_.free(); }
+  std::int32_t free_pages() const;  // of all shards
   std::int64_t times_put_back() const { return times_put_back_; }  // how often a sequence was
   std::int64_t shared_rows() const { return shared_rows_; }        // prompt rows of earlier prompts' pages
 
@@ -106,6 +107,7 @@ class Scheduler {
     std::int32_t scores = 0;          // that have come
     std::int32_t forked_pages = 0;    // of the holder, at the beginning
     std::vector<std::int32_t> pages;  // then these
+    std::int32_t first_shard = 0;     // that its pages are dealt out from
     std::int32_t announced = 0;       // of these, in the slot's table
     std::int32_t remembered = 0;      // of these, known to the pool
     bool decodes = false;             // all but the next token is fed
@@ -137,6 +139,10 @@ class Scheduler {
   bool start_sample(Group& group);
   bool place(Sequence& sequence);
   bool find_pages(Sequence& sequence);
+  std::int32_t freest_shard() const;
+  std::int32_t next_shard(const Sequence& sequence) const;
+  std::int32_t between(const Sequence& sequence, std::int32_t from, std::int32_t to, std::int32_t shard) const;
+  void promise(const Sequence& sequence, std::int32_t sign);
   void fork(Sequence& sequence);
   bool can_grow(Sequence& sequence);
   void put_back(Sequence& sequence);
@@ -181,7 +187,7 @@ class Scheduler {
   std::map<Rank, Sequence*> feeding_;  // of those that run, with prompt rows left
   std::int64_t feeding_rows_ = 0;      // all of these
   std::deque<Sequence*> ready_;        // whose next decode row may go
-  std::int64_t promised_pages_ = 0;    // that those who run may still ask for
+  std::vector<std::int64_t> promised_pages_;  // [shard] that those who run may still ask for
   std::int32_t active_ = 0;            // samples that run
   std::int32_t decoding_ = 0;          // of these, past their prompt
   std::int64_t times_put_back_ = 0, shared_rows_ = 0;

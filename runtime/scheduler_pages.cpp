@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "runtime/context_shards.hpp"
 #include "runtime/kv_cache.hpp"
 #include "runtime/scheduler.hpp"
 
@@ -105,7 +106,7 @@ bool Scheduler::place(Sequence& sequence) {
   set_sampling(sequence);
   put_back_.erase(sequence.rank);
   running_.emplace(sequence.rank, &sequence);
-  promised_pages_ += most_pages(sequence) - sequence.have_pages();
+  promise(sequence, 1);
   if (!sequence.holds()) ++active_;
   const std::int32_t rows = feed_end(sequence) - sequence.fed;
   feeding_rows_ += rows;
@@ -123,7 +124,9 @@ bool Scheduler::place(Sequence& sequence) {
 bool Scheduler::find_pages(Sequence& sequence) {
   const Group& group = *sequence.group;
   const std::int32_t end = feed_end(sequence);
+  sequence.first_shard = freest_shard();
   if (is_sharer(sequence)) {
+    sequence.first_shard = group.holder->first_shard;
     sequence.fed = group.prompt() - 1;
     sequence.forked_pages = sequence.fed / kPagePositions;
   } else if (group.request.sampling.repetition_penalty == 1.0) {
@@ -133,24 +136,67 @@ bool Scheduler::find_pages(Sequence& sequence) {
                                                   : std::min(end - 1, group.prompt());
     sequence.pages = pool_.find(group.request.tokens, known / kPagePositions);
     sequence.fed = sequence.have_pages() * kPagePositions;
+    if (!sequence.pages.empty()) sequence.first_shard = shard_of_page(sequence.pages.front(), limits_.shards);
   }
   sequence.remembered = static_cast<std::int32_t>(sequence.pages.size());
-  const std::int32_t needed = pages_for(end) - sequence.have_pages();
-  const bool enough = pool_.free() >= promised_pages_ + most_pages(sequence) - sequence.have_pages() ||
-                      pool_.free() >= needed + active_;
+  // Whether every shard has pages for up to `pages` of the sequence's, and `spare` more.
+  const auto room_for = [&](std::int32_t pages, const auto& spare) {
+    for (std::int32_t shard = 0; shard < limits_.shards; ++shard) {
+      if (pool_.free(shard) < between(sequence, sequence.have_pages(), pages, shard) + spare(shard)) return false;
+    }
+    return true;
+  };
+  const auto none = [](std::int32_t) { return 0; };
+  const bool enough = room_for(most_pages(sequence),
+                               [&](std::int32_t shard) { return promised_pages_[static_cast<std::size_t>(shard)]; }) ||
+                      room_for(pages_for(end), [&](std::int32_t) { return active_; });
   const bool others_later = last_after(sequence, false) != nullptr;
-  while (!enough && pool_.free() < needed) {
+  while (!enough && !room_for(pages_for(end), none)) {
     Sequence* last = last_after(sequence, false);
     if (last == nullptr) break;
     put_back(*last);
   }
-  if (!enough && (!others_later || pool_.free() < needed)) {
+  if (!enough && (!others_later || !room_for(pages_for(end), none))) {
     give_back_pages(sequence);
     return false;
   }
-  for (std::int32_t i = 0; i < needed; ++i) sequence.pages.push_back(pool_.take());
+  while (sequence.have_pages() < pages_for(end)) sequence.pages.push_back(pool_.take(next_shard(sequence)));
   shared_rows_ += is_sharer(sequence) ? 0 : sequence.fed;
   return true;
+}
+
+// Where a sequence begins: with the most pages that nobody may ask for.
+std::int32_t Scheduler::freest_shard() const {
+  std::int32_t best = 0;
+  const auto left = [&](std::int32_t shard) {
+    return pool_.free(shard) - promised_pages_[static_cast<std::size_t>(shard)];
+  };
+  for (std::int32_t shard = 1; shard < limits_.shards; ++shard) {
+    if (left(shard) > left(best)) best = shard;
+  }
+  return best;
+}
+
+// Of its next page.
+std::int32_t Scheduler::next_shard(const Sequence& sequence) const {
+  return shard_of_index(sequence.have_pages(), sequence.first_shard, limits_.shards);
+}
+
+// Of its pages from `from` to before `to`, those of a shard.
+std::int32_t Scheduler::between(const Sequence& sequence, std::int32_t from, std::int32_t to,
+                                std::int32_t shard) const {
+  const auto up_to = [&](std::int32_t pages) {
+    return pages_of_shard(pages, shard, sequence.first_shard, limits_.shards);
+  };
+  return up_to(to) - up_to(from);
+}
+
+// Pages that it may still ask for are promised to it, or no longer.
+void Scheduler::promise(const Sequence& sequence, std::int32_t sign) {
+  for (std::int32_t shard = 0; shard < limits_.shards; ++shard) {
+    promised_pages_[static_cast<std::size_t>(shard)] +=
+        sign * between(sequence, sequence.have_pages(), most_pages(sequence), shard);
+  }
 }
 
 // A sample of a shared prompt takes over the holder's pages.
@@ -170,13 +216,14 @@ void Scheduler::fork(Sequence& sequence) {
 // Whether it has, or gets now, a page for the next position.
 bool Scheduler::can_grow(Sequence& sequence) {
   if (pages_for(std::int64_t{sequence.fed} + 1) <= sequence.have_pages()) return true;
-  while (pool_.free() == 0) {
+  const std::int32_t shard = next_shard(sequence);
+  while (pool_.free(shard) == 0) {
     Sequence* last = last_after(sequence, false);
     if (last == nullptr) return false;
     put_back(*last);
   }
-  sequence.pages.push_back(pool_.take());
-  --promised_pages_;
+  sequence.pages.push_back(pool_.take(shard));
+  --promised_pages_[static_cast<std::size_t>(shard)];
   return true;
 }
 
@@ -206,7 +253,7 @@ void Scheduler::put_back(Sequence& sequence) {
 }
 
 void Scheduler::leave_slot(Sequence& sequence) {
-  promised_pages_ -= most_pages(sequence) - sequence.have_pages();
+  promise(sequence, -1);
   if (!sequence.holds()) --active_;
   if (std::exchange(sequence.decodes, false)) --decoding_;
   if (feeding_.erase(sequence.rank) > 0) feeding_rows_ -= feed_end(sequence) - sequence.fed;

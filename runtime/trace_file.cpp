@@ -52,8 +52,9 @@ void TraceFile::begin(const TraceProcess& process) {
   processes_.push_back(process);
   const std::size_t pid = processes_.size() - 1;
   const std::string name =
-      fmt::format("rank {}, {}stage {}, {}", process.rank,
-                  process.replica ? fmt::format("replica {}, ", *process.replica) : "", process.stage, process.host);
+      fmt::format("rank {}, {}stage {}{}, {}", process.rank,
+                  process.replica ? fmt::format("replica {}, ", *process.replica) : "", process.stage,
+                  process.shard ? fmt::format(", shard {}", *process.shard) : "", process.host);
   put(fmt::format(R"({{"ph":"M","pid":{},"name":"process_name","args":{{"name":{}}}}})", pid, json_string(name)));
   put(fmt::format(R"({{"ph":"M","pid":{0},"name":"process_sort_index","args":{{"sort_index":{0}}}}})", pid));
 }
@@ -77,8 +78,8 @@ void TraceFile::end() {
   for (std::size_t pid = 0; pid < processes_.size(); ++pid) {
     const TraceProcess& p = processes_[pid];
     text_ += fmt::format(
-        R"({}{{"pid":{},"rank":{},"replica":{},"stage":{},"host":{},"dropped_events":{},"clock_error_us":{}}})",
-        pid == 0 ? "" : ",\n", pid, p.rank, p.replica.value_or(0), p.stage, json_string(p.host), p.dropped,
+        R"({}{{"pid":{},"rank":{},"replica":{},"stage":{},"shard":{},"host":{},"dropped_events":{},"clock_error_us":{}}})",
+        pid == 0 ? "" : ",\n", pid, p.rank, p.replica.value_or(0), p.stage, p.shard.value_or(0), json_string(p.host), p.dropped,
         us(p.clock_error_ns));
   }
   text_ += "]}}\n";

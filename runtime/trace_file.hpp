@@ -23,6 +23,7 @@ struct TraceProcess {
   std::int32_t rank = 0;
   std::optional<std::int32_t> replica = {};  // where there are several
   std::int32_t stage = 0;
+  std::optional<std::int32_t> shard = {};  // where there are several
   std::string host;
   std::int64_t dropped = 0;  // events that had no room
   ClockLine clock;

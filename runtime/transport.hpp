@@ -36,7 +36,8 @@ class Mailbox {
   virtual bool flushed() = 0;
 };
 
-// Tensors from stage s to stage s + 1, in order. Rows must be contiguous (stride == cols).
+// Tensors to the next stage and from the previous one, or to and from another shard of the same stage, in order. Rows
+// must be contiguous (stride == cols).
 class Transport {
  public:
   using Ticket = std::uint64_t;

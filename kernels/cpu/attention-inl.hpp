@@ -3,8 +3,8 @@
 //
 // Per tile t of keys: s = scale * (q K^T); m_t = max s; p = exp(s - m_t); l_t = sum p; o_t = p V. Merged in
 // tile order:
-//   m' = max(m, m_t);  a = exp(m - m');  b = exp(m_t - m');  l = l a + l_t b;  o = o a + o_t b.  In the end
-//   out = o / l.
+//   m' = max(m, m_t);  a = exp(m - m');  b = exp(m_t - m');  l = l a + l_t b;  o = o a + o_t b
+// over the tiles of a segment (kSegmentPages), then the segments likewise, in order. In the end out = o / l.
 // Keys beyond the row's position are masked before the maximum and never multiplied with their value, so
 // whatever the page holds there cannot matter. Rows of a group share the reads of a tile; each row's
 // operations are its own.
@@ -27,20 +27,21 @@
 HWY_BEFORE_NAMESPACE();
 namespace stagecoach::cpu::HWY_NAMESPACE {
 
+// Of some keys, for the rows of a group.
+struct SoftmaxSums {
+  float* out;      // (kGroupRows, value_width): o
+  float* largest;  // m, (kRowSlots)
+  float* sum;      // l, (kRowSlots)
+};
+
 // Running state of the rows of a group, in the thread's scratch.
 struct AttentionState {
   float* q;  // (kGroupRows, q_stride): the head's queries
   std::int64_t q_stride;
-  float* scores;    // (kGroupRows, kScoreStride), then the probabilities
-  float* tile_out;  // (kGroupRows, value_width): o_t
-  float* out;       // (kGroupRows, value_width): o
-  // One value per row, (kRowSlots):
-  float* largest;       // m
-  float* sum;           // l
-  float* tile_sum;      // l_t
-  float* tile_largest;  // m_t
-  float* keep;          // a
-  float* take;          // b
+  float* scores;  // (kGroupRows, kScoreStride), then the probabilities
+  SoftmaxSums tile, segment, all;
+  float* keep;  // a, (kRowSlots)
+  float* take;  // b
 };
 // Vectors over rows may begin at any row and reach past the last one.
 inline constexpr std::int64_t kRowSlots = kGroupRows + kUnit;
@@ -51,11 +52,13 @@ HWY_INLINE AttentionState attention_state(float* scratch, std::int64_t width) {
   const auto take = [&scratch](std::int64_t floats) { return std::exchange(scratch, scratch + floats); };
   state.q = take(kGroupRows * state.q_stride);
   state.scores = take(kGroupRows * kScoreStride);
-  state.tile_out = take(kGroupRows * width);
-  state.out = take(kGroupRows * width);
-  for (float** values : {&state.largest, &state.sum, &state.tile_sum, &state.tile_largest, &state.keep, &state.take}) {
-    *values = take(kRowSlots);
+  for (SoftmaxSums* sums : {&state.tile, &state.segment, &state.all}) {
+    sums->out = take(kGroupRows * width);
+    sums->largest = take(kRowSlots);
+    sums->sum = take(kRowSlots);
   }
+  state.keep = take(kRowSlots);
+  state.take = take(kRowSlots);
   return state;
 }
 
@@ -96,38 +99,38 @@ HWY_INLINE void tile_softmax(float* scores, std::int64_t valid, float scale, flo
   sum = lanes.reduce();
 }
 
-// Merges o_t into o for rows [begin, end). The factors are computed for a vector of rows at a time.
-HWY_INLINE void merge_tile(const AttentionState& state, std::int64_t begin, std::int64_t end, std::int64_t width,
-                           bool first) {
+// Merges `next` into `into` for rows [begin, end). The factors are computed for a vector of rows at a time.
+HWY_INLINE void merge_sums(const AttentionState& state, const SoftmaxSums& next, const SoftmaxSums& into,
+                           std::int64_t begin, std::int64_t end, std::int64_t width, bool first) {
   const FloatTag d;
   if (first) {
-    std::copy(state.tile_out + begin * width, state.tile_out + end * width, state.out + begin * width);
-    std::copy(state.tile_largest + begin, state.tile_largest + end, state.largest + begin);
-    std::copy(state.tile_sum + begin, state.tile_sum + end, state.sum + begin);
+    std::copy(next.out + begin * width, next.out + end * width, into.out + begin * width);
+    std::copy(next.largest + begin, next.largest + end, into.largest + begin);
+    std::copy(next.sum + begin, next.sum + end, into.sum + begin);
     return;
   }
   const FloatVec none = hn::Set(d, -std::numeric_limits<float>::infinity());
   for (std::int64_t r = begin; r < end; r += kLanes) {
-    const FloatVec before = hn::LoadU(d, state.largest + r);
-    const FloatVec tile = hn::LoadU(d, state.tile_largest + r);
-    const FloatVec largest = hn::Max(before, tile);
+    const FloatVec before = hn::LoadU(d, into.largest + r);
+    const FloatVec added = hn::LoadU(d, next.largest + r);
+    const FloatVec largest = hn::Max(before, added);
     const FloatVec offset = hn::IfThenZeroElse(hn::Eq(largest, none), largest);
     const FloatVec keep = exp_v(d, hn::Sub(before, offset));
-    const FloatVec take = exp_v(d, hn::Sub(tile, offset));
-    const FloatVec sum = hn::Mul(hn::LoadU(d, state.sum + r), keep);
-    hn::StoreU(hn::MulAdd(hn::LoadU(d, state.tile_sum + r), take, sum), d, state.sum + r);
-    hn::StoreU(largest, d, state.largest + r);
+    const FloatVec take = exp_v(d, hn::Sub(added, offset));
+    const FloatVec sum = hn::Mul(hn::LoadU(d, into.sum + r), keep);
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, next.sum + r), take, sum), d, into.sum + r);
+    hn::StoreU(largest, d, into.largest + r);
     hn::StoreU(keep, d, state.keep + r);
     hn::StoreU(take, d, state.take + r);
   }
   for (std::int64_t r = begin; r < end; ++r) {
-    float* out = state.out + r * width;
-    const float* tile_out = state.tile_out + r * width;
+    float* out = into.out + r * width;
+    const float* added = next.out + r * width;
     const FloatVec keep = hn::Set(d, state.keep[r]);
     const FloatVec take = hn::Set(d, state.take[r]);
     for (std::int64_t c = 0; c < width; c += kLanes) {
       const FloatVec kept = hn::Mul(hn::LoadU(d, out + c), keep);
-      hn::StoreU(hn::MulAdd(hn::LoadU(d, tile_out + c), take, kept), d, out + c);
+      hn::StoreU(hn::MulAdd(hn::LoadU(d, added + c), take, kept), d, out + c);
     }
   }
 }
@@ -140,10 +143,10 @@ HWY_INLINE std::int64_t fetch_step(std::int64_t elements, std::int64_t rows, std
   return (elements * static_cast<std::int64_t>(sizeof(W)) + steps - 1) / steps;
 }
 
-// One tile for rows [begin, group.rows): those that see at least one of its keys.
+// One tile for rows [begin, group.rows): those that see at least one of its keys. `end`: of the tiles that follow.
 template <class W>
 HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head, std::int64_t t,
-                            std::int64_t tiles, std::int64_t begin, const AttentionState& state) {
+                            std::int64_t end, std::int64_t begin, const AttentionState& state) {
   const PageLayout& layout = args.layout;
   const std::int64_t width = layout.value_width();
   const W* page = reinterpret_cast<const W*>(args.pages + group.table[t] * args.page_bytes);
@@ -151,9 +154,9 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
   const W* values = page + layout.value_begin(head);
   const std::int64_t rows = group.rows - begin;
   // What comes next is fetched meanwhile: values during scores, the next tile's keys during values.
-  const W* next_keys = t + 1 < tiles ? reinterpret_cast<const W*>(args.pages + group.table[t + 1] * args.page_bytes) +
-                                           layout.key_begin(head)
-                                     : keys;
+  const W* next_keys = t + 1 < end ? reinterpret_cast<const W*>(args.pages + group.table[t + 1] * args.page_bytes) +
+                                         layout.key_begin(head)
+                                   : keys;
   float* scores = state.scores + begin * kScoreStride;
   accumulate(rows, kPagePositions / kUnit,
              TileOperands{state.q + begin * state.q_stride, state.q_stride, 0, layout.head_dim, scores, kScoreStride,
@@ -163,8 +166,8 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
   std::int64_t whole = begin;  // rows from here on see the whole tile
   for (std::int64_t r = begin; r < group.rows; ++r) {
     const std::int64_t valid = std::min<std::int64_t>(group.positions[r] - t * kPagePositions + 1, kPagePositions);
-    tile_softmax(state.scores + r * kScoreStride, valid, args.scale, state.tile_largest[r], state.tile_sum[r]);
-    float* out = state.tile_out + r * width;
+    tile_softmax(state.scores + r * kScoreStride, valid, args.scale, state.tile.largest[r], state.tile.sum[r]);
+    float* out = state.tile.out + r * width;
     if (valid == kPagePositions) continue;
     whole = r + 1;
     accumulate(1, width / kUnit,
@@ -175,12 +178,37 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
   if (whole < group.rows) {
     accumulate(group.rows - whole, width / kUnit,
                TileOperands{
-                   state.scores + whole * kScoreStride, kScoreStride, 0, kPagePositions, state.tile_out + whole * width,
+                   state.scores + whole * kScoreStride, kScoreStride, 0, kPagePositions, state.tile.out + whole * width,
                    width, reinterpret_cast<const char*>(next_keys),
                    fetch_step<W>(kPagePositions * layout.head_dim, group.rows - whole, width / kUnit, kPagePositions)},
                values, width);
   }
-  merge_tile(state, begin, group.rows, width, t == 0);
+  merge_sums(state, state.tile, state.segment, begin, group.rows, width, t % kSegmentPages == 0);
+}
+
+HWY_INLINE void load_queries(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head,
+                             const AttentionState& state) {
+  for (std::int64_t r = 0; r < group.rows; ++r) {
+    std::copy_n(args.qkv + (group.first_row + r) * args.qkv_stride + head * args.layout.head_dim, args.layout.head_dim,
+                state.q + r * state.q_stride);
+  }
+}
+
+// state.segment becomes that of one segment, for the rows that see any of its keys; returns the first of these.
+template <class W>
+HWY_INLINE std::int64_t attend_segment(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head,
+                                       std::int64_t segment, const AttentionState& state) {
+  const std::int64_t first = segment * kSegmentPages;
+  const std::int64_t tiles = group.positions[group.rows - 1] / kPagePositions + 1;
+  const std::int64_t end = std::min<std::int64_t>(tiles, first + kSegmentPages);
+  std::int64_t begin = 0;
+  while (group.positions[begin] < first * kPagePositions) ++begin;
+  const std::int64_t seen_from = begin;
+  for (std::int64_t t = first; t < end; ++t) {
+    while (group.positions[begin] < t * kPagePositions) ++begin;
+    attend_tile<W>(args, group, head, t, end, begin, state);
+  }
+  return seen_from;
 }
 
 template <class W>
@@ -188,19 +216,16 @@ HWY_INLINE void attend_group(const AttentionArgs& args, const AttentionGroup& gr
                              float* scratch) {
   const std::int64_t width = args.layout.value_width();
   const AttentionState state = attention_state(scratch, width);
-  const std::int64_t tiles = group.positions[group.rows - 1] / kPagePositions + 1;
-  for (std::int64_t r = 0; r < group.rows; ++r) {
-    std::copy_n(args.qkv + (group.first_row + r) * args.qkv_stride + head * args.layout.head_dim, args.layout.head_dim,
-                state.q + r * state.q_stride);
+  load_queries(args, group, head, state);
+  const std::int64_t segments = group.positions[group.rows - 1] / kSegmentPositions + 1;
+  for (std::int64_t s = 0; s < segments; ++s) {
+    const std::int64_t begin = attend_segment<W>(args, group, head, s, state);
+    if (segments > 1) merge_sums(state, state.segment, state.all, begin, group.rows, width, s == 0);
   }
-  std::int64_t begin = 0;
-  for (std::int64_t t = 0; t < tiles; ++t) {
-    while (group.positions[begin] < t * kPagePositions) ++begin;
-    attend_tile<W>(args, group, head, t, tiles, begin, state);
-  }
+  const SoftmaxSums& sums = segments > 1 ? state.all : state.segment;
   for (std::int64_t r = 0; r < group.rows; ++r) {
     float* out = args.out + (group.first_row + r) * args.out_stride + head * args.layout.head_dim;
-    for (std::int64_t d = 0; d < args.layout.head_dim; ++d) out[d] = state.out[r * width + d] / state.sum[r];
+    for (std::int64_t d = 0; d < args.layout.head_dim; ++d) out[d] = sums.out[r * width + d] / sums.sum[r];
   }
 }
 
@@ -214,6 +239,54 @@ void attend(const AttentionArgs& args, const AttentionGroup& group, std::int64_t
       return attend_group<hwy::bfloat16_t>(args, group, head, scratch);
     case DType::kInt8:
       break;
+  }
+}
+
+// One segment of a group, into the rows' parts.
+template <class W>
+HWY_INLINE void attend_group_part(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head,
+                                  const SegmentParts& parts, float* scratch) {
+  const std::int64_t width = args.layout.value_width();
+  const std::int64_t head_dim = args.layout.head_dim;
+  const AttentionState state = attention_state(scratch, width);
+  load_queries(args, group, head, state);
+  for (std::int64_t r = attend_segment<W>(args, group, head, parts.segment, state); r < group.rows; ++r) {
+    float* part = parts.data + (parts.first[r] + parts.ordinal) * parts.stride;
+    std::copy_n(state.segment.out + r * width, head_dim, part + head * head_dim);
+    float* scalars = part + args.layout.n_head * head_dim + 2 * head;
+    scalars[0] = state.segment.largest[r];
+    scalars[1] = state.segment.sum[r];
+  }
+}
+
+void attend_part(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head, const SegmentParts& parts,
+                 float* scratch) {
+  switch (args.dtype) {
+    case DType::kFloat32:
+      return attend_group_part<float>(args, group, head, parts, scratch);
+    case DType::kFloat16:
+      return attend_group_part<hwy::float16_t>(args, group, head, parts, scratch);
+    case DType::kBFloat16:
+      return attend_group_part<hwy::bfloat16_t>(args, group, head, parts, scratch);
+    case DType::kInt8:
+      break;
+  }
+}
+
+// As attend_group merges the segments of one row.
+void merge_parts(const PageLayout& layout, std::span<const float* const> parts, float* out, float* scratch) {
+  const std::int64_t width = layout.value_width();
+  const AttentionState state = attention_state(scratch, width);
+  for (std::int64_t head = 0; head < layout.n_head; ++head) {
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const float* scalars = parts[i] + layout.n_head * layout.head_dim + 2 * head;
+      std::copy_n(parts[i] + head * layout.head_dim, layout.head_dim, state.segment.out);
+      state.segment.largest[0] = scalars[0];
+      state.segment.sum[0] = scalars[1];
+      merge_sums(state, state.segment, state.all, 0, 1, width, i == 0);
+    }
+    for (std::int64_t d = 0; d < layout.head_dim; ++d)
+      out[head * layout.head_dim + d] = state.all.out[d] / state.all.sum[0];
   }
 }
 

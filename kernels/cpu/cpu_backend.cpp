@@ -100,29 +100,67 @@ class CpuBackend final : public Backend {
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
     check_attention(rows_, qkv, kv, out);
     check_float32(qkv, out, "attention");
-    const PageLayout layout{kv.n_head, kv.head_dim};
-    const AttentionArgs args{qkv.f32(0),
-                             qkv.stride,
-                             out.f32(0),
-                             out.stride,
-                             static_cast<std::byte*>(kv.base),
-                             kv_page_bytes(kv.n_head, kv.head_dim, kv.dtype),
-                             kv.dtype,
-                             layout,
-                             scale};
-    grow_attention_scratch(kv.head_dim);
-    for_rows(qkv.rows, qkv.cols, [&](std::int64_t r, int thread) {
-      const std::int32_t position = rows_.positions()[static_cast<std::size_t>(r)];
-      std::byte* page = args.pages + rows_.page_of(r, position) * args.page_bytes;
-      kernels_.append(args, r, page, position % kPagePositions, attention_scratch(thread));
-    });
+    AttentionArgs args = attention_args(qkv, kv);
+    args.scale = scale;
+    args.out = out.f32(0);
+    args.out_stride = out.stride;
+    append_rows(args, qkv);
     // Later groups see more keys, so they go first: what is left at the end is short.
     const std::int64_t tasks = static_cast<std::int64_t>(groups_.size()) * kv.n_head;
     pool_.run(tasks, [&](std::int64_t task, int thread) {
       const RowGroup& group = groups_[static_cast<std::size_t>((tasks - 1 - task) / kv.n_head)];
-      const AttentionGroup rows{group.first_row, group.rows, rows_.positions().data() + group.first_row,
-                                rows_.table(group.sequence)};
-      kernels_.attend(args, rows, task % kv.n_head, attention_scratch(thread));
+      kernels_.attend(args, group_rows(group), task % kv.n_head, attention_scratch(thread));
+    });
+  }
+
+  void append(Tensor qkv, const KvPages& kv) override {
+    check_append(rows_, qkv, kv);
+    check_float32(qkv, qkv, "append");
+    append_rows(attention_args(qkv, kv), qkv);
+  }
+
+  void attention_parts(Tensor qkv, const KvPages& kv, float scale, std::int64_t first_row, std::int64_t rows,
+                       Tensor parts) override {
+    check_attention_parts(rows_, qkv, kv, first_row, rows, parts);
+    check_float32(qkv, parts, "attention_parts");
+    AttentionArgs args = attention_args(qkv, kv);
+    args.scale = scale;
+    first_part_.clear();
+    std::int64_t next = 0;
+    for (std::int64_t r = first_row; r < first_row + rows; ++r) {
+      first_part_.push_back(next);
+      next += rows_.parts(r);
+    }
+    struct Piece {
+      RowGroup group;
+      std::int64_t ordinal;
+    };
+    std::vector<Piece> pieces;
+    for (const RowGroup& group : rows_.groups(kGroupRows, first_row, rows)) {
+      const std::int64_t seen = rows_.parts(group.first_row + group.rows - 1);
+      for (std::int64_t i = 0; i < seen; ++i) pieces.push_back({group, i});
+    }
+    pool_.run(static_cast<std::int64_t>(pieces.size()) * kv.n_head, [&](std::int64_t task, int thread) {
+      const auto& [group, ordinal] = pieces[static_cast<std::size_t>(task / kv.n_head)];
+      const SegmentParts piece{parts.f32(0), parts.stride, first_part_.data() + (group.first_row - first_row),
+                               rows_.segments(group.sequence)[static_cast<std::size_t>(ordinal)], ordinal};
+      kernels_.attend_part(args, group_rows(group), task % kv.n_head, piece, attention_scratch(thread));
+    });
+  }
+
+  void merge_parts(Tensor parts, std::int32_t n_head, std::span<const std::int32_t> first,
+                   std::span<const std::int32_t> numbers, Tensor out) override {
+    check_merge_parts(parts, n_head, first, numbers, out);
+    check_float32(parts, out, "merge_parts");
+    const PageLayout layout{n_head, out.cols / n_head};
+    grow_attention_scratch(layout.head_dim);
+    part_rows_.clear();
+    for (const std::int32_t number : numbers) part_rows_.push_back(parts.f32(number));
+    for_rows(out.rows, out.cols, [&](std::int64_t r, int thread) {
+      const auto begin = static_cast<std::size_t>(first[static_cast<std::size_t>(r)]);
+      const auto end = static_cast<std::size_t>(first[static_cast<std::size_t>(r) + 1]);
+      kernels_.merge_parts(layout, std::span(part_rows_).subspan(begin, end - begin), out.f32(r),
+                           attention_scratch(thread));
     });
   }
 
@@ -198,6 +236,31 @@ class CpuBackend final : public Backend {
     return {height, blocks, rows <= kFewRows ? 1 : std::clamp<std::int64_t>(each, 1, kTaskPanels)};
   }
 
+  // But for scale and output.
+  AttentionArgs attention_args(Tensor qkv, const KvPages& kv) {
+    grow_attention_scratch(kv.head_dim);
+    AttentionArgs args{};
+    args.qkv = qkv.f32(0);
+    args.qkv_stride = qkv.stride;
+    args.pages = static_cast<std::byte*>(kv.base);
+    args.page_bytes = kv_page_bytes(kv.n_head, kv.head_dim, kv.dtype);
+    args.dtype = kv.dtype;
+    args.layout = {kv.n_head, kv.head_dim};
+    return args;
+  }
+  AttentionGroup group_rows(const RowGroup& group) const {
+    return {group.first_row, group.rows, rows_.positions().data() + group.first_row, rows_.table(group.sequence)};
+  }
+  void append_rows(const AttentionArgs& args, Tensor qkv) {
+    for_rows(qkv.rows, qkv.cols, [&](std::int64_t r, int thread) {
+      const std::int32_t position = rows_.positions()[static_cast<std::size_t>(r)];
+      const std::int32_t page = rows_.page_of(r, position);
+      if (page == kElsewhere) return;
+      kernels_.append(args, r, args.pages + page * args.page_bytes, position % kPagePositions,
+                      attention_scratch(thread));
+    });
+  }
+
   Scratch linear_scratch(int thread) const {
     auto* floats = static_cast<float*>(scratch_[static_cast<std::size_t>(thread)].linear.data());
     return {floats, floats + kTaskPanels * kRowBlock * kPanel};
@@ -266,7 +329,9 @@ class CpuBackend final : public Backend {
   Buffer quantized_;  // the same rounded to 16 bits, and scales
   RowSet rows_;
   std::vector<RowGroup> groups_;
-  ThreadPool pool_;  // last: its threads stop before what they use goes
+  std::vector<std::int64_t> first_part_;  // by row of attention_parts
+  std::vector<const float*> part_rows_;   // of merge_parts
+  ThreadPool pool_;                       // last: its threads stop before what they use goes
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/backend.hpp"
 #include "kernels/cpu/layout.hpp"
@@ -34,7 +35,7 @@ struct Scratch {
   float* wide = nullptr;     // (kWideK, kPanel)
 };
 constexpr std::int64_t attention_scratch_floats(std::int64_t head_dim) {
-  return kGroupRows * (kScoreStride + kRowPad + 3 * round_up(head_dim, kUnit)) + 6 * (kGroupRows + kUnit);
+  return kGroupRows * (kScoreStride + kRowPad + 4 * round_up(head_dim, kUnit)) + 8 * (kGroupRows + kUnit);
 }
 
 // Rows of x rounded to 16 bits: x(r, k) is about values(r, k) * scales(r, k / kInt8Group).
@@ -84,6 +85,15 @@ struct AttentionGroup {
   const std::int32_t* positions;  // (rows)
   const std::int32_t* table;
 };
+// Where the sums of one segment of the rows of a group go: its parts, each of n_head * head_dim values, then the
+// largest score and the sum of each head, as backend.hpp says.
+struct SegmentParts {
+  float* data;
+  std::int64_t stride;
+  const std::int64_t* first;  // (rows) number of a row's first part
+  std::int64_t segment;
+  std::int64_t ordinal;  // of the segment among those that are here
+};
 
 struct EmbedArgs {
   const void* table;  // MatrixLayout{in = n_embd, out = vocab}
@@ -105,6 +115,11 @@ struct Kernels {
   void (*pack)(const void* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in, void* packed);
   void (*append)(const AttentionArgs& args, std::int64_t row, std::byte* page, std::int64_t slot, float* scratch);
   void (*attend)(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head, float* scratch);
+  // One segment of one head.
+  void (*attend_part)(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head,
+                      const SegmentParts& parts, float* scratch);
+  // One row of all heads from its parts, in order; scratch as of attend.
+  void (*merge_parts)(const PageLayout& layout, std::span<const float* const> parts, float* out, float* scratch);
   void (*layer_norm)(const NormArgs& args, const float* x, float* out);
   // Converts n elements; rounds to nearest even.
   void (*widen)(const void* from, DType dtype, float* to, std::int64_t n);

@@ -23,8 +23,23 @@ std::int64_t target_of(Simd simd) {
   return 0;
 }
 
+// Asked of the compiler's library: Highway's is a shared one in most distributions, and would be needed for this alone.
+bool cpu_has(Simd simd) {
+#if defined(__x86_64__)
+  if (simd == Simd::kNeon || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2")) {  // whatever has these has F16C and LZCNT
+    return false;
+  }
+  return simd == Simd::kAvx2 || (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                 __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                                 __builtin_cpu_supports("avx512vl"));
+#else
+  return simd == Simd::kNeon;
+#endif
+}
+
 bool available(Simd simd) {
-  return (target_of(simd) & HWY_TARGETS & hwy::SupportedTargets()) != 0;
+  return (target_of(simd) & HWY_TARGETS) != 0 && cpu_has(simd);
 }
 
 const char* plain_name(Simd simd) {

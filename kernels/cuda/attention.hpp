@@ -24,7 +24,8 @@ struct AttentionOptions {
   bool may_round_queries = false;
 };
 
-// Throws std::invalid_argument for shapes, dtypes and plans that do not fit each other; `attention` begins with it.
+// Throw std::invalid_argument for shapes, dtypes and plans that do not fit each other; the operations begin with them.
+void check_append(const DeviceRows& rows, Tensor qkv, const KvPages& kv);
 void check_attention(const DeviceRows& rows, const AttentionPlan& plan, Tensor qkv, const KvPages& kv,
                      const AttentionOptions& options, Tensor out);
 
@@ -35,6 +36,21 @@ void check_attention(const DeviceRows& rows, const AttentionPlan& plan, Tensor q
 // from the pages.
 void attention(cudaStream_t stream, const DeviceRows& rows, const AttentionPlan& plan, const std::int32_t* plan_words,
                Tensor qkv, const KvPages& kv, const AttentionOptions& options, Tensor out, void* scratch);
+
+// Appends K and V of the rows whose page is not kElsewhere.
+void append(cudaStream_t stream, const DeviceRows& rows, Tensor qkv, const KvPages& kv);
+
+// The parts (backend.hpp) of some of the rows, according to a plan of parts; otherwise as attention, but nothing is
+// appended. parts is (plan.results(), part_width), float32.
+void check_attention_parts(const DeviceRows& rows, const AttentionPlan& plan, Tensor qkv, const KvPages& kv,
+                           const AttentionOptions& options, Tensor parts);
+void attention_parts(cudaStream_t stream, const DeviceRows& rows, const AttentionPlan& plan,
+                     const std::int32_t* plan_words, Tensor qkv, const KvPages& kv, const AttentionOptions& options,
+                     Tensor parts, void* scratch);
+
+// Row r of `out` from the parts numbers[first[r]] to numbers[first[r + 1] - 1]; `words` is device memory: `first`
+// (out.rows + 1), then `numbers`.
+void merge_parts(cudaStream_t stream, Tensor parts, std::int32_t n_head, const std::int32_t* words, Tensor out);
 
 // Makes the contents of page `to` those of page `from`.
 void copy_page(cudaStream_t stream, const KvPages& kv, std::int32_t from, std::int32_t to);

@@ -1,4 +1,4 @@
-// What the attention kernels share: their arguments, elements of the three dtypes, and the merging of partial results.
+// What the attention kernels share: their arguments, elements of the three dtypes, and the merging of states.
 //
 // The state of a reduction over keys is (m, l, o): m the largest score, l = sum of 2^(s - m), o = sum of 2^(s - m) v,
 // with scores in powers of two: s = scale * log2(e) * q k. States of disjoint keys merge to
@@ -6,6 +6,9 @@
 // and out = o / l. The empty state is (-inf, 0, 0); merging it changes no bit, as long as the products that a masked
 // key contributes are 0 * finite: columns of V that later rows of a sequence leave infinite reach the earlier rows of
 // the same tile.
+//
+// Where segments are reduced one by one (in parts, or because a plan is deterministic), their states are merged as
+// parts (backend.hpp) hold them, with natural scores: the same operations wherever that is done.
 //
 // The order of roundings is part of the layout-invariance contract, so kernels write fmaf where they mean it and
 // rounded_product where a product must not be fused with an addition that follows.
@@ -20,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <numbers>
 #include <type_traits>
 
 #include "kernels/cuda/attention_plan.hpp"
@@ -38,14 +42,17 @@ struct AttentionCall {
   const AttentionItem* items = nullptr;
   const AttentionCombine* combines = nullptr;
   const void* qkv = nullptr;  // (rows, 3 * n_head * head_dim) of `dtype`
-  void* out = nullptr;        // (rows, n_head * head_dim) of `dtype`
+  void* out = nullptr;        // (rows, n_head * head_dim) of `out_dtype`, or parts (results, part_width)
   std::int64_t qkv_stride = 0;
   std::int64_t out_stride = 0;
   DType dtype = DType::kFloat32;
+  DType out_dtype = DType::kFloat32;
+  bool in_parts = false;     // `out` takes states instead of their quotients
   bool qkv_vectors = false;  // every head of qkv begins at a multiple of 16 bytes and has whole vectors of columns
   bool out_pairs = false;    // even columns of out are aligned to two elements
   std::byte* pages = nullptr;
   std::int32_t restart_pages = 0;  // AttentionPlan::restart_pages
+  bool merges_segments = false;    // AttentionPlan::merges_segments
   bool appends = false;            // attend_rows appends the rows' own K and V
   KvLayout layout;
   float scale = 1.0F;        // times log2(e), positive
@@ -53,6 +60,9 @@ struct AttentionCall {
   float* values = nullptr;   // (partials, n_head, padded_dim): o
   float* summary = nullptr;  // (partials, n_head, 2): m and l
 
+  __device__ std::int64_t result_begin(const AttentionItem& item, int row) const {
+    return (item.result + std::int64_t{row} * item.result_stride) * out_stride;
+  }
   __device__ float* partial_values(std::int64_t partial, int head) const {
     return values + (partial * layout.n_head + head) * layout.padded_dim;
   }
@@ -200,6 +210,16 @@ __device__ inline MergeFactors merge_factors(float largest, float next) {
   const float reference = reference_score(both);
   return {both, exp2f(largest - reference), exp2f(next - reference)};
 }
+// Of states whose scores are natural ones.
+__device__ inline MergeFactors merge_segment_factors(float largest, float next) {
+  constexpr float kLog2E = std::numbers::log2e_v<float>;
+  const float both = fmaxf(largest, next);
+  const float reference = reference_score(both);
+  return {both, exp2f((largest - reference) * kLog2E), exp2f((next - reference) * kLog2E)};
+}
+__device__ inline float natural_score(float score) {
+  return rounded_product(score, std::numbers::ln2_v<float>);
+}
 // l or o of the two states.
 __device__ inline float merged(const MergeFactors& factors, float value, float next) {
   return fmaf(value, factors.keep, rounded_product(next, factors.take));
@@ -208,6 +228,23 @@ __device__ inline float merged(const MergeFactors& factors, float value, float n
 // o / l; never -0, which masked keys may turn into 0.
 __device__ inline float normalized(float value, float inverse_sum) {
   return fmaf(value, inverse_sum, 0.0F);
+}
+// What a result's values are multiplied with.
+__device__ inline float result_factor(const AttentionCall& call, float sum) {
+  return call.in_parts ? 1.0F : 1.0F / sum;
+}
+// m, a natural score, and l of a part that begins at element `begin` of `out`.
+__device__ inline void store_part_summary(const AttentionCall& call, std::int64_t begin, int head, float largest,
+                                          float sum) {
+  const KvLayout& layout = call.layout;
+  float* summary = static_cast<float*>(call.out) + begin + std::int64_t{layout.n_head} * layout.head_dim + 2 * head;
+  summary[0] = largest;
+  summary[1] = sum;
+}
+
+// Whether the item's keys, before page `end`, are of several segments that must be reduced one by one.
+__device__ inline bool spans_segments(const AttentionCall& call, const AttentionItem& item, int end) {
+  return call.restart_pages > 0 && (end - 1) / kSegmentPages > item.first_page / kSegmentPages;
 }
 
 // The launchers of the two families; `count` items per head.

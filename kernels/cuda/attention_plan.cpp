@@ -44,7 +44,9 @@ AttentionItem whole(const RowSet& rows, std::int64_t first, std::int64_t count) 
           last / kPagePositions + 1,
           last,
           -1,
-          rows.page_of(first, 0)};
+          rows.page_of(first, 0),
+          static_cast<std::int32_t>(first),
+          1};
 }
 
 // Beyond so many rows a launch more is nothing, and looking takes its time.
@@ -65,6 +67,10 @@ bool are_independent(const RowSet& rows) {
   return true;
 }
 
+std::int32_t segment_of(const RowSet& rows, std::int64_t row) {
+  return rows.positions()[static_cast<std::size_t>(row)] / kSegmentPositions;
+}
+
 template <typename Part>
 void append_words(std::vector<std::int32_t>& words, const std::vector<Part>& parts, std::int64_t count) {
   const std::size_t begin = words.size();
@@ -75,24 +81,77 @@ void append_words(std::vector<std::int32_t>& words, const std::vector<Part>& par
 }  // namespace
 
 void AttentionPlan::assign(const RowSet& rows, bool deterministic, int multiprocessors, std::int32_t n_head) {
-  deterministic_ = deterministic;
+  begin(rows.rows(), deterministic);
   independent_ = are_independent(rows);
-  rows_ = rows.rows();
+  for (const RowGroup& group : rows.groups(kTileRows)) add(rows, whole(rows, group.first_row, group.rows));
+  results_ = rows_;
+  finish(rows, multiprocessors, n_head);
+}
+
+void AttentionPlan::assign_parts(const RowSet& rows, std::int64_t first, std::int64_t count, bool deterministic,
+                                 int multiprocessors, std::int32_t n_head) {
+  begin(count, deterministic);
+  in_parts_ = true;
+  for (const RowGroup& group : rows.groups(kTileRows, first, count)) {
+    const std::vector<std::int32_t>& segments = rows.segments(group.sequence);
+    // Rows that end in one segment have equally many parts.
+    const std::int64_t end = group.first_row + group.rows;
+    for (std::int64_t next = group.first_row, row = next; row < end; row = next) {
+      while (next < end && segment_of(rows, next) == segment_of(rows, row)) ++next;
+      const std::int64_t parts = rows.parts(row);
+      for (std::int64_t i = 0; i < parts; ++i) {
+        AttentionItem item = whole(rows, row, next - row);
+        item.first_page = segments[static_cast<std::size_t>(i)] * kSegmentPages;
+        item.end_page = std::min(item.end_page, item.first_page + kSegmentPages);
+        item.first_number = rows.page_of(row, item.first_page * kPagePositions);
+        item.result = static_cast<std::int32_t>(results_ + i);
+        item.result_stride = static_cast<std::int32_t>(parts);
+        add(rows, item);
+      }
+      results_ += (next - row) * parts;
+    }
+  }
+  finish(rows, multiprocessors, n_head);
+}
+
+void AttentionPlan::begin(std::int64_t rows, bool deterministic) {
+  deterministic_ = deterministic;
+  independent_ = false;
+  in_parts_ = false;
+  rows_ = rows;
+  results_ = 0;
   partials_ = 0;
   tiles_.clear();
   singles_.clear();
   combines_.clear();
   words_.clear();
-  for (const RowGroup& group : rows.groups(kTileRows)) {
-    if (group.rows >= (deterministic ? 2 : kFewRows)) {
-      tiles_.push_back(whole(rows, group.first_row, group.rows));
-    } else {
-      for (std::int64_t i = 0; i < group.rows; ++i) singles_.push_back(whole(rows, group.first_row + i, 1));
-    }
+}
+
+// An item as it is, or its rows one by one.
+void AttentionPlan::add(const RowSet& rows, const AttentionItem& item) {
+  if (item.rows >= (deterministic_ ? 2 : kFewRows)) {
+    tiles_.push_back(item);
+    return;
   }
+  for (std::int32_t i = 0; i < item.rows; ++i) {
+    AttentionItem single = item;
+    single.first_row += i;
+    single.rows = 1;
+    single.last_position = rows.positions()[static_cast<std::size_t>(single.first_row)];
+    single.end_page = std::min(item.end_page, single.last_position / kPagePositions + 1);
+    single.result += i * item.result_stride;
+    singles_.push_back(single);
+  }
+}
+
+void AttentionPlan::finish(const RowSet& rows, int multiprocessors, std::int32_t n_head) {
   const std::int64_t per_head = std::max<std::int64_t>(n_head, 1);
   split(rows, singles_, ceil_divide(kSingleBlocks * multiprocessors, per_head));
   split(rows, tiles_, ceil_divide(kTileBlocks * multiprocessors, per_head));
+  const auto is_long = [](const AttentionItem& item) {
+    return (item.end_page - 1) / kSegmentPages > item.first_page / kSegmentPages;
+  };
+  merges_segments_ = deterministic_ && (std::ranges::any_of(tiles_, is_long) || std::ranges::any_of(singles_, is_long));
   shape_ = {static_cast<std::int32_t>(rounded(static_cast<std::int64_t>(tiles_.size()))),
             static_cast<std::int32_t>(to_power_of_two(static_cast<std::int64_t>(singles_.size()))),
             static_cast<std::int32_t>(to_power_of_two(static_cast<std::int64_t>(combines_.size())))};
@@ -132,7 +191,7 @@ void AttentionPlan::split(const RowSet& rows, std::vector<AttentionItem>& items,
     const auto border = [&](std::int64_t part) {
       const std::int64_t page =
           deterministic_ ? std::min(part * kFixedSplitPages, pages(item)) : pages(item) * part / parts[i];
-      return static_cast<std::int32_t>(page);
+      return item.first_page + static_cast<std::int32_t>(page);
     };
     const auto first_partial = static_cast<std::int32_t>(partials_);
     for (std::int32_t part = 0; part < parts[i]; ++part) {
@@ -144,7 +203,7 @@ void AttentionPlan::split(const RowSet& rows, std::vector<AttentionItem>& items,
       result.push_back(piece);
     }
     for (std::int32_t r = 0; r < item.rows; ++r) {
-      combines_.push_back({item.first_row + r, first_partial + r, parts[i], item.rows});
+      combines_.push_back({item.result + r * item.result_stride, first_partial + r, parts[i], item.rows});
     }
     partials_ += std::int64_t{parts[i]} * item.rows;
   }
@@ -154,10 +213,10 @@ void AttentionPlan::split(const RowSet& rows, std::vector<AttentionItem>& items,
   items = std::move(result);
 }
 
-std::int64_t AttentionPlan::words_limit(std::int64_t max_rows) {
+std::int64_t AttentionPlan::words_limit(std::int64_t max_rows, std::int64_t results) {
   // Every part of a split item has at least one partial result; rounding at most doubles, or makes 4.
-  const std::int64_t items = max_rows + partials_limit(max_rows);
-  return kItemWords * (2 * items + 8) + kCombineWords * (2 * max_rows + 4);
+  const std::int64_t items = results + partials_limit(max_rows);
+  return kItemWords * (2 * items + 8) + kCombineWords * (2 * results + 4);
 }
 
 }  // namespace stagecoach::cuda

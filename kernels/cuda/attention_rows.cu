@@ -10,6 +10,8 @@
 //
 // A single row whose call holds no other row of what it attends to appends its own K and V, before its last page.
 //
+// Segments end as parts do: their merged state is kept, and merged with that of the segments before.
+//
 // Decoding waits for memory: every thread has eight loads under way, and the plan puts several blocks on a
 // multiprocessor. A row's operations do not depend on kRows, nor on the other rows of its item.
 #include "kernels/cuda/attention_parts.cuh"
@@ -35,6 +37,8 @@ struct Shape {
   static constexpr int kDim = kLanes * kColumns;                                     // the largest padded_dim
   static constexpr int kOwned = (kDim + kAttentionThreads - 1) / kAttentionThreads;  // columns of a thread in the end
   static_assert(kPagePositions % (kGroups * kBatch) == 0);
+  // That a multiprocessor has registers for.
+  static constexpr int kBlocks = kRows == 1 ? (kVectors == 1 ? 6 : 4) : sizeof(T) == 4 && kVectors == 1 ? 4 : 2;
 };
 
 // The rows of a block: where they are and how far they see.
@@ -206,9 +210,16 @@ template <typename S>
 __device__ inline float* shared_state(int warp, int r) {
   return reinterpret_cast<float*>(shared_memory()) + (warp * S::kRows + r) * (S::kDim + 2);
 }
+// Value `i` of a row that this thread keeps of the segments before: m, l, its columns.
 template <typename S>
-constexpr std::size_t shared_bytes() {
-  return sizeof(float) * kWarps * S::kRows * (S::kDim + 2);
+__device__ inline float& segments_before(int r, int i) {
+  return shared_state<S>(kWarps, 0)[(r * (2 + S::kOwned) + i) * kAttentionThreads + static_cast<int>(threadIdx.x)];
+}
+template <typename S>
+constexpr std::size_t shared_bytes(bool merges_segments) {
+  const int states = kWarps * S::kRows * (S::kDim + 2);
+  const int before = merges_segments ? kAttentionThreads * S::kRows * (2 + S::kOwned) : 0;
+  return sizeof(float) * static_cast<std::size_t>(states + before);
 }
 
 // The states of a warp's lane groups become one, which goes to shared memory.
@@ -277,17 +288,49 @@ __device__ void merge_part(const Rows<S>& rows, const State<S>& state, Merged<S>
   __syncthreads();  // before the next part writes shared memory
 }
 
+// Merges the segments before, if there are `any`, with the one that ends.
+template <typename S>
+__device__ void merge_segments(Merged<S>& state, bool any) {
+#pragma unroll
+  for (int r = 0; r < S::kRows; ++r) {
+    const float largest = natural_score(state.largest[r]);
+    state.largest[r] = largest;
+    if (!any) continue;
+    const MergeFactors factors = merge_segment_factors(segments_before<S>(r, 0), largest);
+    state.largest[r] = factors.largest;
+    state.sum[r] = merged(factors, segments_before<S>(r, 1), state.sum[r]);
+#pragma unroll
+    for (int i = 0; i < S::kOwned; ++i) {
+      state.values[r][i] = merged(factors, segments_before<S>(r, 2 + i), state.values[r][i]);
+    }
+  }
+}
+template <typename S>
+__device__ void store_segments(const Merged<S>& state) {
+#pragma unroll
+  for (int r = 0; r < S::kRows; ++r) {
+    segments_before<S>(r, 0) = state.largest[r];
+    segments_before<S>(r, 1) = state.sum[r];
+#pragma unroll
+    for (int i = 0; i < S::kOwned; ++i) segments_before<S>(r, 2 + i) = state.values[r][i];
+  }
+}
+
 template <typename S>
 __device__ void write(const AttentionCall& call, const AttentionItem& item, const Rows<S>& rows, int head,
                       const Merged<S>& state) {
 #pragma unroll
   for (int r = 0; r < S::kRows; ++r) {
     if (r >= rows.count) break;
-    const std::int64_t partial = std::int64_t{item.partial} + rows.first + r - item.first_row;
-    const float inverse = 1.0F / state.sum[r];
+    const int row = rows.first + r - item.first_row;
+    const std::int64_t partial = std::int64_t{item.partial} + row;
+    const std::int64_t begin = call.result_begin(item, row);
+    const float inverse = result_factor(call, state.sum[r]);
     if (item.partial >= 0 && threadIdx.x == 0) {
       call.partial_summary(partial, head)[0] = state.largest[r];
       call.partial_summary(partial, head)[1] = state.sum[r];
+    } else if (call.in_parts && threadIdx.x == 0) {
+      store_part_summary(call, begin, head, natural_score(state.largest[r]), state.sum[r]);
     }
 #pragma unroll
     for (int i = 0; i < S::kOwned; ++i) {
@@ -296,8 +339,7 @@ __device__ void write(const AttentionCall& call, const AttentionItem& item, cons
       if (item.partial >= 0) {
         call.partial_values(partial, head)[column] = state.values[r][i];
       } else {
-        store_activation(call.out, call.dtype,
-                         (rows.first + r) * call.out_stride + std::int64_t{head} * call.layout.head_dim + column,
+        store_activation(call.out, call.out_dtype, begin + std::int64_t{head} * call.layout.head_dim + column,
                          normalized(state.values[r][i], inverse));
       }
     }
@@ -315,9 +357,7 @@ __device__ void append_own(const AttentionCall& call, const AttentionItem& item,
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kAttentionThreads, S::kRows > 1      ? 2
-                                                     : S::kVectors > 1 ? 4
-                                                                       : 6) attend_item(AttentionCall call) {
+__global__ void __launch_bounds__(kAttentionThreads, S::kBlocks) attend_item(AttentionCall call) {
   const AttentionItem item = call.items[blockIdx.x];
   const int head = static_cast<int>(blockIdx.y);
   const int first = static_cast<int>(blockIdx.z) * S::kRows;
@@ -342,9 +382,15 @@ __global__ void __launch_bounds__(kAttentionThreads, S::kRows > 1      ? 2
     if (call.restart_pages > 0 && (page + 1) % call.restart_pages == 0 && page + 1 < end) {
       merge_part<S>(rows, state, merged_state);
       state.clear();
+      if ((page + 1) % kSegmentPages == 0) {
+        merge_segments<S>(merged_state, (page + 1) / kSegmentPages > item.first_page / kSegmentPages + 1);
+        store_segments<S>(merged_state);
+        merged_state.clear();
+      }
     }
   }
   merge_part<S>(rows, state, merged_state);
+  if (spans_segments(call, item, end)) merge_segments<S>(merged_state, true);
   write<S>(call, item, rows, head, merged_state);
 }
 
@@ -355,9 +401,11 @@ void launch_rows(cudaStream_t stream, const AttentionCall& call, std::int32_t co
   dim3 blocks(static_cast<unsigned>(count), static_cast<unsigned>(call.layout.n_head));
   if (tiles) {
     blocks.z = kTileRows / kTogether;
-    launch(stream, {blocks, dim3(kAttentionThreads), shared_bytes<Tile>()}, attend_item<Tile>, call);
+    launch(stream, {blocks, dim3(kAttentionThreads), shared_bytes<Tile>(call.merges_segments)}, attend_item<Tile>,
+           call);
   } else {
-    launch(stream, {blocks, dim3(kAttentionThreads), shared_bytes<Single>()}, attend_item<Single>, call);
+    launch(stream, {blocks, dim3(kAttentionThreads), shared_bytes<Single>(call.merges_segments)}, attend_item<Single>,
+           call);
   }
 }
 

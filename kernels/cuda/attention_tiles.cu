@@ -16,21 +16,23 @@ namespace {
 constexpr int kWarpRows = 16;
 constexpr int kKeyTiles = kPagePositions / 8;
 
-// Shared memory: K and V of two pages, then (deterministic plans) the merged state of the parts so far. The 16 bytes
-// behind each position move the next one to other banks.
+// Shared memory: K and V of two pages, then (deterministic plans) two states, the second where an item spans segments.
+// The 16 bytes behind each position move the next one to other banks.
+enum : int { kSegmentSoFar, kSegmentsBefore };
 template <int kDim>
 struct Shared {
   static constexpr int kStride = kDim * 2 + 16;  // bytes from one position to the next
   static constexpr int kTile = kPagePositions * kStride;
   static constexpr int kStateFloats = kDim / 2 + 4;  // per thread: o, m, l
-  static constexpr std::size_t bytes(bool restarts) {
-    return std::size_t{4} * kTile + (restarts ? sizeof(float) * kStateFloats * kAttentionThreads : 0);
+  static constexpr std::size_t bytes(int states) {
+    return std::size_t{4} * kTile + sizeof(float) * kStateFloats * kAttentionThreads * static_cast<std::size_t>(states);
   }
   __device__ static unsigned char* keys(int page) { return shared_memory() + (page % 2) * 2 * kTile; }
   __device__ static unsigned char* values(int page) { return keys(page) + kTile; }
-  // Value `i` of this thread's state.
-  __device__ static float& state(int i) {
-    return reinterpret_cast<float*>(shared_memory() + 4 * kTile)[i * kAttentionThreads + static_cast<int>(threadIdx.x)];
+  // Value `i` of this thread's state `which`.
+  __device__ static float& state(int which, int i) {
+    return reinterpret_cast<float*>(
+        shared_memory() + 4 * kTile)[(which * kStateFloats + i) * kAttentionThreads + static_cast<int>(threadIdx.x)];
   }
 };
 
@@ -58,33 +60,35 @@ struct State {
       sum[half] += __shfl_xor_sync(kAllLanes, sum[half], 2);
     }
   }
-  // Merges the parts before, which wait in shared memory, with this one.
-  __device__ void merge_shared() {
+  // Merges the keys before, whose state waits in shared memory, with these.
+  __device__ void merge_shared(int which) {
     MergeFactors factors[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      factors[half] = merge_factors(Shared<kDim>::state(half), largest[half]);
+      const float before = Shared<kDim>::state(which, half);
+      factors[half] =
+          which == kSegmentSoFar ? merge_factors(before, largest[half]) : merge_segment_factors(before, largest[half]);
       largest[half] = factors[half].largest;
-      sum[half] = merged(factors[half], Shared<kDim>::state(2 + half), sum[half]);
+      sum[half] = merged(factors[half], Shared<kDim>::state(which, 2 + half), sum[half]);
     }
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        values[n][e] = merged(factors[e / 2], Shared<kDim>::state(4 + n * 4 + e), values[n][e]);
+        values[n][e] = merged(factors[e / 2], Shared<kDim>::state(which, 4 + n * 4 + e), values[n][e]);
       }
     }
   }
-  __device__ void store_shared() const {
+  __device__ void store_shared(int which) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      Shared<kDim>::state(half) = largest[half];
-      Shared<kDim>::state(2 + half) = sum[half];
+      Shared<kDim>::state(which, half) = largest[half];
+      Shared<kDim>::state(which, 2 + half) = sum[half];
     }
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) Shared<kDim>::state(4 + n * 4 + e) = values[n][e];
+      for (int e = 0; e < 4; ++e) Shared<kDim>::state(which, 4 + n * 4 + e) = values[n][e];
     }
   }
 };
@@ -261,19 +265,23 @@ __device__ void write(const AttentionCall& call, const AttentionItem& item, int 
       }
       continue;
     }
-    const float inverse = 1.0F / state.sum[half];
-    const std::int64_t target = (item.first_row + row) * call.out_stride + std::int64_t{head} * call.layout.head_dim;
+    const float inverse = result_factor(call, state.sum[half]);
+    const std::int64_t begin = call.result_begin(item, row);
+    const std::int64_t target = begin + std::int64_t{head} * call.layout.head_dim;
+    if (call.in_parts && lane % 4 == 0) {
+      store_part_summary(call, begin, head, natural_score(state.largest[half]), state.sum[half]);
+    }
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       const int column = n * 8 + lane % 4 * 2;
       const float low = normalized(state.values[n][2 * half], inverse);
       const float high = normalized(state.values[n][2 * half + 1], inverse);
       if (call.out_pairs && column < call.layout.head_dim) {  // head_dim is even
-        store_activations(call.out, call.dtype, target + column, low, high);
+        store_activations(call.out, call.out_dtype, target + column, low, high);
         continue;
       }
-      if (column < call.layout.head_dim) store_activation(call.out, call.dtype, target + column, low);
-      if (column + 1 < call.layout.head_dim) store_activation(call.out, call.dtype, target + column + 1, high);
+      if (column < call.layout.head_dim) store_activation(call.out, call.out_dtype, target + column, low);
+      if (column + 1 < call.layout.head_dim) store_activation(call.out, call.out_dtype, target + column + 1, high);
     }
   }
 }
@@ -302,6 +310,18 @@ __device__ inline void mask(const WarpRows& rows, int page, float (&scores)[kKey
       if (key + n * 8 + e % 2 > rows.position[e / 2]) scores[n][e] = -INFINITY;
     }
   }
+}
+
+// Ends the part that begins at page `begin`; `last` of its segment, or of the item.
+template <int kDim>
+__device__ void end_part(State<kDim>& state, const AttentionCall& call, const AttentionItem& item, int begin,
+                         bool last) {
+  state.finish();
+  if (begin > item.first_page && begin % kSegmentPages != 0) state.merge_shared(kSegmentSoFar);
+  if (!last || !spans_segments(call, item, item.end_page)) return;
+#pragma unroll
+  for (float& largest : state.largest) largest = natural_score(largest);
+  if (begin / kSegmentPages > item.first_page / kSegmentPages) state.merge_shared(kSegmentsBefore);
 }
 
 template <typename Half, int kDim>
@@ -333,22 +353,21 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim <= 64 ? 3 : 2) attend_
       multiply_values<Half, kDim>(state, scores, page);
     }
     if (page + 1 == part_end && part_end < item.end_page) {
-      state.finish();
-      if (part_end > item.first_page + part_pages) state.merge_shared();
-      state.store_shared();
+      const bool last = part_end % kSegmentPages == 0;
+      end_part(state, call, item, part_end - part_pages, last);
+      state.store_shared(last ? kSegmentsBefore : kSegmentSoFar);
       state.clear();
       part_end += part_pages;
     }
   }
-  state.finish();
-  if (part_end > item.first_page + part_pages) state.merge_shared();
+  end_part(state, call, item, part_end - part_pages, true);
   write(call, item, head, state);
 }
 
 template <typename Half, int kDim>
 void launch_tiles(cudaStream_t stream, const AttentionCall& call, std::int32_t count) {
   constexpr std::size_t kFreeShared = 48 * 1024;
-  const std::size_t bytes = Shared<kDim>::bytes(call.restart_pages > 0);
+  const std::size_t bytes = Shared<kDim>::bytes((call.restart_pages > 0 ? 1 : 0) + (call.merges_segments ? 1 : 0));
   if (bytes > kFreeShared) allow_shared_bytes(attend_tile<Half, kDim>, bytes);
   const dim3 blocks(static_cast<unsigned>(count), static_cast<unsigned>(call.layout.n_head));
   launch(stream, {blocks, dim3(kAttentionThreads), bytes}, attend_tile<Half, kDim>, call);

@@ -9,6 +9,7 @@
 #include "kernels/cuda/attention.hpp"
 #include "kernels/cuda/device_copies.hpp"
 #include "kernels/cuda/device_matrix.hpp"
+#include "kernels/cuda/device_parts.hpp"
 #include "kernels/cuda/device_pool.hpp"
 #include "kernels/cuda/device_queue.hpp"
 #include "kernels/cuda/device_rows.hpp"
@@ -130,6 +131,7 @@ class CudaBackend final : public Backend {
     make(gather_words_, own.gather_words);
     make(query_bytes_, own.query_bytes);
     make(attention_scratch_, own.attention);
+    parts_.reserve(own);
     planned_heads_ = 0;  // the plan's words went with their buffer
     steps_.forget();     // which hold the buffers' addresses
   }
@@ -146,7 +148,7 @@ class CudaBackend final : public Backend {
       for (std::int64_t i = 0; i < rows; ++i) {
         std::memcpy(staged + i * row_bytes, host.row(r + i), static_cast<std::size_t>(row_bytes));
       }
-      void* source = at_least(piece_, std::max(kPieceBytes, static_cast<std::int64_t>(bytes)));
+      void* source = pool_.at_least(piece_, std::max(kPieceBytes, static_cast<std::int64_t>(bytes)));
       uploads_.send(source, bytes, stream_.get());
       const Tensor table = as_tensor(matrix);
       const bool in_out = layout == WeightLayout::kInOut;
@@ -165,7 +167,8 @@ class CudaBackend final : public Backend {
       const std::int64_t count = std::min(at_once, packed.panels() - first);
       const auto bytes = static_cast<std::size_t>(count * packed.panel_bytes());
       read(first, count, claim(bytes));
-      auto* panels = static_cast<std::byte*>(at_least(piece_, std::max(kPieceBytes, static_cast<std::int64_t>(bytes))));
+      auto* panels =
+          static_cast<std::byte*>(pool_.at_least(piece_, std::max(kPieceBytes, static_cast<std::int64_t>(bytes))));
       uploads_.send(panels, bytes, stream_.get());
       for (std::int64_t p = first; p < first + count; ++p) {
         const Tensor source{panels + (p - first) * packed.panel_bytes(), stored, packed.in, packed.columns(p), kPanel};
@@ -179,9 +182,11 @@ class CudaBackend final : public Backend {
     rows_.assign(view);
     row_words_.assign(view);
     planned_heads_ = 0;
+    parts_.forget_plans();
     on_device_ = {};
     if (rows_.rows() == 0) return;
-    void* device = at_least(row_buffer_, std::max(kLeastStepBytes, static_cast<std::int64_t>(row_words_.bytes())));
+    void* device =
+        pool_.at_least(row_buffer_, std::max(kLeastStepBytes, static_cast<std::int64_t>(row_words_.bytes())));
     row_words_.write(view, claim(row_words_.bytes()));
     uploads_.send(device, row_words_.bytes(), stream_.get());
     on_device_ = row_words_.at(static_cast<const std::int32_t*>(device));
@@ -225,9 +230,35 @@ class CudaBackend final : public Backend {
     if (rows_.rows() == 0) return;
     last_heads_ = kv.n_head;
     plan_attention(kv.n_head);
-    void* scratch = at_least(attention_scratch_, attention_scratch_bytes(on_device_.rows, kv.n_head, kv.head_dim));
+    void* scratch =
+        pool_.at_least(attention_scratch_, attention_scratch_bytes(on_device_.rows, kv.n_head, kv.head_dim));
     cuda::attention(stream_.get(), on_device_, plan_, static_cast<const std::int32_t*>(plan_words_.data()), qkv, kv,
                     {.scale = scale}, out, scratch);
+  }
+
+  void append(Tensor qkv, const KvPages& kv) override {
+    check_append(rows_, without_padding(qkv), kv);
+    enter_unrecorded();
+    if (rows_.rows() > 0) cuda::append(stream_.get(), on_device_, qkv, kv);
+  }
+
+  void attention_parts(Tensor qkv, const KvPages& kv, float scale, std::int64_t first_row, std::int64_t rows,
+                       Tensor parts) override {
+    stagecoach::check_attention_parts(rows_, without_padding(qkv), kv, first_row, rows, parts);
+    enter_unrecorded();
+    if (parts.rows == 0) return;
+    const auto [plan, words] = parts_.plan(rows_, kv.n_head, first_row, rows, deterministic_, multiprocessors_);
+    void* scratch =
+        pool_.at_least(attention_scratch_, attention_scratch_bytes(on_device_.rows, kv.n_head, kv.head_dim));
+    cuda::attention_parts(stream_.get(), on_device_, plan, words, qkv, kv, {.scale = scale}, parts, scratch);
+  }
+
+  void merge_parts(Tensor parts, std::int32_t n_head, std::span<const std::int32_t> first,
+                   std::span<const std::int32_t> numbers, Tensor out) override {
+    check_merge_parts(parts, n_head, first, numbers, out);
+    enter_unrecorded();
+    if (out.rows == 0) return;
+    cuda::merge_parts(stream_.get(), parts, n_head, parts_.merging(first, numbers), out);
   }
 
   void copy_page(const KvPages& kv, std::int32_t from, std::int32_t to) override {
@@ -263,7 +294,7 @@ class CudaBackend final : public Backend {
     check_gather(x, rows, out);
     enter();
     if (rows.empty()) return;
-    void* device = at_least(gather_words_, static_cast<std::int64_t>(rows.size_bytes()));
+    void* device = pool_.at_least(gather_words_, static_cast<std::int64_t>(rows.size_bytes()));
     std::memcpy(claim(rows.size_bytes()), rows.data(), rows.size_bytes());
     uploads_.send(device, rows.size_bytes(), stream_.get());
     cuda::gather(stream_.get(), x, static_cast<const std::int32_t*>(device), out);
@@ -274,7 +305,7 @@ class CudaBackend final : public Backend {
     enter();
     if (queries.empty()) return;
     const std::size_t bytes = packed_bytes(queries, logits.cols);
-    void* device = at_least(query_bytes_, static_cast<std::int64_t>(bytes));
+    void* device = pool_.at_least(query_bytes_, static_cast<std::int64_t>(bytes));
     pack(queries, logits.cols, claim(bytes));
     uploads_.send(device, bytes, stream_.get());
     cuda::summarize_logits(stream_.get(), logits, device, out);
@@ -296,6 +327,12 @@ class CudaBackend final : public Backend {
  private:
   // The current device belongs to the calling thread, and more than one may load and run.
   void enter() const { queue_.enter(); }
+
+  // What depends on more than the key of a step says.
+  void enter_unrecorded() const {
+    if (steps_.recording()) throw DeviceError("CUDA: a step with attention in parts cannot be recorded");
+    enter();
+  }
 
   // Room for an upload. What a graph copies would be what lies there when it is replayed.
   std::byte* claim(std::size_t bytes) {
@@ -324,7 +361,8 @@ class CudaBackend final : public Backend {
             planned_heads_,
             plan_.shape().singles,
             plan_.shape().combines,
-            plan_.independent() ? 1 : 0};
+            plan_.independent() ? 1 : 0,
+            plan_.merges_segments() ? 1 : 0};
   }
 
   static Tensor columns_of(Tensor t, std::int64_t first, std::int64_t count) {
@@ -337,22 +375,12 @@ class CudaBackend final : public Backend {
     cudaFreeHost(memory);
   }
 
-  // Of at least `bytes`; grows to twice what is asked for, so that it soon stops growing. Reuse is safe: the stream
-  // runs in order.
-  void* at_least(Buffer& buffer, std::int64_t bytes) {
-    if (static_cast<std::int64_t>(buffer.bytes()) < bytes) {
-      const bool first = !buffer;
-      buffer = Buffer();
-      buffer = pool_.allocate(first ? bytes : 2 * bytes);
-    }
-    return buffer.data();
-  }
-
   void plan_attention(std::int32_t n_head) {
     if (planned_heads_ == n_head) return;
     plan_.assign(rows_, deterministic_, multiprocessors_, n_head);
     const auto words = plan_.words();
-    void* device = at_least(plan_words_, std::max(kLeastStepBytes, static_cast<std::int64_t>(words.size_bytes())));
+    void* device =
+        pool_.at_least(plan_words_, std::max(kLeastStepBytes, static_cast<std::int64_t>(words.size_bytes())));
     std::memcpy(claim(words.size_bytes()), words.data(), words.size_bytes());
     uploads_.send(device, words.size_bytes(), stream_.get());
     planned_heads_ = n_head;
@@ -383,7 +411,8 @@ class CudaBackend final : public Backend {
   AttentionPlan plan_;
   std::int32_t planned_heads_ = 0;  // 0: the rows have changed
   std::int32_t last_heads_ = 0;     // of the last attention
-  RecordedSteps steps_;             // after the buffers that they use
+  DeviceParts parts_{pool_, uploads_, stream_.get()};
+  RecordedSteps steps_;  // after the buffers that they use
 };
 
 }  // namespace

@@ -36,7 +36,8 @@ std::int64_t attention_scratch_bytes(std::int64_t max_rows, std::int32_t n_head,
 
 std::int64_t OwnMemory::total() const {
   std::int64_t bytes = 0;
-  for (const std::int64_t part : {workspace, piece, row_words, plan_words, gather_words, query_bytes, attention}) {
+  for (const std::int64_t part :
+       {workspace, piece, row_words, plan_words, gather_words, query_bytes, attention, part_plan_words, merge_words}) {
     if (part > 0) bytes += PoolMap::rounded(part);
   }
   return bytes;
@@ -62,6 +63,10 @@ OwnMemory own_memory(std::int64_t pool_bytes, const OperationLimits& limits) {
   own.gather_words = 4 * limits.logits_rows;
   own.query_bytes = limits.logits_rows * (kRowQueryBytes + 4 * query_words(limits.vocab));
   own.attention = attention_scratch_bytes(rows, limits.n_head, limits.head_dim);
+  if (limits.parts > 0) {
+    own.part_plan_words = std::max(kLeastStepBytes, 4 * AttentionPlan::words_limit(limits.rows, limits.parts));
+    own.merge_words = 4 * merge_words(limits.rows, limits.parts);
+  }
   return own;
 }
 

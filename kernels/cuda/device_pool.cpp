@@ -51,6 +51,15 @@ Buffer DevicePool::allocate(std::int64_t bytes) {
   return {memory_.get() + *offset, static_cast<std::size_t>(bytes), release, this};
 }
 
+void* DevicePool::at_least(Buffer& buffer, std::int64_t bytes) {
+  if (static_cast<std::int64_t>(buffer.bytes()) < bytes) {
+    const bool first = !buffer;
+    buffer = Buffer();
+    buffer = allocate(first ? bytes : 2 * bytes);
+  }
+  return buffer.data();
+}
+
 void DevicePool::release(void* pool, void* data, std::size_t bytes) noexcept {
   auto* self = static_cast<DevicePool*>(pool);
   self->map_.give_back(static_cast<std::byte*>(data) - self->memory_.get(), static_cast<std::int64_t>(bytes));

@@ -23,6 +23,9 @@ class DevicePool {
 
   // Not cleared. Throws DeviceError with what is left, std::invalid_argument for a negative size.
   Buffer allocate(std::int64_t bytes);
+  // Makes `buffer` one of at least `bytes`, its contents lost where it was smaller; grows to twice what is asked for,
+  // so that it soon stops growing. Safe for memory that a stream's work uses in order.
+  void* at_least(Buffer& buffer, std::int64_t bytes);
   std::int64_t bytes() const { return bytes_; }
   std::int64_t used() const { return map_.used(); }
   std::int64_t peak() const { return map_.peak(); }

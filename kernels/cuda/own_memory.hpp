@@ -15,7 +15,7 @@ inline constexpr std::int64_t kWorkspaceBytes = 64 << 20;
 inline constexpr std::int64_t kPieceBytes = 4 << 20;  // of weights on their way to the device
 // Of what is uploaded with each step, so that it seldom moves: recorded steps hold its address.
 inline constexpr std::int64_t kLeastStepBytes = 64 << 10;
-inline constexpr std::int64_t kRowQueryBytes = 32;    // of a RowQuery (logits.hpp)
+inline constexpr std::int64_t kRowQueryBytes = 32;  // of a RowQuery (logits.hpp)
 
 constexpr std::int64_t workspace_bytes(std::int64_t pool_bytes) {
   return std::min(kWorkspaceBytes, pool_bytes / 8 / 512 * 512);
@@ -23,6 +23,11 @@ constexpr std::int64_t workspace_bytes(std::int64_t pool_bytes) {
 // Of the bits of one row's penalised tokens.
 constexpr std::int64_t query_words(std::int64_t vocab) {
   return (vocab + 31) / 32;
+}
+
+// Of merge_parts: ends of the rows' parts, and their numbers.
+constexpr std::int64_t merge_words(std::int64_t rows, std::int64_t numbers) {
+  return rows + 1 + numbers;
 }
 
 struct OwnMemory {
@@ -33,6 +38,8 @@ struct OwnMemory {
   std::int64_t gather_words = 0;
   std::int64_t query_bytes = 0;
   std::int64_t attention = 0;  // partial results
+  std::int64_t part_plan_words = 0;
+  std::int64_t merge_words = 0;  // of merge_parts
 
   std::int64_t total() const;  // of the pool
 };

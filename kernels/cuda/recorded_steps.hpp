@@ -21,7 +21,7 @@ namespace stagecoach::cuda {
 
 class RecordedSteps {
  public:
-  using Key = std::array<std::int64_t, 13>;
+  using Key = std::array<std::int64_t, 14>;
 
   // Queues what was recorded under `key`. False when there is nothing.
   bool replay(cudaStream_t stream, const Key& key);

@@ -106,9 +106,66 @@ class ReferenceBackend final : public Backend {
 
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
     check_attention(rows_, qkv, kv, out);
-    append(qkv, kv);
+    append_rows(qkv, kv);
     for (std::int64_t r = 0; r < out.rows; ++r) {
-      for (std::int32_t h = 0; h < kv.n_head; ++h) attend(qkv, kv, scale, out, r, h);
+      for (std::int32_t h = 0; h < kv.n_head; ++h) {
+        const Softmax sums = attend(qkv, kv, scale, r, h, 0, rows_.positions()[static_cast<std::size_t>(r)] + 1);
+        for (std::int32_t d = 0; d < kv.head_dim; ++d) {
+          store_element(out.row(r), out.dtype, std::int64_t{h} * kv.head_dim + d,
+                        static_cast<float>(sums.out[static_cast<std::size_t>(d)] / sums.sum));
+        }
+      }
+    }
+  }
+
+  void append(Tensor qkv, const KvPages& kv) override {
+    check_append(rows_, qkv, kv);
+    append_rows(qkv, kv);
+  }
+
+  void attention_parts(Tensor qkv, const KvPages& kv, float scale, std::int64_t first_row, std::int64_t rows,
+                       Tensor parts) override {
+    check_attention_parts(rows_, qkv, kv, first_row, rows, parts);
+    std::int64_t part = 0;
+    for (std::int64_t r = first_row; r < first_row + rows; ++r) {
+      const std::int32_t last = rows_.positions()[static_cast<std::size_t>(r)];
+      const std::int32_t sequence = rows_.sequences()[static_cast<std::size_t>(r)];
+      for (std::int64_t i = 0; i < rows_.parts(r); ++i, ++part) {
+        const std::int32_t begin = rows_.segments(sequence)[static_cast<std::size_t>(i)] * kSegmentPositions;
+        const std::int32_t end = std::min(last + 1, begin + kSegmentPositions);
+        for (std::int32_t h = 0; h < kv.n_head; ++h) {
+          const Softmax sums = attend(qkv, kv, scale, r, h, begin, end);
+          for (std::int32_t d = 0; d < kv.head_dim; ++d) {
+            parts.f32(part)[h * kv.head_dim + d] = static_cast<float>(sums.out[static_cast<std::size_t>(d)]);
+          }
+          float* scalars = parts.f32(part) + kv.n_head * kv.head_dim + 2 * h;
+          scalars[0] = static_cast<float>(sums.largest);
+          scalars[1] = static_cast<float>(sums.sum);
+        }
+      }
+    }
+  }
+
+  void merge_parts(Tensor parts, std::int32_t n_head, std::span<const std::int32_t> first,
+                   std::span<const std::int32_t> numbers, Tensor out) override {
+    check_merge_parts(parts, n_head, first, numbers, out);
+    const std::int64_t head_dim = out.cols / n_head;
+    for (std::int64_t r = 0; r < out.rows; ++r) {
+      const auto of_row = numbers.subspan(
+          static_cast<std::size_t>(first[static_cast<std::size_t>(r)]),
+          static_cast<std::size_t>(first[static_cast<std::size_t>(r) + 1] - first[static_cast<std::size_t>(r)]));
+      for (std::int64_t c = 0; c < out.cols; ++c) {
+        const std::int64_t scalars = out.cols + 2 * (c / head_dim);
+        double largest = -std::numeric_limits<double>::infinity();
+        for (const std::int32_t part : of_row) largest = std::max(largest, double{parts.f32(part)[scalars]});
+        double value = 0.0, sum = 0.0;
+        for (const std::int32_t part : of_row) {
+          const double factor = std::exp(double{parts.f32(part)[scalars]} - largest);
+          value += factor * double{parts.f32(part)[c]};
+          sum += factor * double{parts.f32(part)[scalars + 1]};
+        }
+        store_element(out.row(r), out.dtype, c, static_cast<float>(value / sum));
+      }
     }
   }
 
@@ -218,10 +275,11 @@ class ReferenceBackend final : public Backend {
     return ((slot * 2 + which) * kv.n_head + h) * kv.head_dim;
   }
 
-  void append(Tensor qkv, const KvPages& kv) {
+  void append_rows(Tensor qkv, const KvPages& kv) {
     const std::int64_t width = std::int64_t{kv.n_head} * kv.head_dim;
     for (std::int64_t r = 0; r < qkv.rows; ++r) {
       const std::int32_t position = rows_.positions()[static_cast<std::size_t>(r)];
+      if (rows_.page_of(r, position) == kElsewhere) continue;
       for (std::int64_t which = 0; which < 2; ++which) {
         for (std::int64_t c = 0; c < width; ++c) {
           store_element(kv.base, kv.dtype, kv_index(kv, r, position, which, 0) + c,
@@ -231,30 +289,37 @@ class ReferenceBackend final : public Backend {
     }
   }
 
-  void attend(Tensor qkv, const KvPages& kv, float scale, Tensor out, std::int64_t r, std::int32_t h) const {
-    const std::int32_t last = rows_.positions()[static_cast<std::size_t>(r)];
-    const std::int64_t first = std::int64_t{h} * kv.head_dim;
-    std::vector<double> weights(static_cast<std::size_t>(last) + 1);
+  struct Softmax {
     double largest = -std::numeric_limits<double>::infinity();
-    for (std::int32_t p = 0; p <= last; ++p) {
+    double sum = 0.0;
+    std::vector<double> out;
+  };
+
+  // Over positions from `begin` to before `end`.
+  Softmax attend(Tensor qkv, const KvPages& kv, float scale, std::int64_t r, std::int32_t h, std::int32_t begin,
+                 std::int32_t end) const {
+    const std::int64_t first = std::int64_t{h} * kv.head_dim;
+    std::vector<double> weights;
+    Softmax sums;
+    for (std::int32_t p = begin; p < end; ++p) {
       double score = 0.0;
       for (std::int32_t d = 0; d < kv.head_dim; ++d) {
         score += double{load_element(qkv.row(r), qkv.dtype, first + d)} *
                  double{load_element(kv.base, kv.dtype, kv_index(kv, r, p, 0, h) + d)};
       }
-      weights[static_cast<std::size_t>(p)] = score * double{scale};
-      largest = std::max(largest, weights[static_cast<std::size_t>(p)]);
+      weights.push_back(score * double{scale});
+      sums.largest = std::max(sums.largest, weights.back());
     }
-    double sum = 0.0;
-    for (double& weight : weights) sum += weight = std::exp(weight - largest);
+    for (double& weight : weights) sums.sum += weight = std::exp(weight - sums.largest);
     for (std::int32_t d = 0; d < kv.head_dim; ++d) {
       double value = 0.0;
-      for (std::int32_t p = 0; p <= last; ++p) {
-        value += weights[static_cast<std::size_t>(p)] *
+      for (std::int32_t p = begin; p < end; ++p) {
+        value += weights[static_cast<std::size_t>(p - begin)] *
                  double{load_element(kv.base, kv.dtype, kv_index(kv, r, p, 1, h) + d)};
       }
-      store_element(out.row(r), out.dtype, first + d, static_cast<float>(value / sum));
+      sums.out.push_back(value);
     }
+    return sums;
   }
 
   ReferenceLayout layout_;

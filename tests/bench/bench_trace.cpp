@@ -77,7 +77,7 @@ class Stages {
   // From the first token to the last.
   Cost decode(bool watched) {
     const auto count = static_cast<std::int32_t>(stages_.size());
-    LoopbackHub hub(count, LoopbackMode::kRendezvous);
+    LoopbackHub hub(LoopbackMode::kRendezvous);
     std::vector<std::unique_ptr<Mailbox>> mailboxes;
     std::vector<std::unique_ptr<Transport>> transports;
     std::vector<TraceBuffer> traces(stages_.size());

@@ -50,7 +50,7 @@ int differences(const MpiProcess& process, Random& random, const Continuations& 
   Layout layout = random_layout(random, job, stages);
   layout.backend = own_backend;
   int different = 0;
-  for (const Sample& sample : run_ranks(job, layout, process, nccl_links(process, stages))) {
+  for (const Sample& sample : run_ranks(job, layout, process, nccl_links(process, stages, 1))) {
     // Shorter where the model has no more positions.
     const std::vector<std::int32_t>& theirs = golden.greedy[static_cast<std::size_t>(sample.index)];
     if (!sample.tokens.empty() && sample.tokens.size() <= theirs.size() &&

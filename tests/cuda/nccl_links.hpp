@@ -33,21 +33,40 @@ inline std::vector<NcclId> nccl_ids(const MpiProcess& process) {
   return ids;
 }
 
-// Of a rank among the first `stages`.
-inline NcclOptions nccl_options(const MpiProcess& process, std::int32_t stages, const std::vector<NcclId>& ids) {
+inline std::string name_of_rank(std::int32_t rank) {
+  return fmt::format("rank {}", rank);
+}
+
+// Of a rank among the first `places`, in stages of so many shards.
+inline NcclOptions nccl_options(const MpiProcess& process, std::int32_t places, const std::vector<NcclId>& ids,
+                                std::int32_t shards = 1) {
   NcclOptions options;
-  const auto name = [](std::int32_t rank) { return fmt::format("rank {}", rank); };
   const std::int32_t rank = process.rank();
-  options.self = name(rank);
-  if (rank > 0) options.previous = NcclLink{ids[static_cast<std::size_t>(rank) - 1], name(rank - 1)};
-  if (rank + 1 < stages) options.next = NcclLink{ids[static_cast<std::size_t>(rank)], name(rank + 1)};
+  options.self = name_of_rank(rank);
+  if (rank >= shards) {
+    options.previous = NcclLink{ids[static_cast<std::size_t>(rank - shards)], name_of_rank(rank - shards)};
+  }
+  if (rank + shards < places) options.next = NcclLink{ids[static_cast<std::size_t>(rank)], name_of_rank(rank + shards)};
   return options;
 }
 
-inline RankLinks nccl_links(const MpiProcess& process, std::int32_t stages) {
-  const std::vector<NcclId> ids = nccl_ids(process);
+inline RankLinks nccl_links(const MpiProcess& process, std::int32_t stages, std::int32_t shards) {
+  const std::vector<NcclId> chain = nccl_ids(process);
+  std::vector<std::vector<NcclId>> further(1);  // [k][rank]: of its link to the shard k further on
+  for (std::int32_t k = 1; k < shards; ++k) further.push_back(nccl_ids(process));
   RankLinks links;
-  links.transport = [options = nccl_options(process, stages, ids)](Backend& backend) {
+  links.transport = [options = nccl_options(process, stages * shards, chain, shards)](Backend& backend) {
+    return make_nccl_transport(options, device_queue(backend));
+  };
+  links.to_shard = [further, shards, rank = process.rank()](Backend& backend, std::int32_t other) {
+    const auto link = [&](std::int32_t from, std::int32_t to) {
+      const auto k = static_cast<std::size_t>((to - from + shards) % shards);
+      return NcclLink{further[k][static_cast<std::size_t>(from)], name_of_rank(other)};
+    };
+    NcclOptions options;
+    options.self = name_of_rank(rank);
+    options.previous = link(other, rank);
+    options.next = link(rank, other);
     return make_nccl_transport(options, device_queue(backend));
   };
   return links;

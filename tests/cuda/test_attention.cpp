@@ -12,6 +12,7 @@
 namespace {
 
 using stagecoach::DType;
+using stagecoach::kSegmentPositions;
 using stagecoach::name_of;
 using stagecoach::test::AttentionCase;
 using stagecoach::test::Chunk;
@@ -170,6 +171,23 @@ TEST_CASE("CUDA attention: deterministic bits do not depend on chunking, compani
     // On a large device parts of a sequence are blocks of their own, on one multiprocessor a block works on all of
     // them.
     check_same_bits(whole, conversation.run(random_calls(random, conversation.lengths(), 200), true, 132));
+  }
+}
+
+TEST_CASE("CUDA attention: nor where there is more than a segment") {
+  Random random = fresh_random();
+  for (const DType kv_dtype : {DType::kFloat16, DType::kFloat32}) {
+    AttentionCase shape = random_case(random, 8, DType::kFloat16, kv_dtype);
+    shape.n_head = 1;
+    shape.deterministic = true;
+    INFO(described(shape));
+    const auto length =
+        static_cast<std::int32_t>(random.between(2 * kSegmentPositions + 1, 2 * kSegmentPositions + 20));
+    const PagedConversation conversation(random, shape, {length, 2});
+    // Blocks that work on all keys of their rows, and blocks with a few pages each. The rows before take no part.
+    const std::vector<Chunk> before{{0, 0, length - 70}};
+    const auto whole = conversation.run({before, {{0, length - 70, 70}, {1, 0, 2}}}, true, 1);
+    check_same_bits(whole, conversation.run({before, {{0, length - 70, 70}}, {{1, 0, 2}}}, true, 132));
   }
 }
 

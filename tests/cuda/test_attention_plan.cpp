@@ -10,11 +10,14 @@
 #include <vector>
 
 #include "kernels/cuda/attention_plan.hpp"
+#include "kernels/cuda/part_plans.hpp"
 #include "tests/unit/kernels_fixture.hpp"
 
 namespace {
 
+using stagecoach::kElsewhere;
 using stagecoach::kPagePositions;
+using stagecoach::kSegmentPages;
 using stagecoach::RowSet;
 using stagecoach::RowsView;
 using stagecoach::cuda::AttentionCombine;
@@ -28,7 +31,9 @@ struct Run {
   std::int32_t sequence, first, count;
 };
 
-RowSet row_set(const std::vector<Run>& runs) {
+// `elsewhere(sequence, segment)`: its pages are not here.
+template <typename Elsewhere>
+RowSet row_set(const std::vector<Run>& runs, const Elsewhere& elsewhere) {
   std::vector<std::int32_t> positions, sequences;
   std::int32_t tables = 0;
   std::int32_t stride = 1;
@@ -42,9 +47,15 @@ RowSet row_set(const std::vector<Run>& runs) {
   }
   std::vector<std::int32_t> pages(static_cast<std::size_t>(tables) * static_cast<std::size_t>(stride));
   std::iota(pages.rbegin(), pages.rend(), 5);
+  for (std::int32_t i = 0; i < tables * stride; ++i) {
+    if (elsewhere(i / stride, i % stride / kSegmentPages)) pages[static_cast<std::size_t>(i)] = kElsewhere;
+  }
   RowSet rows;
   rows.assign({{}, positions, sequences, pages, stride});
   return rows;
+}
+RowSet row_set(const std::vector<Run>& runs) {
+  return row_set(runs, [](std::int32_t, std::int32_t) { return false; });
 }
 
 struct Parsed {
@@ -114,12 +125,12 @@ void check_plan(const RowSet& rows, const AttentionPlan& plan) {
   }
   for (const AttentionCombine& combine : parsed.combines) {
     if (combine.parts == 0) continue;
-    CHECK(written.insert(combine.row).second);
+    CHECK(written.insert(combine.result).second);
     std::int32_t page = -1;
     for (std::int32_t part = 0; part < combine.parts; ++part) {
       const auto found = of_partial.find(combine.first_partial + part * combine.stride);
       REQUIRE(found != of_partial.end());
-      CHECK(found->second.first == combine.row);
+      CHECK(found->second.first == combine.result);
       CHECK(found->second.second > page);  // merged in the order of positions
       page = found->second.second;
       of_partial.erase(found);
@@ -133,6 +144,74 @@ void check_plan(const RowSet& rows, const AttentionPlan& plan) {
   }
   CHECK(plan.partials() <= AttentionPlan::partials_limit(rows.rows()));
   CHECK(static_cast<std::int64_t>(plan.words().size()) <= AttentionPlan::words_limit(rows.rows()));
+}
+
+// The same for the parts of `count` rows from `first` on: each is reduced over its own segment, once.
+void check_part_plan(const RowSet& rows, const AttentionPlan& plan, std::int64_t first, std::int64_t count) {
+  struct Wanted {
+    std::int64_t row;
+    std::int32_t begin, end;  // pages
+  };
+  std::vector<Wanted> wanted;
+  for (std::int64_t r = first; r < first + count; ++r) {
+    const std::int32_t pages = rows.positions()[static_cast<std::size_t>(r)] / kPagePositions + 1;
+    for (const std::int32_t segment : rows.segments(rows.sequences()[static_cast<std::size_t>(r)])) {
+      if (segment * kSegmentPages >= pages) break;
+      wanted.push_back({r, segment * kSegmentPages, std::min(pages, (segment + 1) * kSegmentPages)});
+    }
+  }
+  REQUIRE(plan.results() == static_cast<std::int64_t>(wanted.size()));
+  REQUIRE(plan.in_parts());
+  const Parsed parsed = parse(plan);
+  std::vector<std::vector<int>> seen(wanted.size());                         // pages, from the segment's first
+  std::map<std::int32_t, std::pair<std::int32_t, std::int32_t>> of_partial;  // partial: result, first page
+  std::set<std::int32_t> written;
+  const auto visit = [&](const AttentionItem& item) {
+    if (item.rows == 0) return;
+    check_item(rows, plan, item);
+    for (std::int32_t i = 0; i < item.rows; ++i) {
+      const std::int32_t result = item.result + i * item.result_stride;
+      REQUIRE(result < plan.results());
+      const Wanted& part = wanted[static_cast<std::size_t>(result)];
+      CHECK(part.row == item.first_row + i);
+      REQUIRE(item.first_page >= part.begin);
+      auto& pages = seen[static_cast<std::size_t>(result)];
+      pages.resize(static_cast<std::size_t>(kSegmentPages), 0);
+      for (std::int32_t p = item.first_page; p < item.end_page; ++p) {
+        REQUIRE(p - part.begin < kSegmentPages);
+        ++pages[static_cast<std::size_t>(p - part.begin)];
+      }
+      if (item.partial >= 0) {
+        CHECK(of_partial.emplace(item.partial + i, std::pair(result, item.first_page)).second);
+        CHECK(item.partial + i < plan.partials());
+      } else {
+        CHECK(written.insert(result).second);
+      }
+    }
+  };
+  for (const AttentionItem& item : parsed.tiles) visit(item);
+  for (const AttentionItem& item : parsed.singles) visit(item);
+  for (const AttentionCombine& combine : parsed.combines) {
+    if (combine.parts == 0) continue;
+    CHECK(written.insert(combine.result).second);
+    std::int32_t page = -1;
+    for (std::int32_t part = 0; part < combine.parts; ++part) {
+      const auto found = of_partial.find(combine.first_partial + part * combine.stride);
+      REQUIRE(found != of_partial.end());
+      CHECK(found->second.first == combine.result);
+      CHECK(found->second.second > page);
+      page = found->second.second;
+      of_partial.erase(found);
+    }
+  }
+  CHECK(of_partial.empty());
+  CHECK(static_cast<std::int64_t>(written.size()) == plan.results());
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    const auto end = seen[i].begin() + (wanted[i].end - wanted[i].begin);
+    CHECK(std::all_of(seen[i].begin(), end, [](int times) { return times == 1; }));
+  }
+  CHECK(plan.partials() <= AttentionPlan::partials_limit(count));
+  CHECK(static_cast<std::int64_t>(plan.words().size()) <= AttentionPlan::words_limit(count, plan.results()));
 }
 
 std::int64_t working(const std::vector<AttentionItem>& items) {
@@ -247,4 +326,72 @@ TEST_CASE("attention plan: random batches") {
       check_plan(rows, plan);
     }
   }
+}
+
+TEST_CASE("attention plan: parts of random batches, spread over some places") {
+  auto random = stagecoach::test::fresh_random();
+  for (int round = 0; round < 200; ++round) {
+    std::vector<Run> runs;
+    const std::int64_t sequences = random.between(1, 8);
+    for (std::int32_t s = 0; s < sequences; ++s) {
+      const std::int64_t longest = random.between(0, 2) == 0 ? 20000 : 2500;
+      runs.push_back({s, static_cast<std::int32_t>(random.between(0, longest)),
+                      static_cast<std::int32_t>(random.between(0, 2) == 0 ? random.between(1, 1200) : 1)});
+    }
+    const std::int64_t places = random.between(1, 4);
+    const RowSet rows =
+        row_set(runs, [&](std::int32_t s, std::int32_t segment) { return (s + segment) % places != 0; });
+    AttentionPlan plan;
+    const std::int64_t first = random.between(0, rows.rows());
+    const std::int64_t count = random.between(0, rows.rows() - first);
+    for (const bool deterministic : {false, true}) {
+      plan.assign_parts(rows, first, count, deterministic, static_cast<int>(random.between(1, 200)),
+                        static_cast<std::int32_t>(random.between(1, 64)));
+      check_part_plan(rows, plan, first, count);
+    }
+  }
+}
+
+TEST_CASE("attention plan: parts of a few rows are split until the device is filled") {
+  const RowSet rows = row_set({{0, 16000, 1}}, [](std::int32_t, std::int32_t segment) { return segment % 4 != 1; });
+  AttentionPlan plan;
+  plan.assign_parts(rows, 0, 1, false, 132, 25);
+  check_part_plan(rows, plan, 0, 1);
+  CHECK(plan.results() == 4);
+  CHECK(working(parse(plan).singles) * 25 >= 3 * 132);
+}
+
+TEST_CASE("plans of parts: each is made once, and none that is found has lost its words") {
+  auto random = stagecoach::test::fresh_random();
+  const RowSet rows = row_set({{0, 3000, 40}, {1, 500, 1}}, [](std::int32_t, std::int32_t s) { return s % 2 == 1; });
+  stagecoach::cuda::PartPlans plans;
+  std::vector<int> owners(1500, -1);  // of words: number of the call that wrote them
+  std::map<std::pair<std::int64_t, std::int64_t>, int> written;
+  int made = 0, found = 0;
+  for (int call = 0; call < 300; ++call) {
+    const std::int64_t first = random.between(0, 4) * 8;
+    const std::int64_t count = random.between(0, 1) == 0 ? 1 : 8;
+    const auto* plan = plans.find(25, first, count);
+    if (plan != nullptr) {
+      const auto begin = owners.begin() + plan->first_word;
+      CHECK(std::all_of(begin, begin + static_cast<std::ptrdiff_t>(plan->plan.words().size()), [&](int owner) {
+        return owner == written.at({first, count});
+      }));
+      ++found;
+    } else {
+      plan = &plans.make(rows, 25, first, count, false, 132, static_cast<std::int64_t>(owners.size()));
+      const auto words = plan->first_word + static_cast<std::int64_t>(plan->plan.words().size());
+      REQUIRE(words <= static_cast<std::int64_t>(owners.size()));
+      std::fill(owners.begin() + plan->first_word, owners.begin() + words, call);
+      written[{first, count}] = call;
+      ++made;
+    }
+    check_part_plan(rows, plan->plan, first, count);
+    CHECK(plans.find(25, first, count) == plan);
+    CHECK(plans.find(24, first, count) == nullptr);
+  }
+  CHECK(found > 10);
+  CHECK(made > 10);  // there is no room for all
+  plans.forget();
+  CHECK(plans.find(25, 0, 1) == nullptr);
 }

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -22,7 +23,7 @@ inline std::uint64_t shared(const MpiProcess& process, std::uint64_t value) {
 }
 
 // Collective; of one round.
-using MakeLinks = RankLinks (*)(const MpiProcess& process, std::int32_t stages);
+using MakeLinks = RankLinks (*)(const MpiProcess& process, std::int32_t stages, std::int32_t shards);
 
 inline int layout_rounds(const MpiProcess& process, int rounds, std::uint64_t seed,
                          std::unique_ptr<Backend> (*backend)(), MakeLinks links) {
@@ -30,13 +31,17 @@ inline int layout_rounds(const MpiProcess& process, int rounds, std::uint64_t se
   std::uint64_t failures = 0;
   for (int round = 0; round < rounds; ++round) {
     const auto stages = static_cast<std::int32_t>(round == 0 ? process.size() : draw(random, 1, process.size()));
-    Job job = random_job(random, stages);
-    Layout layout = random_layout(random, job, stages);
+    const bool may_shard = draw(random, 0, 1) != 0;
+    const std::int32_t most_shards = links != nullptr ? 2 : process.size();  // over NCCL as the program has it
+    const auto shards = static_cast<std::int32_t>(may_shard ? draw(random, 1, std::min(process.size() / stages, most_shards)) : 1);
+    Job job = backend == nullptr && shards > 1 && draw(random, 0, 2) == 0 ? random_long_job(random, stages)
+                                                                          : random_job(random, stages);
+    Layout layout = random_layout(random, job, stages, shards);
     Layout plain = plain_layout(job);
     layout.backend = plain.backend = backend;
     if (backend != nullptr && job.dtype == DType::kInt8) job.dtype = DType::kFloat16;  // which is for CPUs
     const std::vector<Sample> actual =
-        run_ranks(job, layout, process, links != nullptr ? links(process, stages) : RankLinks{});
+        run_ranks(job, layout, process, links != nullptr ? links(process, stages, shards) : RankLinks{});
     if (process.rank() == 0) {
       const std::string what = difference(run_loopback(job, plain), actual);
       if (!what.empty()) {

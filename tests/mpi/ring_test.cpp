@@ -35,7 +35,7 @@ class BentTransport final : public Transport {
 std::string outcome(const MpiProcess& process, double timeout_s, bool bent) {
   const std::unique_ptr<Backend> backend = make_reference_backend();
   const std::unique_ptr<Mailbox> mailbox = process.mailbox(0);
-  std::unique_ptr<Transport> transport = process.transport(process.rank(), 0);
+  std::unique_ptr<Transport> transport = process.transport(process.rank() - 1, process.rank() + 1);
   if (bent) transport = std::make_unique<BentTransport>(std::move(transport));
   RingParts parts;
   parts.stage = process.rank();

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <thread>
 
@@ -16,12 +17,16 @@ namespace {
 
 struct Parts {
   std::unique_ptr<Backend> backend;
+  ShardLinks links;
   std::unique_ptr<StageExecutor> executor;
 };
 
+// A way to another place and back.
+using Connect = std::function<std::unique_ptr<Transport>(Backend& backend, std::int32_t place)>;
+
 std::int32_t pool_pages(const Job& job, const Layout& layout, std::int32_t n_positions) {
   std::int32_t most = 1;
-  for (const Request& r : job.requests) most = std::max(most, pages_needed(r, n_positions));
+  for (const Request& r : job.requests) most = std::max(most, pages_needed(r, n_positions, layout.shards));
   return most + layout.spare_pages;
 }
 
@@ -34,30 +39,42 @@ SchedulerLimits scheduler_limits(const Job& job, const Layout& layout, std::int3
   limits.chunk_tokens = layout.chunk_tokens;
   limits.chunks = layout.chunks;
   limits.in_flight = layout.in_flight;
+  limits.shards = layout.shards;
   return limits;
 }
 
-Parts make_parts(const Job& job, const Layout& layout, const Model& model, std::int32_t stage) {
+Parts make_parts(const Layout& layout, std::int32_t place, const Connect& connect) {
   Parts parts;
+  const std::int32_t stage = place / layout.shards;
   parts.backend = layout.backend != nullptr ? layout.backend() : make_cpu_backend({layout.threads, layout.simd});
   if (layout.checking) parts.backend = make_checking_backend(std::move(parts.backend));
-  const BlockRange blocks = layout.stages[static_cast<std::size_t>(stage)];
-  StageWeights weights = load_stage(*parts.backend, *model.weights, model.config, blocks, job.dtype, {});
-  const SchedulerLimits l = scheduler_limits(job, layout, model.config.n_positions);
-  const StageLimits limits{l.max_rows(), l.pages, l.tables(), job.kv_dtype};
-  parts.executor = std::make_unique<StageExecutor>(*parts.backend, model.config, blocks, std::move(weights), limits);
+  parts.links.place = {place % layout.shards, layout.shards};
+  for (std::int32_t shard = 0; shard < layout.shards; ++shard) {
+    parts.links.to.push_back(shard == parts.links.place.shard ? nullptr
+                                                              : connect(*parts.backend, stage * layout.shards + shard));
+  }
   return parts;
 }
 
-StageContext context_of(const Layout& layout, std::int32_t stage, Parts& parts) {
+void make_executor(const Job& job, const Layout& layout, const Model& model, Parts& parts, std::int32_t place) {
+  const BlockRange blocks = layout.stages[static_cast<std::size_t>(place / layout.shards)];
+  StageWeights weights = load_stage(*parts.backend, *model.weights, model.config, blocks, job.dtype, {});
+  const SchedulerLimits l = scheduler_limits(job, layout, model.config.n_positions);
+  const StageLimits limits{l.max_rows(), l.pages, l.tables(), job.kv_dtype};
+  parts.executor =
+      std::make_unique<StageExecutor>(*parts.backend, model.config, blocks, std::move(weights), limits, &parts.links);
+}
+
+StageContext context_of(const Layout& layout, std::int32_t place, Parts& parts) {
   StageContext context;
-  context.stage = stage;
+  context.stage = place / layout.shards;
+  context.shards = parts.links.place;
   context.stages = static_cast<std::int32_t>(layout.stages.size());
   context.in_flight = layout.in_flight;
   context.timeout_s = layout.timeout_s;
   context.backend = parts.backend.get();
   context.executor = parts.executor.get();
-  if (layout.traces != nullptr) context.trace = &layout.traces->at(static_cast<std::size_t>(stage));
+  if (layout.traces != nullptr) context.trace = &layout.traces->at(static_cast<std::size_t>(place));
   return context;
 }
 
@@ -84,9 +101,9 @@ std::vector<Sample> lead(const Job& job, const Layout& layout, const Model& mode
 std::string Layout::describe() const {
   std::vector<std::string> ranges;
   for (const BlockRange& r : stages) ranges.push_back(fmt::format("{}-{}", r.first, r.last));
-  return fmt::format("stages {} chunk {} {} in flight {} slots {} spare pages {} threads {} simd {} rendezvous {}",
-                     ranges, chunk_tokens, chunks, in_flight, slots, spare_pages, threads, static_cast<int>(simd),
-                     mode == LoopbackMode::kRendezvous);
+  return fmt::format("stages {} x {} chunk {} {} in flight {} slots {} spare pages {} threads {} simd {} rendezvous {}",
+                     ranges, shards, chunk_tokens, chunks, in_flight, slots, spare_pages, threads,
+                     static_cast<int>(simd), mode == LoopbackMode::kRendezvous);
 }
 
 std::string letters(std::int32_t token) {
@@ -96,40 +113,49 @@ std::string letters(std::int32_t token) {
 
 std::vector<Sample> run_loopback(const Job& job, const Layout& layout, Instrument* instrument) {
   const Model model = open_model(job.model);
-  const auto stages = static_cast<std::int32_t>(layout.stages.size());
-  LoopbackHub hub(stages, layout.mode);
+  LoopbackHub hub(layout.mode);
   std::vector<Sample> samples;
   std::mutex mutex;
   std::exception_ptr failure;
   {
     std::vector<std::jthread> threads;
-    for (std::int32_t stage = 0; stage < stages; ++stage) {
-      threads.emplace_back([&, stage] {
+    for (std::int32_t place = 0; place < layout.places(); ++place) {
+      threads.emplace_back([&, place] {
         try {
-          Parts parts = make_parts(job, layout, model, stage);
-          StageContext context = context_of(layout, stage, parts);
-          std::unique_ptr<Mailbox> mailbox = hub.mailbox(stage);
-          std::unique_ptr<Transport> transport = make_staged_transport(hub.transport(stage), *parts.backend);
+          const std::int32_t shards = layout.shards;
+          Parts parts = make_parts(layout, place, [&](Backend& backend, std::int32_t other) {
+            return make_staged_transport(hub.transport(place, other, other), backend);
+          });
           if (instrument != nullptr) {
-            mailbox = instrument->around(stage, std::move(mailbox));
-            transport = instrument->around(stage, std::move(transport));
-            instrument->begin(stage);
+            for (auto& link : parts.links.to) {
+              if (link) link = instrument->around(place, std::move(link));
+            }
           }
-          if (stages > 1) {
+          make_executor(job, layout, model, parts, place);
+          StageContext context = context_of(layout, place, parts);
+          std::unique_ptr<Mailbox> mailbox = hub.mailbox(place);
+          std::unique_ptr<Transport> transport =
+              make_staged_transport(hub.transport(place, place - shards, place + shards), *parts.backend);
+          if (instrument != nullptr) {
+            mailbox = instrument->around(place, std::move(mailbox));
+            transport = instrument->around(place, std::move(transport));
+            instrument->begin(place);
+          }
+          if (layout.places() > 1) {
             context.mailbox = mailbox.get();
             context.transport = transport.get();
           }
-          if (stage == 0) {
+          if (place == 0) {
             samples = lead(job, layout, model, context);
           } else {
             run_follower(context);
           }
-          if (instrument != nullptr) instrument->end(stage, nullptr);
+          if (instrument != nullptr) instrument->end(place, nullptr);
         } catch (const std::exception& e) {
           const std::scoped_lock lock(mutex);
           if (!failure) failure = std::current_exception();
           hub.fail(e.what());
-          if (instrument != nullptr) instrument->end(stage, e.what());
+          if (instrument != nullptr) instrument->end(place, e.what());
         }
       });
     }
@@ -139,21 +165,26 @@ std::vector<Sample> run_loopback(const Job& job, const Layout& layout, Instrumen
 }
 
 std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiProcess& process, const RankLinks& links) {
-  const auto stages = static_cast<std::int32_t>(layout.stages.size());
-  if (process.rank() >= stages) return {};
+  const std::int32_t rank = process.rank();
+  if (rank >= layout.places()) return {};
   const Model model = open_model(job.model);
-  Parts parts = make_parts(job, layout, model, process.rank());
-  StageContext context = context_of(layout, process.rank(), parts);
+  Parts parts = make_parts(layout, rank, [&](Backend& backend, std::int32_t other) {
+    return links.to_shard ? links.to_shard(backend, other)
+                          : make_staged_transport(process.transport(other, other), backend);
+  });
+  make_executor(job, layout, model, parts, rank);
+  StageContext context = context_of(layout, rank, parts);
   std::unique_ptr<Mailbox> mailbox;
   std::unique_ptr<Transport> transport;
-  if (stages > 1) {
-    mailbox = links.mailbox ? links.mailbox() : process.mailbox(0);
+  if (layout.places() > 1) mailbox = links.mailbox ? links.mailbox() : process.mailbox(0);
+  context.mailbox = mailbox.get();
+  if (layout.stages.size() > 1) {
     transport = links.transport ? links.transport(*parts.backend)
-                                : make_staged_transport(process.transport(process.rank(), 0), *parts.backend);
-    context.mailbox = mailbox.get();
+                                : make_staged_transport(process.transport(rank - layout.shards, rank + layout.shards),
+                                                        *parts.backend);
     context.transport = transport.get();
   }
-  if (process.rank() == 0) return lead(job, layout, model, context);
+  if (rank == 0) return lead(job, layout, model, context);
   run_follower(context);
   return {};
 }
@@ -205,6 +236,21 @@ Job random_job(Random& random, std::int32_t min_blocks, bool small) {
   return job;
 }
 
+Job random_long_job(Random& random, std::int32_t min_blocks) {
+  Job job = random_job(random, min_blocks, true);
+  const std::int64_t positions = draw(random, kSegmentPositions + 1, 4 * kSegmentPositions);
+  job.model = fmt::format(
+      "synthetic:gpt2,n_layer={},n_head=2,n_embd=16,n_inner=16,n_positions={},vocab_size=50,seed={},dtype=float32",
+      min_blocks, positions, draw(random, 0, 1000000));
+  job.eos = -1;
+  for (Request& request : job.requests) {
+    request.tokens.resize(static_cast<std::size_t>(draw(random, kSegmentPositions / 2, positions)));
+    for (std::int32_t& token : request.tokens) token = static_cast<std::int32_t>(draw(random, 0, 49));
+    request.score_from = 0;
+  }
+  return job;
+}
+
 Layout plain_layout(const Job& job) {
   const Model model = open_model(job.model);
   Layout layout;
@@ -214,9 +260,10 @@ Layout plain_layout(const Job& job) {
   return layout;
 }
 
-Layout random_layout(Random& random, const Job& job, std::int32_t stages) {
+Layout random_layout(Random& random, const Job& job, std::int32_t stages, std::int32_t shards) {
   const std::int32_t blocks = open_model(job.model).config.n_layer;
   Layout layout;
+  layout.shards = shards;
   // A random cut of the blocks into `stages` runs, each at least one block.
   std::vector<std::int32_t> cuts(static_cast<std::size_t>(blocks - 1));
   for (std::size_t i = 0; i < cuts.size(); ++i) cuts[i] = static_cast<std::int32_t>(i) + 1;

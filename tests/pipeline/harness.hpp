@@ -19,6 +19,7 @@ namespace stagecoach::test {
 
 struct Layout {
   std::vector<BlockRange> stages;
+  std::int32_t shards = 1;  // context shards of each
   std::int32_t chunk_tokens = 256;
   ChunkPlan chunks = {};  // SchedulerLimits'
   std::int32_t in_flight = 1;
@@ -30,8 +31,9 @@ struct Layout {
   bool checking = false;                            // every operation is checked against the reference
   LoopbackMode mode = LoopbackMode::kRendezvous;
   double timeout_s = 60.0;
-  std::vector<TraceBuffer>* traces = nullptr;  // [stage], over loopback
+  std::vector<TraceBuffer>* traces = nullptr;  // [stage * shards + shard], over loopback
 
+  std::int32_t places() const { return static_cast<std::int32_t>(stages.size()) * shards; }
   std::string describe() const;
 };
 
@@ -46,7 +48,7 @@ struct Job {
 // The text that a token stands for in these tests, for stop strings: one of four letters or two.
 std::string letters(std::int32_t token);
 
-// Stands between the stages of a loopback run and their messages.
+// Stands between the stages of a loopback run and their messages; of one shard each.
 class Instrument {
  public:
   virtual ~Instrument() = default;
@@ -62,9 +64,10 @@ std::vector<Sample> run_loopback(const Job& job, const Layout& layout, Instrumen
 // What a rank talks through instead of MPI; empty: that.
 struct RankLinks {
   std::function<std::unique_ptr<Mailbox>()> mailbox = {};
-  std::function<std::unique_ptr<Transport>(Backend&)> transport = {};  // not called when there is one stage
+  std::function<std::unique_ptr<Transport>(Backend&)> transport = {};  // not called when there is one rank
+  std::function<std::unique_ptr<Transport>(Backend&, std::int32_t rank)> to_shard = {};  // another of the stage
 };
-// The same as ranks 0..stages-1 of the job; samples on rank 0, empty elsewhere. Ranks beyond do nothing.
+// The same as ranks 0..places-1 of the job; samples on rank 0, empty elsewhere. Ranks beyond do nothing.
 std::vector<Sample> run_ranks(const Job& job, const Layout& layout, const MpiProcess& process,
                               const RankLinks& links = {});
 
@@ -72,7 +75,9 @@ using Random = std::mt19937_64;
 std::int64_t draw(Random& random, std::int64_t low, std::int64_t high);  // both inclusive
 // `small`: for what runs the reference backend, which is slow, and slower still under sanitizers.
 Job random_job(Random& random, std::int32_t min_blocks, bool small = false);
-Layout random_layout(Random& random, const Job& job, std::int32_t stages);
+// Of few prompts, which have several segments (kSegmentPositions).
+Job random_long_job(Random& random, std::int32_t min_blocks);
+Layout random_layout(Random& random, const Job& job, std::int32_t stages, std::int32_t shards = 1);
 // One stage, everything at once: what the others are compared with.
 Layout plain_layout(const Job& job);
 

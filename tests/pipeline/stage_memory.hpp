@@ -13,7 +13,8 @@ namespace stagecoach::test {
 struct DeviceUnderTest {
   std::function<std::unique_ptr<Backend>()> backend;
   std::function<std::unique_ptr<MemoryLayout>()> layout;
-  bool int8 = true;  // whether it takes int8 weights
+  bool int8 = true;    // whether it takes int8 weights
+  bool shards = true;  // whether its stages may be context shards
 };
 
 // One random model and plan: every stage, before and after it has run a full microbatch. Checks with doctest.

@@ -38,7 +38,21 @@ TEST_CASE("random layouts over loopback equal one stage bit for bit") {
     const auto stages = static_cast<std::int32_t>(draw(random, 1, 8));
     const Job job = random_job(random, stages);
     const std::vector<Sample> expected = run_loopback(job, plain_layout(job));
-    const Layout layout = random_layout(random, job, stages);
+    const auto shards = static_cast<std::int32_t>(draw(random, 0, 1) != 0 ? 1 : draw(random, 1, 8 / stages));
+    const Layout layout = random_layout(random, job, stages, shards);
+    INFO("seed " << seed << " round " << rounds.number() << " model " << job.model << " layout " << layout.describe());
+    CHECK(difference(expected, run_loopback(job, layout)) == "");
+  }
+}
+
+TEST_CASE("prompts of several segments over context shards equal one stage bit for bit") {
+  const std::uint64_t seed = std::random_device{}();
+  Random random(seed);
+  for (Rounds rounds(3, 40); rounds.next();) {
+    const auto stages = static_cast<std::int32_t>(draw(random, 1, 2));
+    const Job job = random_long_job(random, stages);
+    const std::vector<Sample> expected = run_loopback(job, plain_layout(job));
+    const Layout layout = random_layout(random, job, stages, static_cast<std::int32_t>(draw(random, 2, 4)));
     INFO("seed " << seed << " round " << rounds.number() << " model " << job.model << " layout " << layout.describe());
     CHECK(difference(expected, run_loopback(job, layout)) == "");
   }
@@ -60,7 +74,7 @@ TEST_CASE("samples that share the pages of their prompt are those that it gives 
       }
     }
     const std::vector<Sample> expected = run_loopback(alone, plain_layout(alone));
-    const Layout layout = random_layout(random, job, stages);
+    const Layout layout = random_layout(random, job, stages, static_cast<std::int32_t>(draw(random, 1, 2)));
     INFO("seed " << seed << " round " << rounds.number() << " model " << job.model << " layout " << layout.describe());
     CHECK(difference(expected, run_loopback(job, layout)) == "");
   }

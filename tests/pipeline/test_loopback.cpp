@@ -18,7 +18,7 @@ Tensor view(Row& row) {
 }  // namespace
 
 TEST_CASE("rendezvous: memory of an abandoned send is not read, of an abandoned receive not written") {
-  LoopbackHub hub(3, LoopbackMode::kRendezvous);
+  LoopbackHub hub(LoopbackMode::kRendezvous);
   const auto first = hub.transport(0), second = hub.transport(1), third = hub.transport(2);
   Row sent{1, 2, 3, 4}, received{}, given_up{};
 
@@ -35,7 +35,7 @@ TEST_CASE("rendezvous: memory of an abandoned send is not read, of an abandoned 
 }
 
 TEST_CASE("rendezvous: a transport that goes takes its open operations along") {
-  LoopbackHub hub(2, LoopbackMode::kRendezvous);
+  LoopbackHub hub(LoopbackMode::kRendezvous);
   const auto second = hub.transport(1);
   Row received{};
   {
@@ -48,7 +48,7 @@ TEST_CASE("rendezvous: a transport that goes takes its open operations along") {
 }
 
 TEST_CASE("buffered: what was sent arrives, though the sender has gone") {
-  LoopbackHub hub(2, LoopbackMode::kBuffered);
+  LoopbackHub hub(LoopbackMode::kBuffered);
   const auto second = hub.transport(1);
   Row received{};
   {

@@ -56,6 +56,15 @@ Ended run_emulated(int ranks, const std::string& arguments, int limit_s, const s
   return start_and_wait(STAGECOACH_EMULATED_PROGRAM, ranks, arguments, limit_s, before);
 }
 
+Ended run_each(int ranks, const std::string& rank_does, const std::string& arguments, const std::string& options,
+               const std::string& program) {
+  const ScratchFolder folder;
+  write_file(folder / "rank", "rank=$OMPI_COMM_WORLD_RANK\n" + rank_does + "\nexec \"$@\"\n");
+  const std::string launcher = fmt::format("{}/launch/mpirun {} -n {} bash {} {}", STAGECOACH_SOURCE_DIR, options,
+                                           ranks, folder / "rank", program);
+  return start_and_wait(launcher.c_str(), 0, arguments, 60, "");
+}
+
 std::vector<pid_t> ranks_with(const std::string& tag, int ranks) {
   std::vector<pid_t> found(static_cast<std::size_t>(ranks), 0);
   for (const auto& entry : std::filesystem::directory_iterator("/proc")) {

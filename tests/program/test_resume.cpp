@@ -67,11 +67,12 @@ void wait_for_samples(const std::string& output) {
   }
 }
 
-// In one of six layouts, alone or under mpirun.
-constexpr unsigned kLayouts = 6;
+// In one of eight layouts, alone or under mpirun.
+constexpr unsigned kLayouts = 8;
 Ended start(unsigned layout, const std::string& arguments) {
-  constexpr int kRanks[kLayouts] = {0, 0, 2, 3, 0, 4};
-  constexpr const char* kOptions[kLayouts] = {"", " --stages 2", "", "", " --replicas 2", " --replicas 2"};
+  constexpr int kRanks[kLayouts] = {0, 0, 2, 3, 0, 4, 2, 8};
+  constexpr const char* kOptions[kLayouts] = {"", " --stages 2", "", "", " --replicas 2", " --replicas 2",
+                                               " --context-shards 2", " --replicas 2 --context-shards 2 --threads 1"};
   return run_program(kRanks[layout], arguments + kOptions[layout], 120);
 }
 

@@ -309,17 +309,9 @@ TEST_CASE("mistakes name the option and what would work") {
   }
 }
 
-TEST_CASE("options of later versions pass when neutral and are refused otherwise") {
-  const Words neutral = {"--context-shards=1", "--deterministic", "--stages=auto"};
-  for (const std::string& word : neutral) {
-    CAPTURE(word);
-    CHECK(error_of(generate({word})) == "no error");
-  }
-  const Words refused = {"--context-shards=2"};
-  for (const std::string& word : refused) {
-    CAPTURE(word);
-    CHECK(error_of(generate({word})).find("not part of this version yet") != std::string::npos);
-  }
+TEST_CASE("context shards are a number") {
+  CHECK(options_of(generate({"--context-shards=4"})).context_shards == 4);
+  CHECK(error_of(generate({"--context-shards=0"})).starts_with("--context-shards: 0 is not"));
 }
 
 TEST_CASE("memory budgets: of all ranks, of each stage, the command line wins") {

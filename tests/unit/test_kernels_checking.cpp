@@ -23,6 +23,20 @@ class Broken final : public ForwardingBackend {
   void attention(Tensor qkv, const KvPages& kv, float scale, Tensor out) override {
     inner().attention(qkv, kv, scale, out), spoil(out);
   }
+  void append(Tensor qkv, const KvPages& kv) override {
+    qkv.f32(0)[10] += deviation_of_append;
+    inner().append(qkv, kv);
+    qkv.f32(0)[10] -= deviation_of_append;
+  }
+  void attention_parts(Tensor qkv, const KvPages& kv, float scale, std::int64_t first_row, std::int64_t rows,
+                       Tensor parts) override {
+    inner().attention_parts(qkv, kv, scale, first_row, rows, parts);
+    if (spoilt_column >= 0) parts.f32(1)[spoilt_column] += 1e-3F;
+  }
+  void merge_parts(Tensor parts, std::int32_t n_head, std::span<const std::int32_t> first,
+                   std::span<const std::int32_t> numbers, Tensor out) override {
+    inner().merge_parts(parts, n_head, first, numbers, out), spoil(out);
+  }
   void layer_norm(Tensor x, Tensor gain, Tensor bias, float epsilon, Tensor out) override {
     inner().layer_norm(x, gain, bias, epsilon, out), spoil(out);
   }
@@ -37,6 +51,9 @@ class Broken final : public ForwardingBackend {
     auto* first = static_cast<TopLogit*>(static_cast<void*>(static_cast<LogitsTotals*>(out) + 1));
     std::swap(first[0], first[1]);
   }
+
+  std::int64_t spoilt_column = 2;
+  float deviation_of_append = 0.0F;
 
  private:
   static void spoil(Tensor out) { out.f32(1)[2] += 1e-3F; }
@@ -87,4 +104,32 @@ TEST_CASE("a wrong element is reported with its operation, place and both values
   CHECK(complaint([&] {
           backend->attention(qkv.view(), {storage.data(), DType::kFloat16, 1, 1, 4}, 0.5F, some.view());
         }).find("attention: element (1, 2)") == 0);
+}
+
+TEST_CASE("wrong attention in parts is found out, whichever of its operations is wrong") {
+  Random random = fresh_random();
+  auto owned = std::make_unique<Broken>();
+  Broken& broken = *owned;
+  const auto backend = make_checking_backend(std::move(owned));
+  const std::vector<std::int32_t> positions = {0, 1}, sequences = {0, 0}, pages = {0};
+  const Buffer storage = backend->allocate(backend->kv_page_bytes(1, 4, DType::kFloat32));
+  const KvPages kv{storage.data(), DType::kFloat32, 1, 1, 4};
+  Array qkv = random_array(random, 2, 12), parts(2, part_width(1, 4)), out(2, 4);
+  for (float& value : qkv.values) value += value < 0.0F ? -0.5F : 0.5F;
+  backend->set_rows({{}, positions, sequences, pages, 1});
+  const auto parts_wrong = [&] {
+    backend->append(qkv.view(), kv);
+    return complaint([&] { backend->attention_parts(qkv.view(), kv, 0.5F, 0, 2, parts.view()); });
+  };
+  for (const std::int64_t column : {2, 4, 5}) {  // a sum of values, the largest score, the sum
+    broken.spoilt_column = column;
+    CHECK(parts_wrong().find("attention_parts: element (1, " + std::to_string(column) + ")") == 0);
+  }
+  broken.spoilt_column = -1;
+  CHECK(parts_wrong().empty());
+  broken.deviation_of_append = 0.1F;  // of the first row's value
+  CHECK(parts_wrong().find("attention_parts: element (") == 0);
+  CHECK(complaint([&] {
+          backend->merge_parts(parts.view(), 1, std::vector{0, 1, 2}, std::vector{0, 1}, out.view());
+        }).find("merge_parts: element (1, 2)") == 0);
 }

@@ -135,8 +135,8 @@ TEST_CASE("the file is one JSON object, whatever names hold") {
   meter.taken(request_of(0, 1), 0);
   for (int i = 1; i <= 1000; ++i) meter.token({0, 1, 0}, i * i * kMs);
   meter.finished(sample_of(0, 0, 1000));
-  RunFigures run{"generate", "a \"model\"\n\xff", "float16", "float32", 3, 2, 4.0, 77};
-  StageFigures first{0, 0, 0, "h\\ost", "cpu", {}};
+  RunFigures run{"generate", "a \"model\"\n\xff", "float16", "float32", 3, 2, 4, 4.0, 77};
+  StageFigures first{0, 0, 0, 3, "h\\ost", "cpu", {}};
   first.report.times = {3'000'000'000, 500'000'000, 1'000'000'000};
   first.report.microbatches = 10;
   first.report.rows = 40;
@@ -144,7 +144,8 @@ TEST_CASE("the file is one JSON object, whatever names hold") {
   first.report.weight_bytes = 6;
   first.report.kv_bytes = 7;
   first.report.peak_bytes = 8;
-  const StageFigures second{1, 2, 1, "host", "cuda", {}};  // never had a microbatch
+  first.report.shard_bytes_sent = 9;
+  const StageFigures second{1, 2, 1, 0, "host", "cuda", {}};  // never had a microbatch
   const std::string text = metrics_json(run, meter, std::vector{first, second});
   CHECK(text.back() == '\n');
   const Json root = parse_json(text);
@@ -169,6 +170,9 @@ TEST_CASE("the file is one JSON object, whatever names hold") {
   CHECK(number(ranks[1], "stage") == 1);
   CHECK(number(ranks[1], "replica") == 2);
   CHECK(number(root, "replicas") == 3);
+  CHECK(number(root, "context_shards") == 4);
+  CHECK(number(ranks[0], "shard") == 3);
+  CHECK(number(ranks[0], "shard_bytes_sent") == 9);
   CHECK(number(ranks[1], "bubble") == 0);
   const std::pair<const char*, double> expected[] = {
       {"busy_s", 3},   {"schedule_s", 0.5}, {"idle_s", 1},       {"bubble", 0.25},     {"weights_bytes", 6},

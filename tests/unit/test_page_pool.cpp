@@ -33,6 +33,31 @@ void give_back(PagePool& pool, std::vector<std::int32_t> pages) {
 
 }  // namespace
 
+TEST_CASE("shards have pages of their own, and only pages in turn are found") {
+  PagePool pool(20, 2);
+  std::vector<std::int32_t> pages;
+  const std::vector<std::int32_t> tokens = prompt_of(18, 5);
+  for (std::int32_t i = 0; i < 18; ++i) {
+    pages.push_back(pool.take(i < kSegmentPages ? 1 : 0));
+    CHECK(pages.back() % 2 == (i < kSegmentPages ? 1 : 0));
+    pool.remember(tokens, pages, i);
+  }
+  CHECK(pool.free(0) == 18);
+  CHECK(pool.free(1) == 4);
+  give_back(pool, pages);
+  CHECK(pool.find(tokens, 18) == pages);
+  CHECK(pool.free(0) == 18);
+  give_back(pool, pages);
+  // The same tokens, dealt out from the other shard: what is found ends where they would not be in turn.
+  for (int i = 0; i < 20; ++i) pool.take(1);  // forgets those of the first segment
+  std::vector<std::int32_t> others;
+  for (std::int32_t i = 0; i < kSegmentPages; ++i) {
+    others.push_back(pool.take(0));
+    pool.remember(tokens, others, i);
+  }
+  CHECK(pool.find(tokens, 18) == others);
+}
+
 TEST_CASE("a beginning is found while its pages are in use and afterwards, until they are needed") {
   PagePool pool(6);
   const std::vector<std::int32_t> first = fill(pool, prompt_of(3, 5));

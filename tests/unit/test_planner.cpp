@@ -175,6 +175,69 @@ TEST_CASE("planned chunks are no slower than equal ones and never longer than wh
   CHECK(simulate_ttft(plan.pipeline, 4000) <= plan.uniform_ttft_s * (1 + 1e-9));
 }
 
+TEST_CASE("context shards divide a long prompt's keys and values, and its time, but for what they exchange") {
+  ModelConfig model = gpt2(1);
+  model.n_positions = 131072;
+  PlanRequest one = request_for(model, 1);
+  one.job = {100000, 2, 1};
+  one.chunks = ChunkPlan{256};
+  for (PlannerDevice& d : one.devices) d.link = {2e-6, 2e-10};
+  PlanRequest four = one;
+  four.shards = 4;
+  const PipelinePlan alone = make_plan(one), shared = make_plan(four);
+  CHECK(alone.pages == 1563);
+  CHECK(shared.pages == 400);  // 98 segments: 25 of 16 pages
+  CHECK(alone.stages[0].bytes.weights == shared.stages[0].bytes.weights);
+  CHECK(shared.stages[0].bytes.kv ==
+        doctest::Approx(0.256 * static_cast<double>(alone.stages[0].bytes.kv)).epsilon(0.01));
+  const double gain = alone.prediction.ttft_s / shared.prediction.ttft_s;
+  CHECK(gain > 3.0);
+  CHECK(gain < 4.0);
+  PlanRequest slow = four;  // a slow link eats it up
+  slow.devices[0].link = {1e-3, 1e-8};
+  CHECK(make_plan(slow).prediction.ttft_s > shared.prediction.ttft_s);
+  // What one device cannot hold.
+  four.devices[0].budget_bytes = one.devices[0].budget_bytes =
+      (alone.stages[0].needed_bytes() + shared.stages[0].needed_bytes()) / 2;
+  CHECK(!can_fit(one));
+  CHECK(can_fit(four));
+  CHECK(most_positions(four, shared, 1) == doctest::Approx(131072));
+}
+
+TEST_CASE("shards beat more stages for the first token of one long prompt, and are said to") {
+  ModelConfig model = gpt2(4);
+  model.n_positions = 65536;
+  PlanRequest request = request_for(model, 4);
+  request.job = {60000, 2, 1};
+  for (PlannerDevice& d : request.devices) d.link = {2e-6, 2e-10};
+  bool with_shards = false;
+  for (const Alternative& way : alternatives(request)) {
+    CHECK(way.replicas * way.stages * way.shards == 4);
+    with_shards = with_shards || way.shards > 1;
+  }
+  CHECK(with_shards);
+  request.job.prompt_tokens = 500;  // less than a segment: nothing to share
+  for (const Alternative& way : alternatives(request)) CHECK(way.shards == 1);
+}
+
+TEST_CASE("what shards exchange, counted row by row") {
+  ModelConfig model = gpt2(1);
+  for (const std::int32_t shards : {1, 2, 3}) {
+    const ShardCost cost{shards, {}, 1024, 2};
+    double expected = 0.0;
+    for (std::int64_t p = 900; p < 900 + 3000; ++p) {
+      expected += (shards - 1) * (3.0 * 1600 * 2 + static_cast<double>(p / 1024 + 1) / shards * 4 * (1600 + 50));
+    }
+    CHECK(exchange_bytes(model, prompt_chunk(900, 3000), cost) == doctest::Approx(expected));
+  }
+  // Queries move less than keys and values unless each shard has over 2048 rows of the chunk, of a long prompt.
+  for (const std::int64_t rows : {256, 8192}) {
+    const MicrobatchWork chunk = prompt_chunk(1000000 - rows, rows);
+    const ShardCost cost{2, {}, 1024, 4};
+    CHECK((exchange_bytes(model, chunk, cost) < ring_bytes(model, chunk, cost)) == (rows / 2 < 2048));
+  }
+}
+
 TEST_CASE("48 stages are planned in a moment") {
   PlanRequest request = request_for(gpt2(48), 48);
   request.job = {4000, 64, 48};

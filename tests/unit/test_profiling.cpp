@@ -149,6 +149,38 @@ TEST_CASE("the first rows can be left out, up to the end of their microbatch") {
   CHECK(profiling.profile()[Phase::kDecode].before_microbatches_s == 0.0);
 }
 
+TEST_CASE("attention in parts is counted as attention of the keys that are here") {
+  ProfilingBackend profiling(make_reference_backend());
+  constexpr std::int32_t kDim = kWidth / kHeads, kPages = 2 * kSegmentPages + 1;
+  const Buffer pages = profiling.allocate(kPages * profiling.kv_page_bytes(kHeads, kDim, DType::kBFloat16));
+  const KvPages kv{pages.data(), DType::kBFloat16, kPages, kHeads, kDim};
+  // Two sequences of three segments: of the first the middle one is elsewhere, of the second all but the last.
+  std::vector<std::int32_t> table(2 * (2 * kSegmentPages + 1), kElsewhere);
+  for (std::int32_t p = 0; p < kSegmentPages; ++p) table[static_cast<std::size_t>(p)] = p;
+  table[2 * kSegmentPages] = kSegmentPages;
+  table.back() = kSegmentPages + 1;
+  const std::vector<std::int32_t> positions{3, 1500, 2 * kSegmentPositions + 4, 2 * kSegmentPositions},
+      sequences{0, 0, 0, 1};
+  profiling.set_rows({{}, positions, sequences, table, 2 * kSegmentPages + 1});
+  Random random = fresh_random();
+  const Array qkv = random_array(random, 4, 3 * kWidth);
+  Array parts(5, part_width(kHeads, kDim)), out(1, kWidth);
+  profiling.append(qkv.view(), kv);
+  const PhaseProfile& prefill = profiling.profile()[Phase::kPrefill];
+  check_totals(prefill, {Operation::kAttention}, 1, 0, 4 * 2 * kWidth * 4, 0);
+  profiling.attention_parts(qkv.view(), kv, 0.5F, 0, 4, parts.view());
+  // Rows see 4, 1024, 1024 + 5 and 1 positions that are here.
+  const std::int64_t bytes = 4 * 2 * kWidth * 4 + (kSegmentPositions + 5 + 1) * 2 * kWidth * 2;
+  const std::int64_t flops = (4 + 2 * kSegmentPositions + 5 + 1) * 4 * kWidth;
+  check_totals(prefill, {Operation::kAttention}, 2, 4, bytes, flops);
+  profiling.attention_parts(qkv.view(), kv, 0.5F, 3, 1, parts.view().slice(4, 1));
+  CHECK_THROWS_AS(profiling.attention_parts(qkv.view(), kv, 0.5F, 3, 2, parts.view()), std::invalid_argument);
+  check_totals(prefill, {Operation::kAttention}, 3, 5, bytes + 2 * kWidth * 2, flops + 4 * kWidth);
+  profiling.merge_parts(parts.view(), kHeads, std::vector{0, 2}, std::vector{2, 3}, out.view());
+  check_totals(prefill, {Operation::kAttention}, 4, 5, bytes + 2 * kWidth * 2 + 2 * (kWidth + 2 * kHeads) * 4,
+               flops + 4 * kWidth);
+}
+
 TEST_CASE("copies of pages are counted, and refused operations are not") {
   ProfilingBackend profiling(make_reference_backend());
   TinyModel model(profiling, fresh_random().bits());

@@ -6,6 +6,7 @@
 #include <random>
 #include <set>
 
+#include "runtime/context_shards.hpp"
 #include "runtime/kv_cache.hpp"
 #include "runtime/scheduler.hpp"
 #include "tests/rounds.hpp"
@@ -120,9 +121,12 @@ class Stages {
       case SlotCommand::Kind::kAppendPages:
         for (const std::int32_t page : c.pages) {
           REQUIRE(page >= 0);
-          REQUIRE(page < limits_.pages);
+          REQUIRE(page < limits_.pages * limits_.shards);
           ++users_[page];
           table.push_back(page);
+          REQUIRE(shard_of_page(page, limits_.shards) == shard_of_index(static_cast<std::int32_t>(table.size()) - 1,
+                                                                        shard_of_page(table.front(), limits_.shards),
+                                                                        limits_.shards));
         }
         break;
       case SlotCommand::Kind::kDrop:
@@ -142,6 +146,7 @@ class Stages {
       }
       case SlotCommand::Kind::kCopyPage:
         REQUIRE(users_[table.back()] == 1);
+        REQUIRE(shard_of_page(table.back(), limits_.shards) == shard_of_page(c.source, limits_.shards));
         written_[table.back()] = written_[c.source];
         break;
       case SlotCommand::Kind::kSampling:
@@ -236,7 +241,9 @@ TEST_CASE("random workloads: every sample is as it should be, nothing leaks or s
   for (int round = 0; round < test::rounds(2000); ++round) {
     INFO("seed " << seed << " round " << round);
     SchedulerLimits limits;
-    limits.n_positions = 1 + static_cast<std::int32_t>(below(random, 300));
+    limits.shards = below(random, 4) == 0 ? 1 + static_cast<std::int32_t>(below(random, 3)) : 1;
+    const bool segments = limits.shards > 1 && below(random, 3) == 0;
+    limits.n_positions = 1 + static_cast<std::int32_t>(below(random, segments ? 4000 : 300));
     limits.eos = static_cast<std::int32_t>(below(random, 9)) - 1;
     limits.slots = 1 + static_cast<std::int32_t>(below(random, 6));
     limits.chunk_tokens = 1 + static_cast<std::int32_t>(below(random, 100));
@@ -251,12 +258,12 @@ TEST_CASE("random workloads: every sample is as it should be, nothing leaks or s
     std::vector<Request> requests;
     std::size_t expected = 0;
     limits.pages = 1;
-    std::vector<std::int32_t> beginning(below(random, 300));
+    std::vector<std::int32_t> beginning(below(random, segments ? 3000 : 300));
     for (std::int32_t& token : beginning) token = static_cast<std::int32_t>(below(random, 1000));
     for (std::int64_t i = 0; i < count; ++i) {
       requests.push_back(random_request(random, i, limits.n_positions, beginning));
       expected += static_cast<std::size_t>(requests.back().num_samples);
-      limits.pages = std::max(limits.pages, pages_needed(requests.back(), limits.n_positions));
+      limits.pages = std::max(limits.pages, pages_needed(requests.back(), limits.n_positions, limits.shards));
     }
     const bool has_room = below(random, 3) == 0;
     limits.pages =
@@ -283,7 +290,7 @@ TEST_CASE("random workloads: every sample is as it should be, nothing leaks or s
       }
     }
     CHECK(finished.size() == expected);
-    CHECK(scheduler.free_pages() == limits.pages);
+    CHECK(scheduler.free_pages() == limits.pages * limits.shards);
     CHECK(scheduler.in_flight() == 0);
     CHECK(scheduler.active() == 0);
     if (has_room) CHECK(scheduler.times_put_back() == 0);
@@ -293,6 +300,42 @@ TEST_CASE("random workloads: every sample is as it should be, nothing leaks or s
   MESSAGE(put_back, " times put back, ", shared_rows, " prompt rows shared");
   CHECK(put_back > 0);
   CHECK(shared_rows > 0);
+}
+
+TEST_CASE("a prompt's segments are dealt out to the shards in turn, the first to the freest") {
+  for (std::int32_t shards = 1; shards <= 5; ++shards) {
+    for (std::int32_t first = 0; first < shards; ++first) {
+      std::vector<std::int32_t> counts(static_cast<std::size_t>(shards));
+      for (std::int32_t index = 0; index < 200; ++index) {
+        for (std::int32_t shard = 0; shard < shards; ++shard) {
+          REQUIRE(pages_of_shard(index, shard, first, shards) == counts[static_cast<std::size_t>(shard)]);
+        }
+        ++counts[static_cast<std::size_t>(shard_of_index(index, first, shards))];
+      }
+    }
+  }
+  SchedulerLimits limits;
+  limits.n_positions = 10000;
+  limits.pages = 64;
+  limits.slots = 4;
+  limits.chunk_tokens = 10000;
+  limits.in_flight = 4;
+  limits.shards = 2;
+  CHECK(pages_needed(request_of(0, 2500, 1), 10000, 2) == 24);  // 40 pages: 16 and 8, and 16
+  Scheduler scheduler(limits);
+  scheduler.add(request_of(0, 2500, 1));
+  scheduler.add(request_of(1, 100, 1));
+  const auto m = scheduler.next();
+  REQUIRE(m);
+  std::vector<std::int32_t> owners;
+  for (const SlotCommand& command : m->commands) {
+    for (const std::int32_t page : command.pages) owners.push_back(shard_of_page(page, 2));
+  }
+  REQUIRE(owners.size() == 42);
+  for (std::int32_t i = 0; i < 40; ++i) CHECK(owners[static_cast<std::size_t>(i)] == i / kSegmentPages % 2);
+  CHECK(owners[40] == 1);  // of which 48 are free, of the other 40
+  CHECK(owners[41] == 1);
+  CHECK_THROWS_AS(scheduler.add(request_of(2, 9000, 1)), std::invalid_argument);  // 80 pages of one shard
 }
 
 TEST_CASE("samples share the pages of their prompt") {

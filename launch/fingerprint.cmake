@@ -1,0 +1,15 @@
+# cmake -D ROOT=sources -D OUTPUT=file -P fingerprint.cmake: one word for all sources of the program, as a C++ string.
+cmake_minimum_required(VERSION 3.25)
+set(all "")
+foreach(folder kernels launch partition runtime)
+  file(GLOB_RECURSE files RELATIVE ${ROOT} ${ROOT}/${folder}/*.cpp ${ROOT}/${folder}/*.hpp ${ROOT}/${folder}/*.cu
+       ${ROOT}/${folder}/*.cuh)
+  list(SORT files)
+  foreach(file IN LISTS files)
+    file(SHA256 ${ROOT}/${file} hash)
+    string(APPEND all "${file} ${hash}\n")
+  endforeach()
+endforeach()
+string(SHA256 fingerprint "${all}")
+string(SUBSTRING ${fingerprint} 0 12 fingerprint)
+file(CONFIGURE OUTPUT ${OUTPUT} CONTENT "constexpr std::string_view kSources = \"@fingerprint@\";\n" @ONLY)
