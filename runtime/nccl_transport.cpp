@@ -332,18 +332,21 @@ class NcclTransport final : public Transport {
 
   void wait_until_connected(const NcclOptions& options) {
     const Clock::time_point start = Clock::now();
-    for (LinkEnd* end : ends()) {
-      while (!end->connected()) {
-        if (options.check) options.check();
-        if (seconds_since(start) > options.timeout_s) {
-          throw TransportError(fmt::format(
-              "{} could not connect to {} over NCCL within {:.0f} s; is there a network between them that both use? "
-              "(NCCL_SOCKET_IFNAME names the interface, NCCL_DEBUG=INFO tells what NCCL does, --transport mpi does "
-              "without; --timeout sets the limit)",
-              options.self, end->peer(), options.timeout_s));
-        }
-        std::this_thread::sleep_for(std::chrono::microseconds(200));
+    // All in turn: the other end of one may be waited for by who waits for this end of the other.
+    for (const LinkEnd* missing = nullptr;; missing = nullptr) {
+      for (LinkEnd* end : ends()) {
+        if (!end->connected() && missing == nullptr) missing = end;
       }
+      if (missing == nullptr) return;
+      if (options.check) options.check();
+      if (seconds_since(start) > options.timeout_s) {
+        throw TransportError(fmt::format(
+            "{} could not connect to {} over NCCL within {:.0f} s; is there a network between them that both use? "
+            "(NCCL_SOCKET_IFNAME names the interface, NCCL_DEBUG=INFO tells what NCCL does, --transport mpi does "
+            "without; --timeout sets the limit)",
+            options.self, missing->peer(), options.timeout_s));
+      }
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
     }
   }
 

@@ -195,7 +195,7 @@ TEST_CASE("a killed shard ends the job, a stopped one is named, a signal interru
     const Ended stopped = run_with_signal(SIGSTOP, victim, 4, seconds);
     INFO(stopped.err);
     CHECK(stopped.status == 1);
-    CHECK(stopped.says(fmt::format("heard nothing from stage {}, shard {} for 4 s", victim / 2, victim % 2)));
+    CHECK(stopped.says(fmt::format("heard nothing from rank {} (stage {}, shard {}, host ", victim, victim / 2, victim % 2)));
     const std::size_t first = stopped.err.find("heard nothing");
     CHECK(stopped.err.find("heard nothing", first + 1) == std::string::npos);
     CHECK(seconds < 20.0);
