@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,8 +23,8 @@ namespace {
 // A rank whose links are sound waits so much longer than one that may be silent.
 constexpr double kPatience = 40.0;
 
-// With more, each rank would have more streams of links than a GPU has queues by default, and one that waits could stand
-// in front of what its peer waits for: their exchange goes through the hosts' memory, over MPI.
+// With more, each rank would have more streams of links than a GPU has queues by default, and one that waits could
+// stand in front of what its peer waits for: their exchange goes through the hosts' memory, over MPI.
 constexpr std::int32_t kMostNcclShards = 2;
 
 // Ranks on one GPU whose NCCL is told that they are on different hosts, which it then believes: for tests.
@@ -179,6 +180,17 @@ void test_shards(const World& world, const Grid& grid, const Links& links, RingP
   }
 }
 
+// What is not connected yet: to the neighbours of the chain, and to the other shards.
+void connect_rest(Links& links, const Grid& grid, std::int32_t place,
+                  const std::function<std::unique_ptr<Transport>(std::int32_t previous, std::int32_t next)>& connect) {
+  if (grid.stages > 1 && !links.transport) links.transport = connect(place - grid.shards, place + grid.shards);
+  if (!links.to_shards.empty()) return;
+  for (std::int32_t shard = 0; shard < grid.shards; ++shard) {
+    const std::int32_t other = place - grid.shard(place) + shard;
+    links.to_shards.push_back(other == place ? nullptr : connect(other, other));
+  }
+}
+
 }  // namespace
 
 Links connect_stages(const World& world, const LinkSetUp& set_up) {
@@ -187,21 +199,15 @@ Links connect_stages(const World& world, const LinkSetUp& set_up) {
   const std::int32_t stage = grid.stage(rank);
   const std::int32_t first = grid.first(grid.replica(rank));
   const std::vector<Place> places = all_places(world, *set_up.device);
-  const auto over_mpi = [&](std::int32_t previous, std::int32_t next) {
-    return make_staged_transport(world.mpi()->transport(previous, next), *set_up.backend);
-  };
   Links links;
   links.mailbox = world.mpi()->mailbox(first);
-  if (grid.stages > 1) {
-    links.transport =
-        set_up.queue != nullptr ? connect_nccl(world, set_up) : over_mpi(rank - grid.shards, rank + grid.shards);
+  if (set_up.queue != nullptr) {
+    if (grid.stages > 1) links.transport = connect_nccl(world, set_up);
+    if (grid.shards <= kMostNcclShards) links.to_shards = connect_shards_nccl(world, set_up);
   }
-  const bool shards_over_nccl = set_up.queue != nullptr && grid.shards <= kMostNcclShards;
-  if (shards_over_nccl) links.to_shards = connect_shards_nccl(world, set_up);
-  for (std::int32_t shard = 0; !shards_over_nccl && shard < grid.shards; ++shard) {
-    const std::int32_t other = rank - grid.shard(rank) + shard;
-    links.to_shards.push_back(other == rank ? nullptr : over_mpi(other, other));
-  }
+  connect_rest(links, grid, rank, [&](std::int32_t previous, std::int32_t next) {
+    return make_staged_transport(world.mpi()->transport(previous, next), *set_up.backend);
+  });
   RingParts parts;
   parts.timeout_s = set_up.timeout_s;
   parts.backend = set_up.backend;
@@ -228,6 +234,16 @@ Links connect_stages(const World& world, const LinkSetUp& set_up) {
         world.name_of(set_up.grid, world.rank()), stage - 1, set_up.queue != nullptr ? nccl_version() : "MPI",
         way_between(places[before], places[me], set_up), figures->latency_us, figures->gigabytes_per_s));
   }
+  return links;
+}
+
+Links connect_threads(LoopbackHub& hub, const Grid& grid, std::int32_t place, Backend& backend) {
+  Links links;
+  if (grid.of_replica() == 1) return links;
+  links.mailbox = hub.mailbox(place, grid.first(grid.replica(place)));
+  connect_rest(links, grid, place, [&](std::int32_t previous, std::int32_t next) {
+    return make_staged_transport(hub.transport(place, previous, next), backend);
+  });
   return links;
 }
 

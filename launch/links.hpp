@@ -1,7 +1,7 @@
 // How the ranks of this job hand rows to each other: chooses NCCL or MPI, connects neighbours and tests every link
 // before anything is loaded.
 //
-// All functions are collective: every rank makes the same calls. Stages that are threads of one process have no links.
+// All functions but the last are collective: every rank makes the same calls.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 #include "launch/devices.hpp"
 #include "launch/world.hpp"
 #include "partition/grid.hpp"
+#include "runtime/loopback.hpp"
 #include "runtime/transport.hpp"
 
 namespace stagecoach {
@@ -43,5 +44,7 @@ struct Links {
 
 // Of this rank's stage. A pair that cannot talk ends the job with one message that names it.
 Links connect_stages(const World& world, const LinkSetUp& set_up);
+// Of a stage that is a thread of this process, at `place` of the hub.
+Links connect_threads(LoopbackHub& hub, const Grid& grid, std::int32_t place, Backend& backend);
 
 }  // namespace stagecoach

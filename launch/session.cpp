@@ -34,6 +34,12 @@ constexpr std::int32_t kBlocksInQueue = 64;  // of about a dozen operations each
 
 // One stage of this process. Members are destroyed in reverse: whatever holds buffers before the backend.
 struct Session::Stage {
+  void take(Links links) {
+    mailbox = std::move(links.mailbox);
+    transport = std::move(links.transport);
+    shards.to = std::move(links.to_shards);
+  }
+
   std::int32_t place = 0;
   std::unique_ptr<Backend> backend;
   const cuda::DeviceQueue* queue = nullptr;    // of `backend`, for NCCL
@@ -270,10 +276,7 @@ void Session::connect() {
   // it lets the host wait.
   const std::int32_t blocks = spec(stage.place).blocks.count();
   set_up.waits_on_device = !options_.check && stage.profiler == nullptr && blocks <= kBlocksInQueue;
-  Links links = connect_stages(world_, set_up);
-  stage.mailbox = std::move(links.mailbox);
-  stage.transport = std::move(links.transport);
-  stage.shards.to = std::move(links.to_shards);
+  stage.take(connect_stages(world_, set_up));
   if (grid_.replicas > 1) stage.office = world_.mpi()->mailbox(0);
 }
 
@@ -292,25 +295,13 @@ void Session::load(Stage& stage) {
                    line.update(fmt::format("loading {} of {}", readable_bytes(done), readable_bytes(total)));
                  });
   const StageLimits limits{scheduler_limits().max_rows(), pages_, scheduler_limits().tables(), kv_dtype_};
-  if (threads_are_stages()) connect_threads(stage);
+  if (threads_are_stages()) {
+    stage.take(connect_threads(*hub_, grid_, stage.place, *stage.backend));
+    if (grid_.replicas > 1) stage.office = hub_->mailbox(stage.place);
+  }
   stage.shards.place = {grid_.shard(stage.place), grid_.shards};
   stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits,
                                                    &stage.shards);
-}
-
-// Links of a stage that is a thread of this process.
-void Session::connect_threads(Stage& stage) {
-  if (grid_.replicas > 1) stage.office = hub_->mailbox(stage.place);
-  if (grid_.of_replica() == 1) return;
-  const auto link = [&](std::int32_t previous, std::int32_t next) {
-    return make_staged_transport(hub_->transport(stage.place, previous, next), *stage.backend);
-  };
-  stage.mailbox = hub_->mailbox(stage.place, grid_.first(grid_.replica(stage.place)));
-  if (grid_.stages > 1) stage.transport = link(stage.place - grid_.shards, stage.place + grid_.shards);
-  for (std::int32_t shard = 0; shard < grid_.shards; ++shard) {
-    const std::int32_t other = stage.place - grid_.shard(stage.place) + shard;
-    stage.shards.to.push_back(other == stage.place ? nullptr : link(other, other));
-  }
 }
 
 // Stages of one process load side by side: packing is bound by one core, reading by the disk.

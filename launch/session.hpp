@@ -95,7 +95,6 @@ class Session {
   std::unique_ptr<Backend> make_backend(const StageDevice& device, std::int32_t place) const;
   void connect();
   void load(Stage& stage);
-  void connect_threads(Stage& stage);
   void load_all();
   StageContext context(Stage& stage) const;
   void run_stage(Stage& stage, const Lead& help) const;
