@@ -4,17 +4,15 @@
 #include <fmt/format.h>
 
 #include <csignal>
-#include <future>
 #include <random>
 #include <regex>
 #include <string>
-#include <thread>
 
 #include "partition/cost.hpp"
 #include "runtime/json.hpp"
 #include "runtime/model_config.hpp"
 #include "tests/program/mistakes.hpp"
-#include "tests/program/run_program.hpp"
+#include "tests/program/shared_runs.hpp"
 
 using namespace stagecoach::test;
 
@@ -34,10 +32,6 @@ std::string prompts_of(std::mt19937& random) {
   return lines;
 }
 
-struct GridOption {
-  int ranks;
-  const char* options;
-};
 constexpr GridOption kGrids[] = {{0, "--context-shards 2"},
                                  {0, "--context-shards 3 --stages 2 --threads 1"},
                                  {2, "--context-shards 2"},
@@ -60,30 +54,20 @@ std::string endless(const std::string& tag, int timeout_s) {
 }
 
 Ended run_with_signal(int signal, int victim, int timeout_s, double& seconds_after) {
-  const std::string tag = std::to_string(std::chrono::steady_clock::now().time_since_epoch().count() % 1000000007);
-  const ScratchFolder folder;
-  const std::string said = folder / "err";
-  auto job =
-      std::async(std::launch::async, [&] { return run_program(4, endless(tag, timeout_s) + " 2>" + said, 150); });
-  const auto loaded = [&] {
-    const std::string text = read_file(said);
+  const std::string tag = fresh_tag();
+  const auto loaded = [](const std::string& said) {
     for (int rank = 0; rank < 4; ++rank) {
-      if (text.find(fmt::format("rank {} (stage {}, shard {}", rank, rank / 2, rank % 2)) == std::string::npos)
+      if (said.find(fmt::format("rank {} (stage {}, shard {}", rank, rank / 2, rank % 2)) == std::string::npos) {
         return false;
+      }
     }
     return true;
   };
-  for (int i = 0; i < 6000 && !loaded(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  std::this_thread::sleep_for(std::chrono::seconds(2));  // past the last agreement
-  const std::vector<pid_t> pids = ranks_with(tag, 4);
-  REQUIRE(pids[static_cast<std::size_t>(victim)] != 0);
-  kill(pids[static_cast<std::size_t>(victim)], signal);
-  const auto start = std::chrono::steady_clock::now();
-  Ended ended = job.get();
-  seconds_after = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  ended.err = read_file(said);
+  const Signalled result = run_and_signal(4, endless(tag, timeout_s), tag, signal, victim, loaded,
+                                          std::chrono::seconds(2));  // past the last agreement
+  seconds_after = result.seconds_after;
   for (const pid_t pid : ranks_with(tag, 4)) CHECK(pid == 0);
-  return ended;
+  return result.ended;
 }
 
 }  // namespace
@@ -99,16 +83,7 @@ TEST_CASE("every grid with context shards writes the file of one rank") {
                                      "generate --logprobs --chunk-tokens 300 --kv-dtype float16" + kModel,
                                      "score --stride 1500 --dtype int8" + kModel}) {
     const std::string all = command + "--fresh --prompts " + (folder / "p.jsonl") + " --output " + output + " ";
-    REQUIRE(run_program(0, all, 120).status == 0);
-    const std::string expected = read_file(output);
-    for (const GridOption& grid : kGrids) {
-      std::filesystem::remove(output);
-      const Ended ended = run_program(grid.ranks, all + grid.options, 120);
-      INFO(all << " " << grid.options << " on " << grid.ranks << ": " << ended.err);
-      REQUIRE(ended.status == 0);
-      const bool same = read_file(output) == expected;
-      CHECK(same);
-    }
+    check_grids(all, output, kGrids, 120);
   }
 }
 
@@ -195,7 +170,8 @@ TEST_CASE("a killed shard ends the job, a stopped one is named, a signal interru
     const Ended stopped = run_with_signal(SIGSTOP, victim, 4, seconds);
     INFO(stopped.err);
     CHECK(stopped.status == 1);
-    CHECK(stopped.says(fmt::format("heard nothing from rank {} (stage {}, shard {}, host ", victim, victim / 2, victim % 2)));
+    CHECK(stopped.says(
+        fmt::format("heard nothing from rank {} (stage {}, shard {}, host ", victim, victim / 2, victim % 2)));
     const std::size_t first = stopped.err.find("heard nothing");
     CHECK(stopped.err.find("heard nothing", first + 1) == std::string::npos);
     CHECK(seconds < 20.0);

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "tests/program/run_program.hpp"
+#include "tests/program/shared_runs.hpp"
 
 using namespace stagecoach::test;
 
@@ -43,31 +43,16 @@ bool all_have_come_to(When when, const std::string& said, int ranks) {
   return true;
 }
 
-struct Faulted {
-  Ended ended;
-  double seconds_after = 0.0;
-};
-
 // Sends `signal` to rank `victim` of three, and waits for the end.
-Faulted run_with_signal(int signal, int victim, int timeout_s, When when = When::kRunning) {
-  const std::string tag = std::to_string(std::chrono::steady_clock::now().time_since_epoch().count() % 1000000007);
-  const ScratchFolder folder;
-  const std::string said = folder / "err";
-  const std::string arguments = when == When::kRunning ? endless(tag, timeout_s) : large(tag, timeout_s);
-  auto job = std::async(std::launch::async, [&] { return run_program(3, arguments + " 2>" + said, 150); });
-  for (int i = 0; i < 6000 && !all_have_come_to(when, read_file(said), 3); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  const std::vector<pid_t> pids = ranks_with(tag, 3);
-  REQUIRE(pids[static_cast<std::size_t>(victim)] != 0);
-  if (when == When::kRunning) std::this_thread::sleep_for(std::chrono::seconds(1));  // past the last agreement
-  kill(pids[static_cast<std::size_t>(victim)], signal);
-  const auto start = std::chrono::steady_clock::now();
-  Faulted faulted{job.get(), 0.0};
-  faulted.ended.err = read_file(said);
-  faulted.seconds_after = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  CHECK(all_gone(tag));  // nothing stays behind
-  return faulted;
+Signalled run_with_signal(int signal, int victim, int timeout_s, When when = When::kRunning) {
+  const std::string tag = fresh_tag();
+  const bool running = when == When::kRunning;
+  Signalled result = run_and_signal(
+      3, running ? endless(tag, timeout_s) : large(tag, timeout_s), tag, signal, victim,
+      [&](const std::string& said) { return all_have_come_to(when, said, 3); },
+      std::chrono::seconds(running ? 1 : 0));  // past the last agreement
+  CHECK(all_gone(tag));                        // nothing stays behind
+  return result;
 }
 
 }  // namespace
@@ -93,7 +78,7 @@ TEST_CASE("a rank that never starts MPI ends the wait of the others, with one me
 
 TEST_CASE("a killed rank ends the job") {
   for (const int victim : {0, 1, 2}) {
-    const Faulted faulted = run_with_signal(SIGKILL, victim, 60);
+    const Signalled faulted = run_with_signal(SIGKILL, victim, 60);
     INFO("rank " << victim << ": " << faulted.ended.err);
     CHECK(faulted.ended.status == 137);  // mpirun's word for it
     CHECK(faulted.seconds_after < 10.0);
@@ -102,7 +87,7 @@ TEST_CASE("a killed rank ends the job") {
 
 TEST_CASE("a stopped rank is named within the silence deadline") {
   for (const int victim : {0, 1, 2}) {
-    const Faulted faulted = run_with_signal(SIGSTOP, victim, 4);
+    const Signalled faulted = run_with_signal(SIGSTOP, victim, 4);
     INFO("rank " << victim << ": " << faulted.ended.err);
     CHECK(faulted.ended.status == 1);
     CHECK(faulted.ended.says(fmt::format("heard nothing from rank {0} (stage {0}, host ", victim)));
@@ -115,7 +100,7 @@ TEST_CASE("a stopped rank is named within the silence deadline") {
 
 TEST_CASE("so is one that is stopped while others load, and one that dies then ends the job as well") {
   for (const int victim : {0, 1, 2}) {
-    const Faulted stopped = run_with_signal(SIGSTOP, victim, 5, When::kLoading);
+    const Signalled stopped = run_with_signal(SIGSTOP, victim, 5, When::kLoading);
     INFO("rank " << victim << ": " << stopped.ended.err);
     CHECK(stopped.ended.status == 1);
     CHECK(stopped.ended.says(fmt::format("heard nothing from rank {} (host ", victim)));

@@ -10,7 +10,7 @@
 #include <string>
 #include <thread>
 
-#include "tests/program/run_program.hpp"
+#include "tests/program/shared_runs.hpp"
 
 using namespace stagecoach::test;
 
@@ -36,10 +36,6 @@ std::string prompts_of(int count, std::mt19937& random) {
   return lines;
 }
 
-struct GridOption {
-  int ranks;
-  const char* options;
-};
 constexpr GridOption kGrids[] = {{0, "--replicas 2"},
                                  {0, "--replicas 2 --stages 2 --threads 1"},
                                  {0, "--replicas 3 --stages 4"},
@@ -75,17 +71,7 @@ TEST_CASE("every grid writes the same file, in input order") {
          {"generate --temperature 0.9 --repetition-penalty 1.2 --logprobs --ignore-eos" + kModel,
           "generate --logprobs --chunk-tokens 16" + kModel, "score --stride 100" + kModel}) {
       const std::string all = command + "--fresh -v --prompts " + (folder / "p.jsonl") + " --output " + output + " ";
-      REQUIRE(run_program(0, all).status == 0);
-      const std::string expected = read_file(output);
-      for (const GridOption& grid : kGrids) {
-        std::filesystem::remove(output);
-        const Ended ended = run_program(grid.ranks, all + grid.options);
-        INFO(all << " " << grid.options << " on " << grid.ranks << ": " << ended.err);
-        REQUIRE(ended.status == 0);
-        const bool same = read_file(output) == expected;
-        CHECK(same);
-        CHECK(shares(ended.err).size() > 1);
-      }
+      check_grids(all, output, kGrids, 60, [](const Ended& ended) { CHECK(shares(ended.err).size() > 1); });
     }
   }
 }
