@@ -82,10 +82,10 @@ class Chooser {
 
   // Of the places of stage `s`, which have the same blocks, the one with the least room.
   std::size_t tightest(std::size_t s, const Plan& plan) const {
-    const auto shards = static_cast<std::size_t>(plan.shards);
-    std::size_t best = s * shards;
+    const Grid grid = plan.grid(r_.rooms.size());
+    std::size_t best = s * static_cast<std::size_t>(plan.shards);
     for (std::size_t place = 0; place < r_.rooms.size(); ++place) {
-      if (place / shards % plan.stages.size() != s) continue;
+      if (grid.stage(static_cast<std::int32_t>(place)) != static_cast<std::int32_t>(s)) continue;
       if (r_.rooms[place].available_bytes < r_.rooms[best].available_bytes) best = place;
     }
     return best;

@@ -40,10 +40,6 @@ std::int64_t bookkeeping_bytes(const ModelConfig& model, const StageWork& work, 
   return bytes;
 }
 
-std::size_t stage_of(std::size_t place, const Plan& plan) {
-  return place / static_cast<std::size_t>(plan.shards) % plan.stages.size();
-}
-
 // The longest sequence of which no shard has more than `pages` pages.
 std::int64_t positions_with(std::int64_t pages, const Plan& plan) {
   return (pages / kSegmentPages * kSegmentPages * plan.shards + pages % kSegmentPages) * kPagePositions;
@@ -63,9 +59,11 @@ class Attempt {
     const StageWork work{limits.max_rows(),     static_cast<std::int32_t>(pages),
                          limits.tables(),       r_.plan.in_flight,
                          r_.plan.stage_count(), r_.plan.shards};
+    const Grid grid = r_.plan.grid(r_.rooms.size());
     std::vector<StageNeed> result;
     for (std::size_t place = 0; place < r_.rooms.size(); ++place) {
-      const BlockRange blocks = r_.plan.stages[stage_of(place, r_.plan)].blocks;
+      const std::int32_t stage = grid.stage(static_cast<std::int32_t>(place));
+      const BlockRange blocks = r_.plan.stages[static_cast<std::size_t>(stage)].blocks;
       const StageRoom& room = r_.rooms[place];
       const DeviceLayout layout = device_layout(*layouts_[place], r_.plan.model, r_.dtype, r_.kv_dtype);
       StageNeed need;
@@ -216,6 +214,7 @@ void append_dtypes(const FitRequest& request, std::vector<std::string>& ways) {
 
 std::string stages_too_small(const FitRequest& request, const Attempt& attempt) {
   const std::vector<StageNeed> needs = attempt.least_needs();
+  const Grid grid = request.plan.grid(needs.size());
   std::vector<std::string> parts;
   std::size_t more = 0;
   for (std::size_t s = 0; s < needs.size(); ++s) {
@@ -225,19 +224,18 @@ std::string stages_too_small(const FitRequest& request, const Attempt& attempt) 
       ++more;
       continue;
     }
-    const auto shards = static_cast<std::size_t>(request.plan.shards);
-    const std::size_t of_replica = request.plan.stages.size() * shards;
-    const BlockRange blocks = request.plan.stages[stage_of(s, request.plan)].blocks;
-    const std::string replica = needs.size() > of_replica ? fmt::format("replica {}, ", s / of_replica) : "";
-    const std::string shard = shards > 1 ? fmt::format(", shard {}", s % shards) : "";
+    const auto place = static_cast<std::int32_t>(s);
+    const std::int32_t stage = grid.stage(place);
+    const BlockRange blocks = request.plan.stages[static_cast<std::size_t>(stage)].blocks;
+    const std::string replica = grid.replicas > 1 ? fmt::format("replica {}, ", grid.replica(place)) : "";
+    const std::string shard = grid.shards > 1 ? fmt::format(", shard {}", grid.shard(place)) : "";
     const bool cut = room.budget_bytes > room.available_bytes;
     const std::int64_t others = attempt.total_of_pot(needs, s) - needs[s].total();
-    parts.push_back(
-        fmt::format("{}stage {}{} (blocks {} to {}) needs {}{}, available {}{}{}", replica, stage_of(s, request.plan),
-                    shard, blocks.first, blocks.last, describe(needs[s]),
-                    others > 0 ? fmt::format(" and the others beside it {}", readable_bytes(others)) : "",
-                    readable_bytes(room.available_bytes), s < request.hosts.size() ? " on " + request.hosts[s] : "",
-                    cut ? fmt::format(" of a budget of {}: there is no more", readable_bytes(room.budget_bytes)) : ""));
+    parts.push_back(fmt::format(
+        "{}stage {}{} (blocks {} to {}) needs {}{}, available {}{}{}", replica, stage, shard, blocks.first, blocks.last,
+        describe(needs[s]), others > 0 ? fmt::format(" and the others beside it {}", readable_bytes(others)) : "",
+        readable_bytes(room.available_bytes), s < request.hosts.size() ? " on " + request.hosts[s] : "",
+        cut ? fmt::format(" of a budget of {}: there is no more", readable_bytes(room.budget_bytes)) : ""));
   }
   return fmt::format("{}{}", fmt::join(parts, "; "), more > 0 ? fmt::format("; and {} more", more) : "");
 }

@@ -9,12 +9,8 @@ double real(std::int64_t n) {
   return static_cast<double>(n);
 }
 
-// The largest of `parts` near-equal ones.
-std::int64_t part_of(std::int64_t n, std::int64_t parts) {
-  return (n + parts - 1) / parts;
-}
 std::int64_t segments_of(std::int64_t positions, std::int64_t unit) {
-  return std::max<std::int64_t>(1, (positions + unit - 1) / unit);
+  return std::max<std::int64_t>(1, largest_part(positions, unit));
 }
 
 bool has_head(const ModelConfig& model, BlockRange blocks) {
@@ -82,15 +78,15 @@ double ring_bytes(const ModelConfig& model, const MicrobatchWork& chunk, const S
 
 double stage_seconds(const ModelConfig& model, BlockRange blocks, const DeviceSpeed& speed, const MicrobatchWork& work,
                      const ShardCost& shards) {
-  const double rows = real(part_of(work.rows(), shards.shards));
+  const double rows = real(largest_part(work.rows(), shards.shards));
   const std::int64_t prompt_segments = segments_of(work.first_position + work.prompt_rows, shards.segment_positions);
   const double prompt_share =
-      real(part_of(prompt_segments, shards.shards)) / real(std::max<std::int64_t>(1, prompt_segments));
+      real(largest_part(prompt_segments, shards.shards)) / real(std::max<std::int64_t>(1, prompt_segments));
   const std::int64_t decode_segments =
       work.decode_rows == 0
           ? 1
           : work.decode_rows * segments_of(work.decode_keys / work.decode_rows, shards.segment_positions);
-  const double decode_share = real(part_of(decode_segments, shards.shards)) / real(decode_segments);
+  const double decode_share = real(largest_part(decode_segments, shards.shards)) / real(decode_segments);
   const double attention = speed.attention.at(real(work.prompt_rows)) * work.prompt_keys() * prompt_share +
                            speed.attention.at(1.0) * real(work.decode_keys) * decode_share;
   double block =
@@ -101,7 +97,7 @@ double stage_seconds(const ModelConfig& model, BlockRange blocks, const DeviceSp
   }
   double seconds = speed.microbatch_s + block * blocks.count();
   if (has_head(model, blocks) && work.logits_rows > 0) {
-    seconds += head_seconds(model, speed, part_of(work.logits_rows, shards.shards));
+    seconds += head_seconds(model, speed, largest_part(work.logits_rows, shards.shards));
   }
   return seconds;
 }

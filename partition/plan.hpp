@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "partition/chunking.hpp"
+#include "partition/grid.hpp"
 #include "partition/model.hpp"
 
 namespace stagecoach {
@@ -41,6 +42,10 @@ struct Plan {
   std::int32_t shards = 1;          // context shards of each stage, >= 1
 
   std::int32_t stage_count() const { return static_cast<std::int32_t>(stages.size()); }
+  // Of as many replicas as there are places for.
+  Grid grid(std::size_t places) const {
+    return {static_cast<std::int32_t>(places) / (stage_count() * shards), stage_count(), shards};
+  }
 };
 
 // `stages` near-equal contiguous ranges (sizes differ by at most one, larger ones first).

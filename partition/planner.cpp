@@ -19,7 +19,7 @@ constexpr std::int64_t kSequencesPerMicrobatch = 32;
 // Of each shard, for one sequence.
 std::int64_t pages_for(std::int64_t positions, const PlanRequest& r) {
   const DeviceLayout& layout = r.devices.front().layout;
-  return pages_of_first_shard((positions + layout.page_positions - 1) / layout.page_positions, r.shards, layout);
+  return dealt_pages(largest_part(positions, layout.page_positions), 0, r.shards, layout.segment_pages);
 }
 
 ShardCost shard_cost(const PlanRequest& r, const PlannerDevice& device) {

@@ -6,11 +6,6 @@
 namespace stagecoach {
 namespace {
 
-// Of rows, which shards send on side by side.
-std::int64_t part_of(std::int64_t rows, std::int32_t shards) {
-  return (rows + shards - 1) / shards;
-}
-
 // A microbatch on its way: when its tokens reach the leader, and whose they are.
 struct Returning {
   double at_s = 0.0;
@@ -123,7 +118,8 @@ class Simulation {
         result_.timeline.push_back({static_cast<std::int32_t>(s), id, start_s, free_s_[s], has_prompt});
       }
       const bool last = s + 1 == p_.stages.size();
-      if (!last) at_s = free_s_[s] + link_seconds(p_.model, stage.link, part_of(work.rows(), stage.shards.shards));
+      // Shards send on side by side.
+      if (!last) at_s = free_s_[s] + link_seconds(p_.model, stage.link, largest_part(work.rows(), stage.shards.shards));
       if (last) at_s = free_s_[s] + (s == 0 ? 0.0 : stage.link.latency_s);
     }
     returning_.push_back({at_s, std::move(answered)});

@@ -78,9 +78,9 @@ std::int64_t ShardedWorkspace::exchanged_bytes(std::int64_t activation_bytes) co
 // gets, of its own.
 ShardedWorkspace sharded_workspace(const ModelConfig& model, const DeviceLayout& layout, const StageWork& work) {
   if (work.shards == 1) return {};
-  const auto ceil_of = [](std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit; };
-  const std::int64_t segments = ceil_of(model.n_positions, layout.page_positions * layout.segment_pages);
-  const std::int64_t here = std::min(ceil_of(segments, work.shards), ceil_of(work.pages, layout.segment_pages));
+  const std::int64_t segments = largest_part(model.n_positions, layout.page_positions * layout.segment_pages);
+  const std::int64_t here =
+      std::min(largest_part(segments, work.shards), largest_part(work.pages, layout.segment_pages));
   const std::int64_t elsewhere = std::min(segments, here * (work.shards - 1));
   ShardedWorkspace workspace;
   workspace.rows = work.max_rows;
@@ -104,11 +104,6 @@ StageOperations stage_operations(const ModelConfig& model, BlockRange blocks, co
   operations.head_rows = stage_workspace(model, blocks, work).head_rows;
   operations.parts = sharded_workspace(model, layout, work).merged_parts;
   return operations;
-}
-
-std::int64_t pages_of_first_shard(std::int64_t pages, std::int32_t shards, const DeviceLayout& layout) {
-  const std::int64_t round = layout.segment_pages * shards;
-  return pages / round * layout.segment_pages + std::min(pages % round, layout.segment_pages);
 }
 
 StageBytes& StageBytes::operator+=(const StageBytes& other) {

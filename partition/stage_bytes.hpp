@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "partition/model.hpp"
+#include "partition/shares.hpp"
 
 namespace stagecoach {
 
@@ -52,7 +53,7 @@ struct StageWork {
   std::int32_t stages = 1;
   std::int32_t shards = 1;  // context shards, of which each has as many pages and an equal part of the rows
 
-  std::int64_t own_rows() const { return (max_rows + shards - 1LL) / shards; }
+  std::int64_t own_rows() const { return largest_part(max_rows, shards); }
 };
 
 struct StageBytes {
@@ -86,9 +87,6 @@ std::int64_t largest_that_fits(std::int64_t low, std::int64_t high, const Fits& 
   }
   return good;
 }
-
-// Of a sequence's pages, which are dealt out to the shards segment by segment, those of the first shard: the most.
-std::int64_t pages_of_first_shard(std::int64_t pages, std::int32_t shards, const DeviceLayout& layout);
 
 // Parts of it. Tensors as `stage_tensors` lists them.
 std::int64_t tensor_bytes(const TensorSpec& tensor, const DeviceLayout& layout);

@@ -5,10 +5,10 @@
 // microbatch are cut into equal runs: a shard computes all but attention for its own.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "kernels/backend.hpp"
+#include "partition/shares.hpp"
 
 namespace stagecoach {
 
@@ -32,9 +32,7 @@ constexpr std::int32_t shard_of_index(std::int32_t index, std::int32_t first_sha
 // Of the first `count` pages of such a sequence, those of `shard`.
 constexpr std::int32_t pages_of_shard(std::int32_t count, std::int32_t shard, std::int32_t first_shard,
                                       std::int32_t shards) {
-  const std::int32_t turn = (shard - first_shard + shards) % shards;
-  const std::int32_t round = kSegmentPages * shards;
-  return count / round * kSegmentPages + std::clamp(count % round - turn * kSegmentPages, 0, kSegmentPages);
+  return static_cast<std::int32_t>(dealt_pages(count, (shard - first_shard + shards) % shards, shards, kSegmentPages));
 }
 
 // Rows of a microbatch of `rows` before those of `shard`.
@@ -44,9 +42,4 @@ constexpr std::int64_t rows_before(std::int64_t rows, std::int32_t shard, std::i
 constexpr std::int64_t own_rows(std::int64_t rows, ShardPlace place) {
   return rows_before(rows, place.shard + 1, place.shards) - rows_before(rows, place.shard, place.shards);
 }
-// Of any shard.
-constexpr std::int64_t most_own_rows(std::int64_t rows, std::int32_t shards) {
-  return (rows + shards - 1) / shards;
-}
-
 }  // namespace stagecoach

@@ -22,13 +22,14 @@ std::string json_of(const StageFigures& s) {
   const double busy = seconds(r.times.busy_ns);
   const double idle = seconds(r.times.idle_ns);
   return fmt::format(
-      "{{\"rank\": {}, \"replica\": {}, \"stage\": {}, \"shard\": {}, \"host\": {}, \"device\": {}, \"busy_s\": {:.6f}, "
+      "{{\"rank\": {}, \"replica\": {}, \"stage\": {}, \"shard\": {}, \"host\": {}, \"device\": {}, \"busy_s\": "
+      "{:.6f}, "
       "\"schedule_s\": {:.6f}, "
       "\"idle_s\": {:.6f}, \"bubble\": {:.4f}, \"weights_bytes\": {}, \"kv_bytes\": {}, \"peak_bytes\": {}, "
       "\"bytes_sent\": {}, \"shard_bytes_sent\": {}, \"microbatches\": {}, \"rows\": {}}}",
-      s.rank, s.replica, s.stage, s.shard, json_string(s.host), json_string(s.device), busy, seconds(r.times.schedule_ns), idle,
-      busy + idle > 0.0 ? idle / (busy + idle) : 0.0, r.weight_bytes, r.kv_bytes, r.peak_bytes, r.bytes_sent,
-      r.shard_bytes_sent, r.microbatches, r.rows);
+      s.rank, s.replica, s.stage, s.shard, json_string(s.host), json_string(s.device), busy,
+      seconds(r.times.schedule_ns), idle, busy + idle > 0.0 ? idle / (busy + idle) : 0.0, r.weight_bytes, r.kv_bytes,
+      r.peak_bytes, r.bytes_sent, r.shard_bytes_sent, r.microbatches, r.rows);
 }
 
 }  // namespace
@@ -106,8 +107,8 @@ std::string metrics_json(const RunFigures& run, const RunMeter& meter, std::span
       "\"earlier_tokens\": {}, \"wall_s\": {:.6f}, \"tokens_per_s\": {:.6g},\n"
       " \"ttft_s\": {},\n \"itl_s\": {},\n \"ranks\": [",
       json_string(run.command), json_string(run.model), json_string(run.dtype), json_string(run.kv_dtype), run.replicas,
-      run.stages, run.shards, c.prompts, c.prompt_tokens, c.samples, c.generated_tokens, c.scored_tokens, run.earlier_tokens,
-      run.wall_s, run.wall_s > 0.0 ? tokens / run.wall_s : 0.0, json_of(meter.first_token()),
+      run.stages, run.shards, c.prompts, c.prompt_tokens, c.samples, c.generated_tokens, c.scored_tokens,
+      run.earlier_tokens, run.wall_s, run.wall_s > 0.0 ? tokens / run.wall_s : 0.0, json_of(meter.first_token()),
       json_of(meter.between_tokens()));
   for (std::size_t i = 0; i < stages.size(); ++i) text += (i == 0 ? "\n  " : ",\n  ") + json_of(stages[i]);
   return text + "]}\n";

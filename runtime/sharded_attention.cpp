@@ -33,9 +33,6 @@ Tensor ShardedAttention::rows_of(std::int32_t shard) const {
 Tensor ShardedAttention::own_qkv() const {
   return rows_of(links_.place.shard);
 }
-Tensor ShardedAttention::parts(std::int64_t first, std::int64_t count) const {
-  return parts_.slice(first, count);
-}
 
 // Every shard counts alike, so that all know how much comes from whom.
 void ShardedAttention::set_rows(std::span<const std::int32_t> positions,
@@ -111,7 +108,7 @@ void ShardedAttention::run(const KvPages& kv, float scale, Tensor out, const Pro
   for (std::int32_t i = 1; i < shards(); ++i) {
     const std::int32_t other = (me + i) % shards();
     receive(other, rows_of(other), rows);
-    receive(other, parts(theirs_[static_cast<std::size_t>(other)], count_of(theirs_, other)), parts_of_others);
+    receive(other, parts_.slice(theirs_[static_cast<std::size_t>(other)], count_of(theirs_, other)), parts_of_others);
   }
   for (std::int32_t i = 1; i < shards(); ++i) send((me + i) % shards(), own_qkv());
   settle(rows, waiting);
@@ -119,7 +116,7 @@ void ShardedAttention::run(const KvPages& kv, float scale, Tensor out, const Pro
   backend_.append(all, kv);
   for (std::int32_t i = 1; i <= shards(); ++i) {  // its own last
     const std::int32_t shard = (me + i) % shards();
-    const Tensor part = parts(ours_[static_cast<std::size_t>(shard)], count_of(ours_, shard));
+    const Tensor part = parts_.slice(ours_[static_cast<std::size_t>(shard)], count_of(ours_, shard));
     if (part.rows > 0) {
       backend_.attention_parts(all, kv, scale, first_row(shard), first_row(shard + 1) - first_row(shard), part);
     }
@@ -129,7 +126,7 @@ void ShardedAttention::run(const KvPages& kv, float scale, Tensor out, const Pro
   }
   settle(parts_of_others, waiting);
   if (out.rows > 0) {
-    backend_.merge_parts(parts(0, theirs_.back()), shape_.n_head, first_, numbers_, out);
+    backend_.merge_parts(parts_.slice(0, theirs_.back()), shape_.n_head, first_, numbers_, out);
   }
   for (poll_sends(); !sending_.empty(); poll_sends()) waiting(sending_.front().shard);
 }

@@ -65,7 +65,6 @@ class ShardedAttention {
   std::int32_t shards() const { return links_.place.shards; }
   std::int64_t first_row(std::int32_t shard) const { return rows_before(rows_, shard, shards()); }
   Tensor rows_of(std::int32_t shard) const;
-  Tensor parts(std::int64_t first, std::int64_t count) const;
   void send(std::int32_t shard, Tensor tensor);
   void receive(std::int32_t shard, Tensor tensor, std::vector<Move>& moves);
   void poll_sends();

@@ -57,7 +57,7 @@ class StageExecutor {
 
   bool is_first() const { return blocks_.first == 0; }
   bool is_last() const { return blocks_.last == config_.n_layer - 1; }
-  std::int64_t max_rows() const { return most_own_rows(limits_.max_rows, place_.shards); }
+  std::int64_t max_rows() const { return largest_part(limits_.max_rows, place_.shards); }
   std::int64_t row_values() const { return config_.n_embd; }
   std::int64_t weight_bytes() const { return weights_.bytes; }
   std::int64_t kv_bytes() const { return cache_.bytes(); }
