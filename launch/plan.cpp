@@ -92,10 +92,10 @@ class Planner {
       const std::int64_t of_stage = std::int64_t{o_.replicas} * o_.context_shards;
       devices_ = machine_ ? static_cast<std::int32_t>(machine_->device_count() / of_stage) : 1;
       if (devices_ < 1) {
-        throw UsageError(fmt::format("{}: {} pipelines{} of the machine file's {} devices",
-                                     o_.replicas > 1 ? "--replicas" : "--context-shards", o_.replicas,
-                                     o_.context_shards > 1 ? fmt::format(" of {} context shards", o_.context_shards) : "",
-                                     machine_->device_count()));
+        throw UsageError(fmt::format(
+            "{}: {} pipelines{} of the machine file's {} devices", o_.replicas > 1 ? "--replicas" : "--context-shards",
+            o_.replicas, o_.context_shards > 1 ? fmt::format(" of {} context shards", o_.context_shards) : "",
+            machine_->device_count()));
       }
       if (o_.auto_stages && !machine_) {
         throw UsageError(
@@ -160,7 +160,9 @@ class Planner {
       throw UsageError(fmt::format("--device: {}", error.what()));
     }
     device.budget_bytes = room;
-    if (!cuda) device.process_bytes = process_bytes(1, o_.threads.value_or(1)) + (devices_ * o_.context_shards > 1 ? kMpiBytes : 0);
+    if (!cuda)
+      device.process_bytes =
+          process_bytes(1, o_.threads.value_or(1)) + (devices_ * o_.context_shards > 1 ? kMpiBytes : 0);
     device.link = link_speed(machine_);
     device.speed = device_speed(machine_, d, cuda, kinds.dtype, kinds.kv_dtype);
     return device;
