@@ -128,8 +128,9 @@ struct Kernels {
   void (*quantize_row)(const float* x, std::int64_t in, std::int16_t* values, float* scales);
   // One group of a panel of int8 weights from float32 (count, kPanel), count <= kInt8Group.
   void (*quantize_group)(const float* weights, std::int64_t count, float* scales, std::int8_t* values);
-  // Element-wise, for tests of accuracy: exp, and each Activation.
+  // Element-wise, for tests of accuracy: exp, that of arguments up to 0, and each Activation.
   void (*exp)(const float* x, float* y, std::int64_t n);
+  void (*exp_of_negative)(const float* x, float* y, std::int64_t n);
   void (*activate)(Activation activation, const float* x, float* y, std::int64_t n);
 };
 

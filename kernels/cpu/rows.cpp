@@ -156,23 +156,26 @@ void quantize_group(const float* weights, std::int64_t count, float* scales, std
   }
 }
 
-void exp_row(const float* x, float* y, std::int64_t n) {
+template <class Function>
+HWY_INLINE void apply_row(const float* x, float* y, std::int64_t n, const Function& function) {
   for (std::int64_t i = 0; i < n; i += kLanes) {
     float values[kLanes] = {};
     std::copy_n(x + i, std::min<std::int64_t>(kLanes, n - i), values);
-    hn::StoreU(exp_v(FloatTag(), hn::LoadU(FloatTag(), values)), FloatTag(), values);
+    hn::StoreU(function(hn::LoadU(FloatTag(), values)), FloatTag(), values);
     std::copy_n(values, std::min<std::int64_t>(kLanes, n - i), y + i);
   }
 }
 
+void exp_row(const float* x, float* y, std::int64_t n) {
+  apply_row(x, y, n, [](FloatVec v) { return exp_v(FloatTag(), v); });
+}
+void exp_of_negative_row(const float* x, float* y, std::int64_t n) {
+  apply_row(x, y, n, [](FloatVec v) { return exp_of_negative(FloatTag(), v); });
+}
+
 template <Activation kActivation>
 void activate_row(const float* x, float* y, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; i += kLanes) {
-    float values[kLanes] = {};
-    std::copy_n(x + i, std::min<std::int64_t>(kLanes, n - i), values);
-    hn::StoreU(activate_v<kActivation>(FloatTag(), hn::LoadU(FloatTag(), values)), FloatTag(), values);
-    std::copy_n(values, std::min<std::int64_t>(kLanes, n - i), y + i);
-  }
+  apply_row(x, y, n, [](FloatVec v) { return activate_v<kActivation>(FloatTag(), v); });
 }
 
 void activate(Activation activation, const float* x, float* y, std::int64_t n) {
@@ -197,6 +200,7 @@ void fill(Kernels& kernels) {
   kernels.quantize_row = &quantize_row;
   kernels.quantize_group = &quantize_group;
   kernels.exp = &exp_row;
+  kernels.exp_of_negative = &exp_of_negative_row;
   kernels.activate = &activate;
 }
 
