@@ -27,24 +27,24 @@
 HWY_BEFORE_NAMESPACE();
 namespace stagecoach::cpu::HWY_NAMESPACE {
 
-// Of some keys, for the rows of a group.
+// Of some keys, for the slots of a task: the rows of its group, or the heads of its only row.
 struct SoftmaxSums {
   float* out;      // (kGroupRows, value_width): o
-  float* largest;  // m, (kRowSlots)
-  float* sum;      // l, (kRowSlots)
+  float* largest;  // m, (kSlots)
+  float* sum;      // l, (kSlots)
 };
 
-// Running state of the rows of a group, in the thread's scratch.
+// Running state of a task's slots, in the thread's scratch.
 struct AttentionState {
-  float* q;  // (kGroupRows, q_stride): the head's queries
+  float* q;  // (kGroupRows, q_stride): queries
   std::int64_t q_stride;
   float* scores;  // (kGroupRows, kScoreStride), then the probabilities
   SoftmaxSums tile, segment, all;
-  float* keep;  // a, (kRowSlots)
+  float* keep;  // a, (kSlots)
   float* take;  // b
 };
-// Vectors over rows may begin at any row and reach past the last one.
-inline constexpr std::int64_t kRowSlots = kGroupRows + kUnit;
+// Vectors over slots may begin at any slot and reach past the last one.
+inline constexpr std::int64_t kSlots = kGroupRows + kUnit;
 
 HWY_INLINE AttentionState attention_state(float* scratch, std::int64_t width) {
   AttentionState state;
@@ -54,11 +54,11 @@ HWY_INLINE AttentionState attention_state(float* scratch, std::int64_t width) {
   state.scores = take(kGroupRows * kScoreStride);
   for (SoftmaxSums* sums : {&state.tile, &state.segment, &state.all}) {
     sums->out = take(kGroupRows * width);
-    sums->largest = take(kRowSlots);
-    sums->sum = take(kRowSlots);
+    sums->largest = take(kSlots);
+    sums->sum = take(kSlots);
   }
-  state.keep = take(kRowSlots);
-  state.take = take(kRowSlots);
+  state.keep = take(kSlots);
+  state.take = take(kSlots);
   return state;
 }
 
@@ -66,32 +66,28 @@ HWY_INLINE AttentionState attention_state(float* scratch, std::int64_t width) {
 // exactly 0.
 HWY_INLINE void tile_softmax(float* scores, std::int64_t valid, float scale, float& largest, float& sum) {
   const FloatTag d;
-  const FloatVec infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
-  const FloatVec iota = hn::Iota(d, 0.0F);
-  const FloatVec scale_v = hn::Set(d, scale);
-  FloatVec top = infinity;
+  const FloatVec none = hn::Set(d, -std::numeric_limits<float>::infinity());
+  FloatVec top = none;
   if (valid >= kPagePositions) {
-    for (std::int64_t c = 0; c < kPagePositions; c += kLanes) {
-      const FloatVec s = hn::Mul(hn::LoadU(d, scores + c), scale_v);
-      hn::StoreU(s, d, scores + c);
-      top = hn::Max(top, s);
-    }
+    for (std::int64_t c = 0; c < kPagePositions; c += kLanes) top = hn::Max(top, hn::LoadU(d, scores + c));
   } else {
+    const FloatVec iota = hn::Iota(d, 0.0F);
     for (std::int64_t c = 0; c < kPagePositions; c += kLanes) {
       const auto masked = hn::Ge(iota, hn::Set(d, static_cast<float>(valid - c)));
-      const FloatVec s = hn::IfThenElse(masked, infinity, hn::Mul(hn::LoadU(d, scores + c), scale_v));
+      const FloatVec s = hn::IfThenElse(masked, none, hn::LoadU(d, scores + c));
       hn::StoreU(s, d, scores + c);
       top = hn::Max(top, s);
     }
   }
-  largest = hn::GetLane(hn::MaxOfLanes(d, top));
+  largest = hn::GetLane(hn::MaxOfLanes(d, top)) * scale;
   // A tile of nothing but -infinity (overflowed scores) has probabilities 0, not NaN.
   const FloatVec offset = hn::Set(d, largest == -std::numeric_limits<float>::infinity() ? 0.0F : largest);
+  const FloatVec scale_v = hn::Set(d, scale);
   LaneSums lanes;
   for (std::int64_t c = 0; c < kPagePositions; c += kUnit) {
     for (int v = 0; v < kUnitVecs; ++v) {
       float* at = scores + c + v * kLanes;
-      const FloatVec p = exp_v(d, hn::Sub(hn::LoadU(d, at), offset));
+      const FloatVec p = exp_of_negative(d, hn::MulSub(hn::LoadU(d, at), scale_v, offset));
       hn::StoreU(p, d, at);
       lanes.sum[v] = hn::Add(lanes.sum[v], p);
     }
@@ -99,7 +95,7 @@ HWY_INLINE void tile_softmax(float* scores, std::int64_t valid, float scale, flo
   sum = lanes.reduce();
 }
 
-// Merges `next` into `into` for rows [begin, end). The factors are computed for a vector of rows at a time.
+// Merges `next` into `into` for slots [begin, end). The factors are computed for a vector of slots at a time.
 HWY_INLINE void merge_sums(const AttentionState& state, const SoftmaxSums& next, const SoftmaxSums& into,
                            std::int64_t begin, std::int64_t end, std::int64_t width, bool first) {
   const FloatTag d;
@@ -115,8 +111,8 @@ HWY_INLINE void merge_sums(const AttentionState& state, const SoftmaxSums& next,
     const FloatVec added = hn::LoadU(d, next.largest + r);
     const FloatVec largest = hn::Max(before, added);
     const FloatVec offset = hn::IfThenZeroElse(hn::Eq(largest, none), largest);
-    const FloatVec keep = exp_v(d, hn::Sub(before, offset));
-    const FloatVec take = exp_v(d, hn::Sub(added, offset));
+    const FloatVec keep = exp_of_negative(d, hn::Sub(before, offset));
+    const FloatVec take = exp_of_negative(d, hn::Sub(added, offset));
     const FloatVec sum = hn::Mul(hn::LoadU(d, into.sum + r), keep);
     hn::StoreU(hn::MulAdd(hn::LoadU(d, next.sum + r), take, sum), d, into.sum + r);
     hn::StoreU(largest, d, into.largest + r);
@@ -171,7 +167,7 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
     if (valid == kPagePositions) continue;
     whole = r + 1;
     accumulate(1, width / kUnit,
-               TileOperands{state.scores + r * kScoreStride, 0, 0, valid, out, width,
+               TileOperands{state.scores + r * kScoreStride, kScoreStride, 0, valid, out, width,
                             reinterpret_cast<const char*>(next_keys), 0},
                values, width);
   }
@@ -186,57 +182,102 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
   merge_sums(state, state.tile, state.segment, begin, group.rows, width, t % kSegmentPages == 0);
 }
 
-HWY_INLINE void load_queries(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head,
+// One tile for the only row of a group and several heads. What they read is one piece of memory, so long that the
+// hardware sees it coming: one head at a time reads at half the speed.
+template <class W>
+HWY_INLINE void attend_tile_of_heads(const AttentionArgs& args, const AttentionGroup& group, AttentionHeads heads,
+                                     std::int64_t t, const AttentionState& state) {
+  const PageLayout& layout = args.layout;
+  const std::int64_t width = layout.value_width();
+  const W* page = reinterpret_cast<const W*>(args.pages + group.table[t] * args.page_bytes);
+  const std::int64_t valid = std::min<std::int64_t>(group.positions[0] - t * kPagePositions + 1, kPagePositions);
+  for (std::int64_t h = 0; h < heads.count; ++h) {
+    const W* keys = page + layout.key_begin(heads.first + h);
+    const W* values = page + layout.value_begin(heads.first + h);
+    float* scores = state.scores + h * kScoreStride;
+    accumulate(1, kPagePositions / kUnit,
+               TileOperands{state.q + h * state.q_stride, state.q_stride, 0, layout.head_dim, scores, kScoreStride,
+                            reinterpret_cast<const char*>(values), 0},
+               keys, kPagePositions);
+    tile_softmax(scores, valid, args.scale, state.tile.largest[h], state.tile.sum[h]);
+    accumulate(1, width / kUnit,
+               TileOperands{scores, kScoreStride, 0, valid, state.tile.out + h * width, width,
+                            reinterpret_cast<const char*>(values + width * kPagePositions), 0},
+               values, width);
+  }
+  merge_sums(state, state.tile, state.segment, 0, heads.count, width, t % kSegmentPages == 0);
+}
+
+// What a slot of a task stands for.
+struct SlotOwner {
+  std::int64_t row, head;
+};
+HWY_INLINE std::int64_t slot_count(const AttentionGroup& group, AttentionHeads heads) {
+  return group.rows == 1 ? heads.count : group.rows;
+}
+HWY_INLINE SlotOwner slot_owner(const AttentionGroup& group, AttentionHeads heads, std::int64_t slot) {
+  return group.rows == 1 ? SlotOwner{0, heads.first + slot} : SlotOwner{slot, heads.first};
+}
+
+HWY_INLINE void load_queries(const AttentionArgs& args, const AttentionGroup& group, AttentionHeads heads,
                              const AttentionState& state) {
-  for (std::int64_t r = 0; r < group.rows; ++r) {
-    std::copy_n(args.qkv + (group.first_row + r) * args.qkv_stride + head * args.layout.head_dim, args.layout.head_dim,
-                state.q + r * state.q_stride);
+  for (std::int64_t s = 0; s < slot_count(group, heads); ++s) {
+    const SlotOwner owner = slot_owner(group, heads, s);
+    std::copy_n(args.qkv + (group.first_row + owner.row) * args.qkv_stride + owner.head * args.layout.head_dim,
+                args.layout.head_dim, state.q + s * state.q_stride);
   }
 }
 
-// state.segment becomes that of one segment, for the rows that see any of its keys; returns the first of these.
+// state.segment becomes that of one segment, for the slots that see any of its keys; returns the first of these.
 template <class W>
-HWY_INLINE std::int64_t attend_segment(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head,
+HWY_INLINE std::int64_t attend_segment(const AttentionArgs& args, const AttentionGroup& group, AttentionHeads heads,
                                        std::int64_t segment, const AttentionState& state) {
   const std::int64_t first = segment * kSegmentPages;
   const std::int64_t tiles = group.positions[group.rows - 1] / kPagePositions + 1;
   const std::int64_t end = std::min<std::int64_t>(tiles, first + kSegmentPages);
+  if (group.rows == 1) {
+    for (std::int64_t t = first; t < end; ++t) attend_tile_of_heads<W>(args, group, heads, t, state);
+    return 0;
+  }
   std::int64_t begin = 0;
   while (group.positions[begin] < first * kPagePositions) ++begin;
   const std::int64_t seen_from = begin;
   for (std::int64_t t = first; t < end; ++t) {
     while (group.positions[begin] < t * kPagePositions) ++begin;
-    attend_tile<W>(args, group, head, t, end, begin, state);
+    attend_tile<W>(args, group, heads.first, t, end, begin, state);
   }
   return seen_from;
 }
 
 template <class W>
-HWY_INLINE void attend_group(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head,
+HWY_INLINE void attend_group(const AttentionArgs& args, const AttentionGroup& group, AttentionHeads heads,
                              float* scratch) {
   const std::int64_t width = args.layout.value_width();
+  const std::int64_t head_dim = args.layout.head_dim;
+  const std::int64_t slots = slot_count(group, heads);
   const AttentionState state = attention_state(scratch, width);
-  load_queries(args, group, head, state);
+  load_queries(args, group, heads, state);
   const std::int64_t segments = group.positions[group.rows - 1] / kSegmentPositions + 1;
-  for (std::int64_t s = 0; s < segments; ++s) {
-    const std::int64_t begin = attend_segment<W>(args, group, head, s, state);
-    if (segments > 1) merge_sums(state, state.segment, state.all, begin, group.rows, width, s == 0);
+  for (std::int64_t i = 0; i < segments; ++i) {
+    const std::int64_t begin = attend_segment<W>(args, group, heads, i, state);
+    if (segments > 1) merge_sums(state, state.segment, state.all, begin, slots, width, i == 0);
   }
   const SoftmaxSums& sums = segments > 1 ? state.all : state.segment;
-  for (std::int64_t r = 0; r < group.rows; ++r) {
-    float* out = args.out + (group.first_row + r) * args.out_stride + head * args.layout.head_dim;
-    for (std::int64_t d = 0; d < args.layout.head_dim; ++d) out[d] = sums.out[r * width + d] / sums.sum[r];
+  for (std::int64_t s = 0; s < slots; ++s) {
+    const SlotOwner owner = slot_owner(group, heads, s);
+    float* out = args.out + (group.first_row + owner.row) * args.out_stride + owner.head * head_dim;
+    for (std::int64_t d = 0; d < head_dim; ++d) out[d] = sums.out[s * width + d] / sums.sum[s];
   }
 }
 
-void attend(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head, float* scratch) {
+void attend(const AttentionArgs& args, const AttentionGroup& group, AttentionHeads heads, float* scratch) {
   switch (args.dtype) {
     case DType::kFloat32:
-      return attend_group<float>(args, group, head, scratch);
+      return attend_group<float>(args, group, heads, scratch);
     case DType::kFloat16:
-      return attend_group<hwy::float16_t>(args, group, head, scratch);
+      return attend_group<hwy::float16_t>(args, group, heads, scratch);
     case DType::kBFloat16:
-      return attend_group<hwy::bfloat16_t>(args, group, head, scratch);
+      return attend_group<hwy::bfloat16_t>(args, group, heads, scratch);
     case DType::kInt8:
       break;
   }
@@ -244,30 +285,32 @@ void attend(const AttentionArgs& args, const AttentionGroup& group, std::int64_t
 
 // One segment of a group, into the rows' parts.
 template <class W>
-HWY_INLINE void attend_group_part(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head,
+HWY_INLINE void attend_group_part(const AttentionArgs& args, const AttentionGroup& group, AttentionHeads heads,
                                   const SegmentParts& parts, float* scratch) {
   const std::int64_t width = args.layout.value_width();
   const std::int64_t head_dim = args.layout.head_dim;
+  const std::int64_t slots = slot_count(group, heads);
   const AttentionState state = attention_state(scratch, width);
-  load_queries(args, group, head, state);
-  for (std::int64_t r = attend_segment<W>(args, group, head, parts.segment, state); r < group.rows; ++r) {
-    float* part = parts.data + (parts.first[r] + parts.ordinal) * parts.stride;
-    std::copy_n(state.segment.out + r * width, head_dim, part + head * head_dim);
-    float* scalars = part + args.layout.n_head * head_dim + 2 * head;
-    scalars[0] = state.segment.largest[r];
-    scalars[1] = state.segment.sum[r];
+  load_queries(args, group, heads, state);
+  for (std::int64_t s = attend_segment<W>(args, group, heads, parts.segment, state); s < slots; ++s) {
+    const SlotOwner owner = slot_owner(group, heads, s);
+    float* part = parts.data + (parts.first[owner.row] + parts.ordinal) * parts.stride;
+    std::copy_n(state.segment.out + s * width, head_dim, part + owner.head * head_dim);
+    float* scalars = part + args.layout.n_head * head_dim + 2 * owner.head;
+    scalars[0] = state.segment.largest[s];
+    scalars[1] = state.segment.sum[s];
   }
 }
 
-void attend_part(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head, const SegmentParts& parts,
-                 float* scratch) {
+void attend_part(const AttentionArgs& args, const AttentionGroup& group, AttentionHeads heads,
+                 const SegmentParts& parts, float* scratch) {
   switch (args.dtype) {
     case DType::kFloat32:
-      return attend_group_part<float>(args, group, head, parts, scratch);
+      return attend_group_part<float>(args, group, heads, parts, scratch);
     case DType::kFloat16:
-      return attend_group_part<hwy::float16_t>(args, group, head, parts, scratch);
+      return attend_group_part<hwy::float16_t>(args, group, heads, parts, scratch);
     case DType::kBFloat16:
-      return attend_group_part<hwy::bfloat16_t>(args, group, head, parts, scratch);
+      return attend_group_part<hwy::bfloat16_t>(args, group, heads, parts, scratch);
     case DType::kInt8:
       break;
   }

@@ -29,6 +29,16 @@ constexpr std::int64_t kTasksPerThread = 16;
 // With no more rows than this every panel is a task: x is so small that it stays close anyway.
 constexpr std::int64_t kFewRows = 36;
 
+// A group's rows, or one segment of what they see.
+struct AttentionPiece {
+  RowGroup group;
+  std::int64_t ordinal;  // of the segment among those that are here
+};
+struct AttentionTask {
+  std::int64_t piece;
+  AttentionHeads heads;
+};
+
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const CpuOptions& options)
@@ -106,10 +116,10 @@ class CpuBackend final : public Backend {
     args.out_stride = out.stride;
     append_rows(args, qkv);
     // Later groups see more keys, so they go first: what is left at the end is short.
-    const std::int64_t tasks = static_cast<std::int64_t>(groups_.size()) * kv.n_head;
-    pool_.run(tasks, [&](std::int64_t task, int thread) {
-      const RowGroup& group = groups_[static_cast<std::size_t>((tasks - 1 - task) / kv.n_head)];
-      kernels_.attend(args, group_rows(group), task % kv.n_head, attention_scratch(thread));
+    pieces_.clear();
+    for (auto group = groups_.rbegin(); group != groups_.rend(); ++group) pieces_.push_back({*group, 0});
+    run_attention(kv.n_head, [&](const AttentionPiece& piece, AttentionHeads heads, float* scratch) {
+      kernels_.attend(args, group_rows(piece.group), heads, scratch);
     });
   }
 
@@ -131,20 +141,16 @@ class CpuBackend final : public Backend {
       first_part_.push_back(next);
       next += rows_.parts(r);
     }
-    struct Piece {
-      RowGroup group;
-      std::int64_t ordinal;
-    };
-    std::vector<Piece> pieces;
+    pieces_.clear();
     for (const RowGroup& group : rows_.groups(kGroupRows, first_row, rows)) {
       const std::int64_t seen = rows_.parts(group.first_row + group.rows - 1);
-      for (std::int64_t i = 0; i < seen; ++i) pieces.push_back({group, i});
+      for (std::int64_t i = 0; i < seen; ++i) pieces_.push_back({group, i});
     }
-    pool_.run(static_cast<std::int64_t>(pieces.size()) * kv.n_head, [&](std::int64_t task, int thread) {
-      const auto& [group, ordinal] = pieces[static_cast<std::size_t>(task / kv.n_head)];
-      const SegmentParts piece{parts.f32(0), parts.stride, first_part_.data() + (group.first_row - first_row),
-                               rows_.segments(group.sequence)[static_cast<std::size_t>(ordinal)], ordinal};
-      kernels_.attend_part(args, group_rows(group), task % kv.n_head, piece, attention_scratch(thread));
+    run_attention(kv.n_head, [&](const AttentionPiece& piece, AttentionHeads heads, float* scratch) {
+      const auto& [group, ordinal] = piece;
+      const SegmentParts to{parts.f32(0), parts.stride, first_part_.data() + (group.first_row - first_row),
+                            rows_.segments(group.sequence)[static_cast<std::size_t>(ordinal)], ordinal};
+      kernels_.attend_part(args, group_rows(group), heads, to, scratch);
     });
   }
 
@@ -248,6 +254,24 @@ class CpuBackend final : public Backend {
     args.layout = {kv.n_head, kv.head_dim};
     return args;
   }
+  // A task for every piece and head, or, of a single row, for as many heads side by side as leave work for all threads.
+  template <class Body>
+  void run_attention(std::int64_t n_head, const Body& body) {
+    const auto pieces = static_cast<std::int64_t>(pieces_.size());
+    if (pieces == 0) return;
+    const std::int64_t cuts = std::max(ceil_div(n_head, kGroupRows), ceil_div(pool_.threads(), pieces));
+    const std::int64_t side_by_side = ceil_div(n_head, cuts);
+    tasks_.clear();
+    for (std::int64_t i = 0; i < pieces; ++i) {
+      const std::int64_t count = pieces_[static_cast<std::size_t>(i)].group.rows == 1 ? side_by_side : 1;
+      for (std::int64_t h = 0; h < n_head; h += count) tasks_.push_back({i, {h, std::min(count, n_head - h)}});
+    }
+    pool_.run(static_cast<std::int64_t>(tasks_.size()), [&](std::int64_t i, int thread) {
+      const AttentionTask& task = tasks_[static_cast<std::size_t>(i)];
+      body(pieces_[static_cast<std::size_t>(task.piece)], task.heads, attention_scratch(thread));
+    });
+  }
+
   AttentionGroup group_rows(const RowGroup& group) const {
     return {group.first_row, group.rows, rows_.positions().data() + group.first_row, rows_.table(group.sequence)};
   }
@@ -329,6 +353,8 @@ class CpuBackend final : public Backend {
   Buffer quantized_;  // the same rounded to 16 bits, and scales
   RowSet rows_;
   std::vector<RowGroup> groups_;
+  std::vector<AttentionPiece> pieces_;
+  std::vector<AttentionTask> tasks_;
   std::vector<std::int64_t> first_part_;  // by row of attention_parts
   std::vector<const float*> part_rows_;   // of merge_parts
   ThreadPool pool_;                       // last: its threads stop before what they use goes

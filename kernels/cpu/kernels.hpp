@@ -24,9 +24,9 @@ inline constexpr std::int64_t kRowUnit = 12;
 inline constexpr std::int64_t kWideK = 256;
 // Rows of one sequence that attend together.
 inline constexpr std::int64_t kGroupRows = 24;
-// Rows that a tile reads side by side are this much apart beyond a multiple of a cache line, in floats: in different
-// banks of L1.
-inline constexpr std::int64_t kRowPad = 2;
+// Rows that a tile reads side by side are this much apart beyond a multiple of 64 floats: in different sets of L1, and
+// each on cache lines of its own, which whole vectors are written to.
+inline constexpr std::int64_t kRowPad = 16;
 inline constexpr std::int64_t kScoreStride = kPagePositions + kRowPad;
 
 // Working memory of one thread in linear(); attention takes attention_scratch_floats(head_dim) floats.
@@ -85,6 +85,10 @@ struct AttentionGroup {
   const std::int32_t* positions;  // (rows)
   const std::int32_t* table;
 };
+// More than one head, at most kGroupRows, for a group of one row alone.
+struct AttentionHeads {
+  std::int64_t first, count;
+};
 // Where the sums of one segment of the rows of a group go: its parts, each of n_head * head_dim values, then the
 // largest score and the sum of each head, as backend.hpp says.
 struct SegmentParts {
@@ -114,9 +118,9 @@ struct Kernels {
   // tiles one after the other, each as (in, tile's rows). One row is packed as it is.
   void (*pack)(const void* x, std::int64_t x_stride, std::int64_t rows, std::int64_t in, void* packed);
   void (*append)(const AttentionArgs& args, std::int64_t row, std::byte* page, std::int64_t slot, float* scratch);
-  void (*attend)(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head, float* scratch);
-  // One segment of one head.
-  void (*attend_part)(const AttentionArgs& args, const AttentionGroup& group, std::int64_t head,
+  void (*attend)(const AttentionArgs& args, const AttentionGroup& group, AttentionHeads heads, float* scratch);
+  // One segment of it.
+  void (*attend_part)(const AttentionArgs& args, const AttentionGroup& group, AttentionHeads heads,
                       const SegmentParts& parts, float* scratch);
   // One row of all heads from its parts, in order; scratch as of attend.
   void (*merge_parts)(const PageLayout& layout, std::span<const float* const> parts, float* out, float* scratch);

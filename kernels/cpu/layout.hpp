@@ -18,6 +18,9 @@ namespace stagecoach::cpu {
 // logical lanes of sums across a row.
 inline constexpr std::int64_t kUnit = 16;
 
+constexpr std::int64_t ceil_div(std::int64_t n, std::int64_t parts) {
+  return (n + parts - 1) / parts;
+}
 constexpr std::int64_t round_up(std::int64_t n, std::int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
@@ -27,11 +30,9 @@ struct PageLayout {
   std::int64_t head_dim;
 
   constexpr std::int64_t value_width() const { return round_up(head_dim, kUnit); }
-  constexpr std::int64_t key_begin(std::int64_t h) const { return h * head_dim * kPagePositions; }
-  constexpr std::int64_t value_begin(std::int64_t h) const {
-    return n_head * head_dim * kPagePositions + h * kPagePositions * value_width();
-  }
-  constexpr std::int64_t elements() const { return value_begin(n_head); }
+  constexpr std::int64_t key_begin(std::int64_t h) const { return h * (head_dim + value_width()) * kPagePositions; }
+  constexpr std::int64_t value_begin(std::int64_t h) const { return key_begin(h) + head_dim * kPagePositions; }
+  constexpr std::int64_t elements() const { return key_begin(n_head); }
   // Elements after key_begin(h) and value_begin(h).
   constexpr std::int64_t key_index(std::int64_t d, std::int64_t slot) const { return d * kPagePositions + slot; }
   constexpr std::int64_t value_index(std::int64_t slot, std::int64_t d) const { return slot * value_width() + d; }
