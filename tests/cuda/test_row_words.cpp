@@ -93,7 +93,8 @@ TEST_CASE("row words: few layouts for all sizes of batches and lengths") {
       CHECK(words.padded_rows() >= count);
       CHECK(words.padded_rows() <= std::max(2 * count - 1, 1));
       CHECK(words.repeats() == (count <= 256));
-      const DeviceRows at = words.at(nullptr);
+      const std::vector<std::int32_t> memory(words.bytes() / sizeof(std::int32_t));
+      const DeviceRows at = words.at(memory.data());
       CHECK(at.rows == count);
       CHECK(at.table_stride >= stride);
       if (words.repeats()) layouts.emplace(words.padded_rows(), at.table_stride);
