@@ -5,8 +5,8 @@
 //               [--split 25] [--prefill-split 24] [--long-model synthetic:...] [--long-tokens 65536]
 //
 // Every repetition measures the ceilings before and after the program, in turn, so that a noisy machine disturbs them
-// alike; ratios are taken within a repetition and medians over repetitions are printed, and the best of all. Bytes and
-// operations are the fewest that the arithmetic needs.
+// alike; printed are the medians of the program, their ratios to the medians of the ceilings, and the best over the best.
+// Bytes and operations are the fewest that the arithmetic needs.
 //   single    one sequence on one rank x 2 threads. Decode: bytes that one step reads (matrices of blocks and LM head,
 //             keys and values) times tokens/s, over the read bandwidth. Prefill: operations of blocks and causal
 //             attention times tokens/s, over a register-only multiply-add loop
@@ -117,19 +117,15 @@ double step_bytes(const ModelConfig& c, const std::string& dtype, int prompt_tok
          2.0 * 4.0 * c.n_embd * c.n_layer * (prompt_tokens + kNewTokens / 2.0);
 }
 
-// Values of one quantity over repetitions, with the ceiling of each.
+// Values of one quantity over repetitions, with the ceiling before and after each.
 struct Series {
   std::vector<double> values, ceilings;
 
-  void add(double value, double ceiling) {
+  void add(double value, double before, double after) {
     values.push_back(value);
-    ceilings.push_back(ceiling);
+    ceilings.insert(ceilings.end(), {before, after});
   }
-  double median_ratio() const {
-    std::vector<double> ratios;
-    for (std::size_t i = 0; i < values.size(); ++i) ratios.push_back(values[i] / ceilings[i]);
-    return median(ratios);
-  }
+  double median_ratio() const { return median(values) / median(ceilings); }
   double best_ratio() const { return std::ranges::max(values) / std::ranges::max(ceilings); }
 };
 
@@ -143,9 +139,8 @@ void run_single(const ModelConfig& config, const std::string& arguments, const s
   const double read = ceilings.read_bytes_per_s();
   const double fma = ceilings.multiply_add_flops_per_s();
   const Rates rates = run("", arguments + " --threads 2 --batch 1", tokens);
-  figures.decode.add(rates.decode * step_bytes(config, dtype, tokens), std::max(read, ceilings.read_bytes_per_s()));
-  figures.prefill.add(rates.prefill * prefill_flops(config, tokens),
-                      std::max(fma, ceilings.multiply_add_flops_per_s()));
+  figures.decode.add(rates.decode * step_bytes(config, dtype, tokens), read, ceilings.read_bytes_per_s());
+  figures.prefill.add(rates.prefill * prefill_flops(config, tokens), fma, ceilings.multiply_add_flops_per_s());
 }
 
 void print_single(const ModelConfig& config, const std::string& dtype, int tokens, const SingleFigures& f) {
@@ -199,7 +194,7 @@ void measure_many(const Settings& s, const ModelConfig& config, stagecoach::benc
         const double fma = ceilings.multiply_add_flops_per_s();
         const Rates rates =
             run("", fmt::format("{} --threads 2 --batch {}", model_of(s, s.dtypes[d]), batch), kShortPromptTokens);
-        decode[d].add(rates.decode * flops, std::max(fma, ceilings.multiply_add_flops_per_s()));
+        decode[d].add(rates.decode * flops, fma, ceilings.multiply_add_flops_per_s());
       }
     }
     for (std::size_t d = 0; d < s.dtypes.size(); ++d) {
