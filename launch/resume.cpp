@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "kernels/arithmetic.hpp"
 #include "launch/interrupt.hpp"
 #include "launch/log.hpp"
 #include "runtime/model_identity.hpp"
@@ -16,6 +17,7 @@ JobIdentity identity(const PromptJob& job, const Options& o, const Session& sess
   JobIdentity id;
   const auto add = [&id](const char* name, std::string value) { id.parts.emplace_back(name, std::move(value)); };
   const bool scores = o.command == Command::kScore;
+  add("the program's arithmetic", fmt::format("{}", kArithmetic));
   add("command", scores ? "score" : "generate");
   add("model", model_identity(session.model()));
   add("--dtype", std::string(name_of(session.dtype())));
