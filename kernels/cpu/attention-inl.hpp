@@ -87,7 +87,7 @@ HWY_INLINE void tile_softmax(float* scores, std::int64_t valid, float scale, flo
   for (std::int64_t c = 0; c < kPagePositions; c += kUnit) {
     for (int v = 0; v < kUnitVecs; ++v) {
       float* at = scores + c + v * kLanes;
-      const FloatVec p = exp_of_negative(d, hn::MulSub(hn::LoadU(d, at), scale_v, offset));
+      const FloatVec p = exp_of_negative(d, hn::Sub(hn::Mul(hn::LoadU(d, at), scale_v), offset));
       hn::StoreU(p, d, at);
       lanes.sum[v] = hn::Add(lanes.sum[v], p);
     }

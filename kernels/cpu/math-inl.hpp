@@ -47,9 +47,9 @@ HWY_INLINE V exp_v(D d, V x) {
   return hn::IfThenElse(hn::IsNaN(x), x, scaled);
 }
 
-// exp(x) for x <= 0, or what rounding makes of that, in two thirds of the operations; 0 below -87, where results come
-// close to subnormal. n + 127 appears in the last bits of a sum with a number so large that its last bit is worth 1,
-// and one shift makes 2^n of it. Minimax polynomial of degree 6, error 4e-9 relative.
+// exp(x) for x <= 0 in two thirds of the operations; 0 below -87, where results come close to subnormal. n + 127
+// appears in the last bits of a sum with a number so large that its last bit is worth 1, and one shift makes 2^n of it.
+// Minimax polynomial of degree 6, error 4e-9 relative.
 template <class D, class V>
 HWY_INLINE V exp_of_negative(D d, V x) {
   const hn::RebindToSigned<D> di;

