@@ -61,7 +61,7 @@ Ended run_each(int ranks, const std::string& rank_does, const std::string& argum
   const ScratchFolder folder;
   write_file(folder / "rank", "rank=$OMPI_COMM_WORLD_RANK\n" + rank_does + "\nexec \"$@\"\n");
   const std::string launcher = fmt::format("{}/launch/mpirun {} -n {} bash {} {}", STAGECOACH_SOURCE_DIR, options,
-                                           ranks, folder / "rank", program);
+                                           ranks, folder / "rank", program.empty() ? STAGECOACH_PROGRAM : program);
   return start_and_wait(launcher.c_str(), 0, arguments, 60, "");
 }
 

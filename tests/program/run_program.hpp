@@ -29,9 +29,9 @@ Ended run_program(int ranks, const std::string& arguments, int limit_s = 60, con
 Ended run_emulated(int ranks, const std::string& arguments, int limit_s = 60, const std::string& machine = "");
 
 // Ranks that differ: each runs the bash lines `rank_does`, in which $rank is its number, and the last of which starts
-// "$@", the program with its arguments. Under launch/mpirun with `options` in front of -n.
+// "$@", `program` (empty: this build's) with its arguments. Under launch/mpirun with `options` in front of -n.
 Ended run_each(int ranks, const std::string& rank_does, const std::string& arguments, const std::string& options = "",
-               const std::string& program = STAGECOACH_PROGRAM);
+               const std::string& program = "");
 
 // Process ids of the ranks under mpirun whose command line contains `tag`, by rank; 0 where there is none.
 std::vector<pid_t> ranks_with(const std::string& tag, int ranks);
