@@ -9,6 +9,8 @@
 
 #include <cerrno>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #include "partition/wording.hpp"
@@ -19,6 +21,28 @@ namespace {
 
 [[noreturn]] void fail(const std::string& name, const char* what) {
   throw OutputError(fmt::format("{}: {}: {}", shown(name), what, std::strerror(errno)));
+}
+
+// The partial files of this process, by descriptor.
+struct Unfinished {
+  std::mutex mutex;
+  std::map<int, std::string> paths;
+};
+Unfinished& unfinished() {
+  static Unfinished all;
+  return all;
+}
+void note_unfinished(int fd, const std::string& path) {
+  const std::lock_guard lock(unfinished().mutex);
+  unfinished().paths.emplace(fd, path);
+}
+void forget_unfinished(int fd) {
+  const std::lock_guard lock(unfinished().mutex);
+  unfinished().paths.erase(fd);
+}
+
+void unlink_own(const std::string& path, int fd) {
+  if (names(path, fd)) ::unlink(path.c_str());
 }
 
 // File systems without locks do without.
@@ -71,6 +95,7 @@ void require_replaceable(const std::string& path) {
 OutputFile::OutputFile(std::string path) : path_(std::move(path)), partial_(path_ + ".partial") {
   require_replaceable(path_);
   open_partial();
+  note_unfinished(fd_, partial_);
 }
 
 // A file of its own each time. One that is there already is not written to: where there are no locks, or its run's host
@@ -102,8 +127,14 @@ void OutputFile::refuse() const {
 
 OutputFile::~OutputFile() {
   if (fd_ < 0) return;
-  if (names(partial_, fd_)) ::unlink(partial_.c_str());
+  forget_unfinished(fd_);
+  unlink_own(partial_, fd_);
   ::close(fd_);
+}
+
+void discard_unfinished_files() {
+  const std::lock_guard lock(unfinished().mutex);
+  for (const auto& [fd, path] : unfinished().paths) unlink_own(path, fd);
 }
 
 void OutputFile::commit() {
@@ -112,6 +143,7 @@ void OutputFile::commit() {
     throw OutputError(fmt::format("{}: another run has taken its place", shown(partial_)));
   }
   if (::rename(partial_.c_str(), path_.c_str()) != 0) fail(path_, "cannot put the results in place");
+  forget_unfinished(fd_);
   ::close(fd_);
   fd_ = -1;
   sync_folder_of(path_);

@@ -43,4 +43,7 @@ class OutputFile {
   int fd_ = -1;
 };
 
+// Removes the partial files of this process: for an end without destructors.
+void discard_unfinished_files();
+
 }  // namespace stagecoach

@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/output_file.hpp"
 #include "runtime/results.hpp"
 #include "tests/unit/byte_tokenizer.hpp"
 
@@ -103,6 +104,25 @@ TEST_CASE("JSON lines: the documented keys in the documented order") {
         "\"tokens\":[256,99],\"finish_reason\":\"length\"}\n"
         "{\"index\":1,\"id\":\"n\\n1\",\"sample\":0,\"prompt\":\"x\",\"completion\":\"y\",\"prompt_tokens\":3,"
         "\"tokens\":[121,257],\"logprobs\":[-0.1,-1.5e-07],\"finish_reason\":\"eos\"}\n");
+}
+
+TEST_CASE("an end without destructors can discard partial files, those of others not among them") {
+  const Folder folder;
+  const std::string path = folder / "o.jsonl", partial = path + ".partial";
+  {
+    stagecoach::OutputFile file(path);
+    file.write("half");
+    REQUIRE(std::filesystem::exists(partial));
+    stagecoach::discard_unfinished_files();
+    CHECK_FALSE(std::filesystem::exists(partial));
+    std::ofstream(partial) << "another run's";
+    stagecoach::discard_unfinished_files();
+  }
+  CHECK(content(partial) == "another run's");
+  stagecoach::OutputFile file(path);
+  file.commit();
+  stagecoach::discard_unfinished_files();
+  CHECK(std::filesystem::exists(path));
 }
 
 TEST_CASE("token prompts: text when there is a vocabulary, otherwise null") {
