@@ -17,6 +17,7 @@
 #include "launch/interrupt.hpp"
 #include "launch/log.hpp"
 #include "launch/time_limit.hpp"
+#include "runtime/output_file.hpp"
 #include "runtime/prompts.hpp"
 #include "runtime/weight_source.hpp"
 
@@ -30,8 +31,6 @@ bool launched_by_mpi() {
 
 // In which another rank's failure, said by that rank, is known to rank 0. mpirun kills after a second.
 constexpr std::chrono::milliseconds kEchoTime{100};
-// What a rank leaves lower ones to say what it saw of a peer.
-constexpr std::chrono::milliseconds kPeerTime{1000}, kPeerTurn{1000};
 // For MPI's start and end. The first takes minutes with very many ranks.
 constexpr unsigned kStartSeconds = 300, kStartTurnSeconds = 5, kEndSeconds = 60;
 // In which ranks that mpirun ends can still agree that it was nobody's failure, in seconds.
@@ -236,6 +235,7 @@ void World::give_up(const TransportError& why, const Outcome& mine) const {
 }
 
 void World::end_job(int status) const {
+  discard_unfinished_files();
   launcher_.end_if_stuck();
   mpi_->abort(status);
 }
@@ -280,9 +280,11 @@ std::int64_t World::minimum(std::int64_t value) const {
   return value;
 }
 
-// Signs of life come every second at most, so that others notice a little later than this rank.
+// Signs of life come every second at most, and eight times in a short limit, so that others notice a little later than
+// this rank; meanwhile it gives no signs itself, and must not be taken for silent.
 bool World::lower_rank_ends_it() const {
-  const auto end = std::chrono::steady_clock::now() + kPeerTime + std::min(rank(), 8) * kPeerTurn;
+  const double turn_s = std::min(1.0, mpi_->silence_limit_s() / 6);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(turn_s * (1 + std::min(rank(), 8)));
   while (std::chrono::steady_clock::now() < end) {
     if (const std::optional<Interrupt> noted = interrupt(); noted && noted->from_launcher) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));

@@ -39,6 +39,7 @@ class MpiProcess {
   // From here on a rank that gives no sign of life for so long while others wait in `all_gather` ends their waiting.
   // Rank 0 watches all others, rank 1 watches rank 0.
   void set_silence_limit(double seconds) { silence_limit_s_ = seconds; }
+  double silence_limit_s() const { return silence_limit_s_; }
   // A sign of life, cheap enough to call often; waiting gives them by itself.
   void sign() const;
 
