@@ -246,6 +246,9 @@ void Session::make_stages() {
 
 bool Session::prepare(const std::function<std::optional<WorkSize>()>& size) {
   std::optional<WorkSize> asked;
+  // Rank 0 is about to make files: a signal to another rank must not make mpirun kill it from here on.
+  if (!leads()) catch_interrupts();
+  world_.agree([] {});
   world_.agree([&] {
     if (leads()) asked = size();
   });
