@@ -106,8 +106,8 @@ std::string command_help(const CommandSpec& command) {
 std::string general_help() {
   std::string out =
       "stagecoach: GPT-2 over a pipeline of MPI ranks\n\nusage: stagecoach COMMAND [options]\n"
-      "       mpirun -n N stagecoach COMMAND [options]     N ranks are N stages, or replicas x stages x context\n      "
-      "                                              shards\n\nCommands:\n";
+      "       mpirun -n N stagecoach COMMAND [options]     N ranks are N stages, or replicas x stages x context\n"
+      "                                                    shards\n\nCommands:\n";
   for (const CommandSpec& command : kCommands) out += fmt::format("  {:<10}{}\n", command.name, command.summary);
   out += "\nstagecoach COMMAND --help lists a command's options; stagecoach --version names this build.\n";
   return out;

@@ -42,4 +42,5 @@ constexpr std::int64_t rows_before(std::int64_t rows, std::int32_t shard, std::i
 constexpr std::int64_t own_rows(std::int64_t rows, ShardPlace place) {
   return rows_before(rows, place.shard + 1, place.shards) - rows_before(rows, place.shard, place.shards);
 }
+
 }  // namespace stagecoach

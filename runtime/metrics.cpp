@@ -22,10 +22,9 @@ std::string json_of(const StageFigures& s) {
   const double busy = seconds(r.times.busy_ns);
   const double idle = seconds(r.times.idle_ns);
   return fmt::format(
-      "{{\"rank\": {}, \"replica\": {}, \"stage\": {}, \"shard\": {}, \"host\": {}, \"device\": {}, \"busy_s\": "
-      "{:.6f}, "
-      "\"schedule_s\": {:.6f}, "
-      "\"idle_s\": {:.6f}, \"bubble\": {:.4f}, \"weights_bytes\": {}, \"kv_bytes\": {}, \"peak_bytes\": {}, "
+      "{{\"rank\": {}, \"replica\": {}, \"stage\": {}, \"shard\": {}, \"host\": {}, \"device\": {}, "
+      "\"busy_s\": {:.6f}, \"schedule_s\": {:.6f}, \"idle_s\": {:.6f}, \"bubble\": {:.4f}, \"weights_bytes\": {}, "
+      "\"kv_bytes\": {}, \"peak_bytes\": {}, "
       "\"bytes_sent\": {}, \"shard_bytes_sent\": {}, \"microbatches\": {}, \"rows\": {}}}",
       s.rank, s.replica, s.stage, s.shard, json_string(s.host), json_string(s.device), busy,
       seconds(r.times.schedule_ns), idle, busy + idle > 0.0 ? idle / (busy + idle) : 0.0, r.weight_bytes, r.kv_bytes,
