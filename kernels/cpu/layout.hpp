@@ -1,10 +1,8 @@
 // Index arithmetic of the CPU backend's layouts.
 //
 // Matrix: packed in panels, as weight_layout.hpp says.
-// KV page of one block: K as (n_head, head_dim, kPagePositions), then V as (n_head, kPagePositions, padded
-// head_dim).
-//   Each head's part is itself a panel: scores are q (head_dim) times K, the output is the probabilities
-//   times V.
+// KV page of one block: for each head K as (head_dim, kPagePositions), then V as (kPagePositions, padded head_dim).
+//   Each is itself a panel: scores are q (head_dim) times K, the output is the probabilities times V.
 #pragma once
 
 #include <cstdint>
