@@ -178,11 +178,8 @@ TraceProcess RunWatch::process_of(const Session& session, const Stage& stage, co
   if (session.grid().shards > 1) process.shard = stage.figures.shard;
   process.host = stage.figures.host;
   process.dropped = stage.dropped;
-  const ClockOffset& at_first = first_[static_cast<std::size_t>(stage.rank)];
-  const ClockOffset& at_last = last[static_cast<std::size_t>(stage.rank)];
-  process.clock = {begun_ns_ + at_first.ahead_ns(), last_ns + at_last.ahead_ns(), at_first.ahead_ns(),
-                   at_last.ahead_ns()};
-  process.clock_error_ns = std::max(at_first.error_ns(), at_last.error_ns());
+  const auto rank = static_cast<std::size_t>(stage.rank);
+  process.clock = ClockLine::through(first_[rank], begun_ns_, last[rank], last_ns);
   return process;
 }
 

@@ -27,10 +27,18 @@ class ClockOffset {
 };
 
 // A peer's clock against ours over a run: compared at its start and again at its end, since clocks run apart by some
-// ten millionths. In between the difference is taken to grow evenly.
+// ten millionths. In between the difference is taken to grow evenly; a growth that is within the errors of the two is
+// taken for none, so that a hasty comparison does not stretch what lies between.
 struct ClockLine {
   std::int64_t first_ns = 0, last_ns = 0;        // by the peer's clock, when the two were compared
   std::int64_t ahead_first = 0, ahead_last = 0;  // the peer's minus ours, then
+
+  // No further off than this at either end.
+  std::int64_t error_ns = 0;
+
+  // Compared at `first_ns` and `last_ns` of our clock.
+  static ClockLine through(const ClockOffset& first, std::int64_t first_ns, const ClockOffset& last,
+                           std::int64_t last_ns);
 
   std::int64_t ours(std::int64_t peer_ns) const;
 };

@@ -80,7 +80,7 @@ void TraceFile::end() {
     text_ += fmt::format(
         R"({}{{"pid":{},"rank":{},"replica":{},"stage":{},"shard":{},"host":{},"dropped_events":{},"clock_error_us":{}}})",
         pid == 0 ? "" : ",\n", pid, p.rank, p.replica.value_or(0), p.stage, p.shard.value_or(0), json_string(p.host), p.dropped,
-        us(p.clock_error_ns));
+        us(p.clock.error_ns));
   }
   text_ += "]}}\n";
   flush();

@@ -26,8 +26,7 @@ struct TraceProcess {
   std::optional<std::int32_t> shard = {};  // where there are several
   std::string host;
   std::int64_t dropped = 0;  // events that had no room
-  ClockLine clock;
-  std::int64_t clock_error_ns = 0;  // most that its clock may be off against rank 0's
+  ClockLine clock;  // against rank 0's
 };
 
 class TraceFile {

@@ -51,7 +51,7 @@ TEST_CASE("messages that arrived before they were sent say nothing; one clock fo
 TEST_CASE("clocks that run apart are put right at both ends and evenly between") {
   // A million seconds on, and 50 us more at the end of a second.
   const ClockLine line{1'000'000'000'000'000'000, 1'000'000'001'000'050'000, 999'999'999'000'000'000,
-                       999'999'999'000'050'000};
+                       999'999'999'000'050'000, 0};
   CHECK(line.ours(line.first_ns) == 1'000'000'000);
   CHECK(line.ours(line.last_ns) == 2'000'000'000);
   CHECK(std::abs(line.ours(1'000'000'000'500'025'000) - 1'500'000'000) <= 1);
@@ -60,6 +60,43 @@ TEST_CASE("clocks that run apart are put right at both ends and evenly between")
     CHECK(line.ours(t) >= before);
     before = line.ours(t);
   }
-  CHECK(ClockLine{5, 5, 3, 3}.ours(10) == 7);  // compared once
+  CHECK(ClockLine{5, 5, 3, 3, 0}.ours(10) == 7);  // compared once
   CHECK(ClockLine{}.ours(12) == 12);
+}
+
+TEST_CASE("two comparisons make a line: a drift that they cannot tell is none, and the stated error holds at both ends") {
+  const unsigned seed = std::random_device()();
+  CAPTURE(seed);
+  std::mt19937_64 random(seed);
+  int level = 0, sloping = 0;
+  for (int round = 0; round < 2000; ++round) {
+    const auto up_to = [&](std::int64_t bound) {
+      return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(bound));
+    };
+    const std::int64_t begin = up_to(1'000'000'000), end = begin + 300'000'000 + up_to(1'000'000'000);
+    const std::int64_t truth_first = up_to(1'000'000'000'000), drift = up_to(3) == 0 ? up_to(4'000'000) : 0;
+    const auto compared = [&](std::int64_t now, std::int64_t truth) {
+      ClockOffset offset;
+      const std::int64_t there = up_to(2'000'000), back = up_to(2'000'000);
+      offset.add(now - there, now + truth, now + back);
+      return offset;
+    };
+    const ClockOffset first = compared(begin, truth_first), last = compared(end, truth_first + drift);
+    const ClockLine line = ClockLine::through(first, begin, last, end);
+    CHECK(std::abs(line.ours(begin + truth_first) - begin) <= line.error_ns + 1);
+    CHECK(std::abs(line.ours(end + truth_first + drift) - end) <= line.error_ns + 1);
+    CHECK(line.error_ns <= 2 * std::max(first.error_ns(), last.error_ns()));
+    if (drift == 0) CHECK(line.ahead_first == line.ahead_last);
+    ++(line.ahead_first == line.ahead_last ? level : sloping);
+  }
+  CHECK(level > 1000);
+  CHECK(sloping > 50);
+
+  ClockOffset first, last;  // 10 +- 3 and 14 +- 2: 12 to 13
+  first.add(0, 13, 6);
+  last.add(100, 116, 104);
+  const ClockLine line = ClockLine::through(first, 3, last, 102);
+  CHECK(line.ahead_first == 12);
+  CHECK(line.ahead_last == 12);
+  CHECK(line.error_ns == 5);
 }

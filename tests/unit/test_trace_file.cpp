@@ -47,14 +47,14 @@ TEST_CASE("a trace file is JSON with every event by rank 0's clock, names, and w
   const ScratchFile scratch;
   OutputFile file(scratch.path);
   TraceFile trace(file, 1'000'000);
-  trace.begin({0, {}, 0, {}, "a \"host\"", 0, {}, 0});
+  trace.begin({0, {}, 0, {}, "a \"host\"", 0, {}});
   trace.write(std::vector{event_of(Activity::kWait, kLoopLane, 999'000, 1'500),
                           event_of(Activity::kSchedule, kLoopLane, 1'000'500, 500),
                           event_of(Activity::kCompute, kLoopLane, 1'001'000, 7'000'123),
                           event_of(Activity::kSend, kFirstBufferLane + 1, 8'001'123, 0),
                           event_of(Activity::kWrite, kResultsLane, 8'001'123, 1)});
   // 300 us ahead at the beginning, 500 us at the end 10 ms later.
-  trace.begin({3, 2, 1, 5, "b", 42, {1'300'000, 11'500'000, 300'000, 500'000}, 1'728});
+  trace.begin({3, 2, 1, 5, "b", 42, {1'300'000, 11'500'000, 300'000, 500'000, 1'728}});
   trace.write(std::vector{event_of(Activity::kReceive, kFirstBufferLane, 1'300'000, 10'200'000)});
   trace.end();
   file.commit();
