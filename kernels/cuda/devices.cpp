@@ -39,8 +39,7 @@ std::int64_t cuda_free_bytes(int device) {
 std::string cuda_versions() {
   int runtime = 0;
   if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) return "CUDA";
-  const std::size_t blas = cublasLtGetVersion();
-  return fmt::format("CUDA {}.{}, cuBLASLt {}.{}", runtime / 1000, runtime % 1000 / 10, blas / 10000, blas / 100 % 100);
+  return fmt::format("CUDA {}.{}, cuBLASLt {}.{}", runtime / 1000, runtime % 1000 / 10, CUBLAS_VER_MAJOR, CUBLAS_VER_MINOR);
 }
 
 }  // namespace stagecoach

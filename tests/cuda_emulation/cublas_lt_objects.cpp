@@ -66,9 +66,6 @@ const char* cublasLtGetStatusName(cublasStatus_t status) {
 const char* cublasLtGetStatusString(cublasStatus_t status) {
   return cublasLtGetStatusName(status);
 }
-std::size_t cublasLtGetVersion() {
-  return 130100;
-}
 
 // ---- descriptors ----
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cublasComputeType_t compute, cudaDataType_t scale) {
