@@ -4,6 +4,7 @@
 #include <sys/mount.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
@@ -22,6 +23,12 @@ int Ended::messages() const {
     if (line.starts_with("stagecoach: ")) ++count;
   }
   return count;
+}
+
+double on_this_machine(double seconds) {
+  double tasks = 0.0;
+  if (getloadavg(&tasks, 1) < 1) return seconds;
+  return seconds * std::clamp(tasks / std::max(1U, std::thread::hardware_concurrency()), 1.0, 6.0);
 }
 
 namespace {

@@ -20,6 +20,10 @@ struct Ended {
   bool says(const std::string& text) const { return err.find(text) != std::string::npos; }
 };
 
+// `seconds` of a machine of its own, where others keep this one busy: as many times as long as there are tasks for each
+// processor (load average of the last minute), at most six times.
+double on_this_machine(double seconds);
+
 // `arguments` go through bash: quotes and redirections work. ranks 0: without mpirun. `before`: what the shell
 // does first. limit_s 0: none, and the program takes the shell's process id.
 Ended run_program(int ranks, const std::string& arguments, int limit_s = 60, const std::string& before = "");
