@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <limits>
 #include <random>
 
@@ -148,9 +148,9 @@ TEST_CASE("a refusal names what is needed and had, and its ways out are true") {
   FitRequest request = request_of(xl(16384), 1, std::int64_t{4} << 30, 40 * kMiB);
   request.work.pages = 251;
   request.most_slots = 1;
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();
   const std::string refusal = refusal_of(request);
-  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(2));
+  CHECK(std::clock() - start < 2 * CLOCKS_PER_SEC);
   INFO(refusal);
   CHECK(refusal.find("stage 0 (blocks 0 to 47) needs 7.6 GiB (weights 2.9 GiB, KV cache 4.6 GiB, workspace") !=
         std::string::npos);
@@ -218,15 +218,15 @@ TEST_CASE("stages with different budgets, and stages that share") {
 
 TEST_CASE("models of very many blocks are refused as soon") {
   ModelConfig model = xl(1024);
-  model.n_layer = 1000;
-  FitRequest request = request_of(model, 40, std::int64_t{1} << 30, 40 * kMiB);
+  model.n_layer = 200 * test::rounds(5);
+  FitRequest request = request_of(model, 40, 200 * kMiB * test::rounds(5), 40 * kMiB);
   request.work.pages = 16;
   request.most_slots = 1280;
   request.chunks_may_shrink = true;
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();
   const std::string refusal = refusal_of(request);
   INFO(refusal);
-  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(50 / test::rounds(5)));
+  CHECK(std::clock() - start < 10 * CLOCKS_PER_SEC);
   CHECK(refusal.find("; and 36 more") != std::string::npos);
 }
 

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
+#include <ctime>
 #include <random>
 
 #include "partition/plan.hpp"
@@ -241,9 +241,9 @@ TEST_CASE("what shards exchange, counted row by row") {
 TEST_CASE("48 stages are planned in a moment") {
   PlanRequest request = request_for(gpt2(48), 48);
   request.job = {4000, 64, 48};
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();
   CHECK(make_plan(request).stages.size() == 48);
-  CHECK(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < 60.0);
+  CHECK(std::clock() - start < 60 * CLOCKS_PER_SEC);
 }
 
 TEST_CASE("a written plan is a run file with the same stages, chunks and budgets") {
