@@ -7,6 +7,7 @@
 #include "tests/cuda_emulation/emulation.hpp"
 #include "tests/cuda_emulation/in_child.hpp"
 #include "tests/pipeline/harness.hpp"
+#include "tests/rounds.hpp"
 
 #include <cuda_runtime.h>
 
@@ -107,7 +108,7 @@ TEST_CASE("buffers come zeroed, and what is given back is given out again") {
   const FreshDevice device;
   const std::unique_ptr<Backend> backend = cuda_backend();
   const std::int64_t before = backend->bytes_allocated();
-  for (int round = 0; round < 100; ++round) {
+  for (int round = 0; round < test::rounds(100); ++round) {
     std::vector<Buffer> buffers;
     for (const std::int64_t bytes : {0, 1, 100'000, 5'000'000}) buffers.push_back(backend->allocate(bytes));
     std::vector<std::byte> host(5'000'000, std::byte{1});

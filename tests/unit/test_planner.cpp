@@ -9,6 +9,7 @@
 #include "partition/plan.hpp"
 #include "partition/plan_report.hpp"
 #include "partition/run_file.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach;
 
@@ -65,7 +66,7 @@ TEST_CASE("over random devices no cut is noticeably slower than an even or propo
   Random random(seed);
   double sum_even = 0.0;
   double sum_memory = 0.0, worst = 0.0;
-  constexpr int kRounds = 60;
+  constexpr int kRounds = test::rounds(60);
   constexpr double kNearly = 1.02;
   for (int round = 0; round < kRounds; ++round) {
     const ModelConfig model = gpt2(static_cast<std::int32_t>(draw(random, 8, 48)));

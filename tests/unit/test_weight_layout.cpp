@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "kernels/weight_layout.hpp"
+#include "tests/rounds.hpp"
 #include "tests/unit/kernels_fixture.hpp"
 
 using namespace stagecoach;
@@ -105,7 +106,7 @@ TEST_CASE("packed layout: int8 panels to the byte") {
 
 TEST_CASE("rows and panels hold the same elements, both ways and in every dtype") {
   Random random = fresh_random();
-  for (int round = 0; round < 12; ++round) {
+  for (int round = 0; round < test::rounds(15); ++round) {
     const std::int64_t in = random.between(1, 300);
     const std::int64_t out = random.between(1, 200);
     const DType from = kFloats[random.between(0, 2)];
@@ -147,7 +148,7 @@ TEST_CASE("rows and panels hold the same elements, both ways and in every dtype"
 
 TEST_CASE("a matrix filled with panels is the one filled with rows, on every backend") {
   Random random = fresh_random();
-  for (int round = 0; round < 8; ++round) {
+  for (int round = 0; round < test::rounds(10); ++round) {
     const std::int64_t in = random.between(1, 200);
     const std::int64_t out = random.between(1, 900);
     const DType stored = kAll[random.between(0, 3)];
