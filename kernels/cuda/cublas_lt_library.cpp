@@ -20,8 +20,8 @@ void* library() {
       if (void* found = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return found;
       if (why.empty()) why = dlerror();
     }
-    throw stagecoach::DeviceError(
-        fmt::format("cuBLASLt cannot be loaded: {} (LD_LIBRARY_PATH can name its folder; --device cpu does without)", why));
+    throw stagecoach::DeviceError(fmt::format(
+        "cuBLASLt cannot be loaded: {} (LD_LIBRARY_PATH can name its folder; --device cpu does without)", why));
   }();
   return loaded;
 }
@@ -50,14 +50,15 @@ const char* cublasLtGetStatusString(cublasStatus_t status) {
   return call(status);
 }
 
-cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t description, const void* alpha, const void* a,
-                              cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
-                              const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* d,
-                              cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algorithm, void* workspace,
-                              size_t workspace_bytes, cudaStream_t stream) {
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t description, const void* alpha,
+                              const void* a, cublasLtMatrixLayout_t a_layout, const void* b,
+                              cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
+                              cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,
+                              const cublasLtMatmulAlgo_t* algorithm, void* workspace, size_t workspace_bytes,
+                              cudaStream_t stream) {
   static const auto call = find<decltype(cublasLtMatmul)>("cublasLtMatmul");
-  return call(handle, description, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout, algorithm, workspace,
-              workspace_bytes, stream);
+  return call(handle, description, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout, algorithm,
+              workspace, workspace_bytes, stream);
 }
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t description,
@@ -80,8 +81,9 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t description) {
   return call(description);
 }
 
-cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description, cublasLtMatmulDescAttributes_t attribute,
-                                              const void* value, size_t bytes) {
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description,
+                                              cublasLtMatmulDescAttributes_t attribute, const void* value,
+                                              size_t bytes) {
   static const auto call = find<decltype(cublasLtMatmulDescSetAttribute)>("cublasLtMatmulDescSetAttribute");
   return call(description, attribute, value, bytes);
 }
@@ -103,8 +105,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
   return call(preference, attribute, value, bytes);
 }
 
-cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows, uint64_t cols,
-                                          int64_t ld) {
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows,
+                                          uint64_t cols, int64_t ld) {
   static const auto call = find<decltype(cublasLtMatrixLayoutCreate)>("cublasLtMatrixLayoutCreate");
   return call(layout, type, rows, cols, ld);
 }

@@ -39,7 +39,8 @@ std::int64_t cuda_free_bytes(int device) {
 std::string cuda_versions() {
   int runtime = 0;
   if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) return "CUDA";
-  return fmt::format("CUDA {}.{}, cuBLASLt {}.{}", runtime / 1000, runtime % 1000 / 10, CUBLAS_VER_MAJOR, CUBLAS_VER_MINOR);
+  return fmt::format("CUDA {}.{}, cuBLASLt {}.{}", runtime / 1000, runtime % 1000 / 10, CUBLAS_VER_MAJOR,
+                     CUBLAS_VER_MINOR);
 }
 
 }  // namespace stagecoach

@@ -27,7 +27,8 @@ TEST_CASE("cuBLASLt is loaded by the first call, and its functions are found") {
   const cublasOperation_t transposed = CUBLAS_OP_T;
   CHECK(cublasLtMatmulDescSetAttribute(description, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed) ==
         CUBLAS_STATUS_SUCCESS);
-  CHECK(cublasLtMatmulDescSetAttribute(description, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, 1) != CUBLAS_STATUS_SUCCESS);
+  CHECK(cublasLtMatmulDescSetAttribute(description, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, 1) !=
+        CUBLAS_STATUS_SUCCESS);
 
   cublasLtMatrixLayout_t layout = nullptr;
   REQUIRE(cublasLtMatrixLayoutCreate(&layout, CUDA_R_16F, 8, 3, 8) == CUBLAS_STATUS_SUCCESS);
@@ -42,10 +43,10 @@ TEST_CASE("cuBLASLt is loaded by the first call, and its functions are found") {
   if (cublasLtCreate(&handle) == CUBLAS_STATUS_SUCCESS) CHECK(cublasLtDestroy(handle) == CUBLAS_STATUS_SUCCESS);
   int found = 0;
   cublasLtMatmulHeuristicResult_t result = {};
-  CHECK(cublasLtMatmulAlgoGetHeuristic(nullptr, description, layout, layout, layout, layout, preference, 1, &result, &found) !=
-        CUBLAS_STATUS_SUCCESS);
-  CHECK(cublasLtMatmul(nullptr, description, nullptr, nullptr, layout, nullptr, layout, nullptr, nullptr, layout, nullptr,
-                       layout, nullptr, nullptr, 0, nullptr) != CUBLAS_STATUS_SUCCESS);
+  CHECK(cublasLtMatmulAlgoGetHeuristic(nullptr, description, layout, layout, layout, layout, preference, 1, &result,
+                                       &found) != CUBLAS_STATUS_SUCCESS);
+  CHECK(cublasLtMatmul(nullptr, description, nullptr, nullptr, layout, nullptr, layout, nullptr, nullptr, layout,
+                       nullptr, layout, nullptr, nullptr, 0, nullptr) != CUBLAS_STATUS_SUCCESS);
 
   CHECK(cublasLtMatmulPreferenceDestroy(preference) == CUBLAS_STATUS_SUCCESS);
   CHECK(cublasLtMatrixLayoutDestroy(layout) == CUBLAS_STATUS_SUCCESS);

@@ -64,7 +64,8 @@ TEST_CASE("clocks that run apart are put right at both ends and evenly between")
   CHECK(ClockLine{}.ours(12) == 12);
 }
 
-TEST_CASE("two comparisons make a line: a drift that they cannot tell is none, and the stated error holds at both ends") {
+TEST_CASE(
+    "two comparisons make a line: a drift that they cannot tell is none, and the stated error holds at both ends") {
   const unsigned seed = std::random_device()();
   CAPTURE(seed);
   std::mt19937_64 random(seed);
