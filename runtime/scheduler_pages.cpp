@@ -83,10 +83,17 @@ std::int32_t Scheduler::most_pages(const Sequence& sequence) const {
   return pages_for(positions_needed(sequence.group->request, limits_.n_positions));
 }
 
-// Who came last, if after `sequence` and not in the microbatch that is being made; null when there is none.
+// Who came last, if after `sequence` and not in the microbatch that is being made, nor the holder of pages that
+// somebody in it reads; null when there is none.
 Scheduler::Sequence* Scheduler::last_after(const Sequence& sequence, bool with_slot) const {
+  const Group* read = nullptr;  // samples stand before their holder here
   for (auto it = running_.rbegin(); it != running_.rend() && it->first > sequence.rank; ++it) {
-    if (!it->second->in_current && (!with_slot || !it->second->holds())) return it->second;
+    Sequence& last = *it->second;
+    if (last.in_current) {
+      read = last.group;
+    } else if (!last.holds() || (!with_slot && last.group != read)) {
+      return &last;
+    }
   }
   return nullptr;
 }
