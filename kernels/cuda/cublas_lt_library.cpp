@@ -26,28 +26,28 @@ void* library() {
   return loaded;
 }
 
-// The library's function of that name, which is declared as `Function`.
-template <typename Function>
-Function* find(const char* name) {
-  if (void* found = dlsym(library(), name)) return reinterpret_cast<Function*>(found);
-  throw stagecoach::DeviceError(fmt::format("cuBLASLt has no {}: older than what this was built with", name));
+// Calls the library's function of that name, which is declared as `Declared`.
+template <auto Declared, typename... Arguments>
+auto call(const char* name, Arguments... arguments) {
+  static const auto found = [name] {
+    if (void* function = dlsym(library(), name)) return reinterpret_cast<decltype(Declared)>(function);
+    throw stagecoach::DeviceError(fmt::format("cuBLASLt has no {}: older than what this was built with", name));
+  }();
+  return found(arguments...);
 }
 
 }  // namespace
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
-  static const auto call = find<decltype(cublasLtCreate)>("cublasLtCreate");
-  return call(handle);
+  return call<cublasLtCreate>("cublasLtCreate", handle);
 }
 
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
-  static const auto call = find<decltype(cublasLtDestroy)>("cublasLtDestroy");
-  return call(handle);
+  return call<cublasLtDestroy>("cublasLtDestroy", handle);
 }
 
 const char* cublasLtGetStatusString(cublasStatus_t status) {
-  static const auto call = find<decltype(cublasLtGetStatusString)>("cublasLtGetStatusString");
-  return call(status);
+  return call<cublasLtGetStatusString>("cublasLtGetStatusString", status);
 }
 
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t description, const void* alpha,
@@ -56,9 +56,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,
                               const cublasLtMatmulAlgo_t* algorithm, void* workspace, size_t workspace_bytes,
                               cudaStream_t stream) {
-  static const auto call = find<decltype(cublasLtMatmul)>("cublasLtMatmul");
-  return call(handle, description, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout, algorithm,
-              workspace, workspace_bytes, stream);
+  return call<cublasLtMatmul>("cublasLtMatmul", handle, description, alpha, a, a_layout, b, b_layout, beta, c, c_layout,
+                              d, d_layout, algorithm, workspace, workspace_bytes, stream);
 }
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t description,
@@ -66,52 +65,45 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                               cublasLtMatmulPreference_t preference, int most,
                                               cublasLtMatmulHeuristicResult_t results[], int* found) {
-  static const auto call = find<decltype(cublasLtMatmulAlgoGetHeuristic)>("cublasLtMatmulAlgoGetHeuristic");
-  return call(handle, description, a, b, c, d, preference, most, results, found);
+  return call<cublasLtMatmulAlgoGetHeuristic>("cublasLtMatmulAlgoGetHeuristic", handle, description, a, b, c, d,
+                                              preference, most, results, found);
 }
 
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* description, cublasComputeType_t compute,
                                         cudaDataType_t scale) {
-  static const auto call = find<decltype(cublasLtMatmulDescCreate)>("cublasLtMatmulDescCreate");
-  return call(description, compute, scale);
+  return call<cublasLtMatmulDescCreate>("cublasLtMatmulDescCreate", description, compute, scale);
 }
 
 cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t description) {
-  static const auto call = find<decltype(cublasLtMatmulDescDestroy)>("cublasLtMatmulDescDestroy");
-  return call(description);
+  return call<cublasLtMatmulDescDestroy>("cublasLtMatmulDescDestroy", description);
 }
 
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description,
                                               cublasLtMatmulDescAttributes_t attribute, const void* value,
                                               size_t bytes) {
-  static const auto call = find<decltype(cublasLtMatmulDescSetAttribute)>("cublasLtMatmulDescSetAttribute");
-  return call(description, attribute, value, bytes);
+  return call<cublasLtMatmulDescSetAttribute>("cublasLtMatmulDescSetAttribute", description, attribute, value, bytes);
 }
 
 cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) {
-  static const auto call = find<decltype(cublasLtMatmulPreferenceCreate)>("cublasLtMatmulPreferenceCreate");
-  return call(preference);
+  return call<cublasLtMatmulPreferenceCreate>("cublasLtMatmulPreferenceCreate", preference);
 }
 
 cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
-  static const auto call = find<decltype(cublasLtMatmulPreferenceDestroy)>("cublasLtMatmulPreferenceDestroy");
-  return call(preference);
+  return call<cublasLtMatmulPreferenceDestroy>("cublasLtMatmulPreferenceDestroy", preference);
 }
 
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
                                                     cublasLtMatmulPreferenceAttributes_t attribute, const void* value,
                                                     size_t bytes) {
-  static const auto call = find<decltype(cublasLtMatmulPreferenceSetAttribute)>("cublasLtMatmulPreferenceSetAttribute");
-  return call(preference, attribute, value, bytes);
+  return call<cublasLtMatmulPreferenceSetAttribute>("cublasLtMatmulPreferenceSetAttribute", preference, attribute,
+                                                    value, bytes);
 }
 
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows,
                                           uint64_t cols, int64_t ld) {
-  static const auto call = find<decltype(cublasLtMatrixLayoutCreate)>("cublasLtMatrixLayoutCreate");
-  return call(layout, type, rows, cols, ld);
+  return call<cublasLtMatrixLayoutCreate>("cublasLtMatrixLayoutCreate", layout, type, rows, cols, ld);
 }
 
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
-  static const auto call = find<decltype(cublasLtMatrixLayoutDestroy)>("cublasLtMatrixLayoutDestroy");
-  return call(layout);
+  return call<cublasLtMatrixLayoutDestroy>("cublasLtMatrixLayoutDestroy", layout);
 }

@@ -33,7 +33,7 @@ std::vector<CudaDevice> cuda_devices();
 // Bytes free on a device of cuda_devices; this process has a context there from then on. Throws DeviceError.
 std::int64_t cuda_free_bytes(int device);
 
-// "CUDA 13.0, cuBLASLt 13.1", empty in a build without.
+// "CUDA 13.0, cuBLASLt 13.1", of cuBLASLt what this was built with; empty in a build without.
 std::string cuda_versions();
 
 struct CudaOptions {
