@@ -234,8 +234,9 @@ class Backend {
 // Naive loops, double accumulation: the written definition of every operation above.
 std::unique_ptr<Backend> make_reference_backend();
 
-// Instruction sets of the CPU backend; all give the same bits. kBest is the widest that this CPU has.
-enum class Simd : std::uint8_t { kBest, kAvx2, kAvx512, kNeon };
+// Instruction sets of the CPU backend; all give the same bits. kBest is the last of the others that this CPU has.
+enum class Simd : std::uint8_t { kBest, kAvx2, kAvx512, kAvx512Vnni, kNeon };
+inline constexpr std::array kEverySimd = {Simd::kAvx2, Simd::kAvx512, Simd::kAvx512Vnni, Simd::kNeon};
 struct CpuOptions {
   int threads = 1;
   Simd simd = Simd::kBest;

@@ -30,7 +30,7 @@ class UsageError : public std::runtime_error {
 
 enum class Command : std::uint8_t { kGenerate, kTokenize, kBench, kConvert, kScore, kPlan, kProfile, kSlurm };
 enum class TransportChoice : std::uint8_t { kAuto, kMpi, kNccl };
-enum class SimdChoice : std::uint8_t { kBest, kAvx2, kAvx512, kNeon };
+enum class SimdChoice : std::uint8_t { kBest, kAvx2, kAvx512, kAvx512Vnni, kNeon };
 
 // Fields of options that the command does not have keep their defaults, or what the run file says.
 struct Options {

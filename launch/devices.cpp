@@ -93,6 +93,8 @@ Simd simd_of(SimdChoice choice) {
       return Simd::kAvx2;
     case SimdChoice::kAvx512:
       return Simd::kAvx512;
+    case SimdChoice::kAvx512Vnni:
+      return Simd::kAvx512Vnni;
     case SimdChoice::kNeon:
       return Simd::kNeon;
   }

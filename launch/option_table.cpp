@@ -108,9 +108,10 @@ void set_kv_dtype(Options& o, const std::string& v) {
 }
 
 void set_simd(Options& o, const std::string& v) {
-  constexpr std::array<SimdChoice, 4> kChoices = {SimdChoice::kBest, SimdChoice::kAvx2, SimdChoice::kAvx512,
-                                                  SimdChoice::kNeon};
-  o.simd = kChoices.at(choice(v, std::array<std::string_view, 4>{"best", "avx2", "avx512", "neon"}));
+  constexpr std::array kChoices = {SimdChoice::kBest, SimdChoice::kAvx2, SimdChoice::kAvx512, SimdChoice::kAvx512Vnni,
+                                   SimdChoice::kNeon};
+  o.simd = kChoices.at(
+      choice(v, std::array<std::string_view, kChoices.size()>{"best", "avx2", "avx512", "avx512vnni", "neon"}));
 }
 
 void set_stages(Options& o, const std::string& v) {
@@ -396,7 +397,8 @@ const OptionSpec kTable[] = {
     {"help", "", kForEvery, kTalk, "this text", false, [](Options&, const std::string&) {}, 'h'},
     {"version", "", kForEvery, kTalk, "version and features of this build", false, [](Options&, const std::string&) {}},
 
-    {"simd", "NAME", kForRuns, kTests, "instructions to use: best, avx2, avx512 or neon [best]", false, set_simd},
+    {"simd", "NAME", kForRuns, kTests, "instructions to use: best, avx2, avx512, avx512vnni or neon [best]", false,
+     set_simd},
     {"check", "", kForRuns, kTests, "run every operation against the slow reference as well and compare", false,
      [](Options& o, const std::string& v) { o.check = flag(v); }},
 };

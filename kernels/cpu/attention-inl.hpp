@@ -187,6 +187,7 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
 template <class W>
 HWY_INLINE void attend_tile_of_heads(const AttentionArgs& args, const AttentionGroup& group, AttentionHeads heads,
                                      std::int64_t t, const AttentionState& state) {
+  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(W));
   const PageLayout& layout = args.layout;
   const std::int64_t width = layout.value_width();
   const W* page = reinterpret_cast<const W*>(args.pages + group.table[t] * args.page_bytes);
@@ -197,12 +198,12 @@ HWY_INLINE void attend_tile_of_heads(const AttentionArgs& args, const AttentionG
     float* scores = state.scores + h * kScoreStride;
     accumulate(1, kPagePositions / kUnit,
                TileOperands{state.q + h * state.q_stride, state.q_stride, 0, layout.head_dim, scores, kScoreStride,
-                            reinterpret_cast<const char*>(values), 0},
+                            reinterpret_cast<const char*>(keys) + kStreamAhead, kPagePositions * kBytes},
                keys, kPagePositions);
     tile_softmax(scores, valid, args.scale, state.tile.largest[h], state.tile.sum[h]);
     accumulate(1, width / kUnit,
                TileOperands{scores, kScoreStride, 0, valid, state.tile.out + h * width, width,
-                            reinterpret_cast<const char*>(values + width * kPagePositions), 0},
+                            reinterpret_cast<const char*>(values) + kStreamAhead, width * kBytes},
                values, width);
   }
   merge_sums(state, state.tile, state.segment, 0, heads.count, width, t % kSegmentPages == 0);
@@ -333,32 +334,37 @@ void merge_parts(const PageLayout& layout, std::span<const float* const> parts, 
   }
 }
 
-// Writes K and V of one row, all heads, at `slot` of `page`; scratch holds head_dim floats.
+// Writes K and V of one row and some heads at `slot` of `page`; scratch holds head_dim floats.
 template <class T>
-HWY_INLINE void append_row(const AttentionArgs& args, std::int64_t row, std::byte* page, std::int64_t slot,
-                           float* scratch) {
+HWY_INLINE void append_row(const AttentionArgs& args, std::int64_t row, AttentionHeads heads, std::byte* page,
+                           std::int64_t slot, float* scratch) {
   const PageLayout& layout = args.layout;
   T* elements = reinterpret_cast<T*>(page);
   T* narrow_keys = reinterpret_cast<T*>(scratch);
-  const float* k = args.qkv + row * args.qkv_stride + layout.n_head * layout.head_dim;
+  const float* k = args.qkv + row * args.qkv_stride + (layout.n_head + heads.first) * layout.head_dim;
   const float* v = k + layout.n_head * layout.head_dim;
-  for (std::int64_t h = 0; h < layout.n_head; ++h, k += layout.head_dim, v += layout.head_dim) {
+  for (std::int64_t h = heads.first; h < heads.first + heads.count; ++h, k += layout.head_dim, v += layout.head_dim) {
     narrow_row(k, narrow_keys, layout.head_dim);
     T* keys = elements + layout.key_begin(h);
+    if (h + 1 < heads.first + heads.count) {  // each element of K is on a cache line of its own
+      const T* next = elements + layout.key_begin(h + 1);
+      for (std::int64_t d = 0; d < layout.head_dim; ++d) hwy::Prefetch(next + layout.key_index(d, slot));
+    }
     for (std::int64_t d = 0; d < layout.head_dim; ++d)
       hwy::CopyBytes<sizeof(T)>(narrow_keys + d, keys + layout.key_index(d, slot));
     narrow_row(v, elements + layout.value_begin(h) + layout.value_index(slot, 0), layout.head_dim);
   }
 }
 
-void append(const AttentionArgs& args, std::int64_t row, std::byte* page, std::int64_t slot, float* scratch) {
+void append(const AttentionArgs& args, std::int64_t row, AttentionHeads heads, std::byte* page, std::int64_t slot,
+            float* scratch) {
   switch (args.dtype) {
     case DType::kFloat32:
-      return append_row<float>(args, row, page, slot, scratch);
+      return append_row<float>(args, row, heads, page, slot, scratch);
     case DType::kFloat16:
-      return append_row<hwy::float16_t>(args, row, page, slot, scratch);
+      return append_row<hwy::float16_t>(args, row, heads, page, slot, scratch);
     case DType::kBFloat16:
-      return append_row<hwy::bfloat16_t>(args, row, page, slot, scratch);
+      return append_row<hwy::bfloat16_t>(args, row, heads, page, slot, scratch);
     case DType::kInt8:
       break;
   }

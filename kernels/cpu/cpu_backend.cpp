@@ -1,6 +1,7 @@
 // The CPU backend: shapes in, tasks out. Operations are cut into tasks by outputs, which any thread may take;
 // each row's arithmetic stands in the kernels and does not depend on the cut.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -188,7 +189,7 @@ class CpuBackend final : public Backend {
     check_linear(x, w, bias, epilogue, out);
     check_float32(x, out, "linear");
     if (x.rows == 0) return;
-    const auto [height, blocks, panels] = cut(x.rows, MatrixLayout{w.in, w.out}.panels());
+    const auto [height, blocks, panels] = cut(x.rows, w);
     LinearArgs args{
         nullptr,  {},         w.storage.data(), w.dtype, w.in, w.out, bias.data == nullptr ? nullptr : bias.f32(0),
         epilogue, out.f32(0), out.stride};
@@ -234,8 +235,9 @@ class CpuBackend final : public Backend {
     std::int64_t blocks;
     std::int64_t panels;  // of a task
   };
-  Cut cut(std::int64_t rows, std::int64_t panels) const {
-    const std::int64_t fewest = (rows + kRowBlock - 1) / kRowBlock;
+  Cut cut(std::int64_t rows, const Matrix& w) const {
+    const std::int64_t panels = MatrixLayout{w.in, w.out}.panels();
+    const std::int64_t fewest = ceil_div(rows, w.dtype == DType::kInt8 ? kRowBlock : row_block_);
     const std::int64_t height = fewest == 1 ? rows : round_up((rows + fewest - 1) / fewest, kRowUnit);
     const std::int64_t blocks = (rows + height - 1) / height;
     const std::int64_t each = panels * blocks / (kTasksPerThread * pool_.threads());
@@ -276,18 +278,27 @@ class CpuBackend final : public Backend {
     return {group.first_row, group.rows, rows_.positions().data() + group.first_row, rows_.table(group.sequence)};
   }
   void append_rows(const AttentionArgs& args, Tensor qkv) {
-    for_rows(qkv.rows, qkv.cols, [&](std::int64_t r, int thread) {
-      const std::int32_t position = rows_.positions()[static_cast<std::size_t>(r)];
-      const std::int32_t page = rows_.page_of(r, position);
-      if (page == kElsewhere) return;
-      kernels_.append(args, r, args.pages + page * args.page_bytes, position % kPagePositions,
-                      attention_scratch(thread));
+    if (qkv.rows == 0) return;
+    // Some heads of all rows are a task: rows of one sequence write to the same cache lines. Of one row each element of
+    // K is on a cache line of its own.
+    const auto [n_head, head_dim] = args.layout;
+    const std::int64_t each =
+        std::max(ceil_div(n_head, 4 * pool_.threads()), kInlineElements / (qkv.rows * head_dim * 16));
+    pool_.run(ceil_div(n_head, each), [&](std::int64_t task, int thread) {
+      const AttentionHeads heads{task * each, std::min(each, n_head - task * each)};
+      for (std::int64_t r = 0; r < qkv.rows; ++r) {
+        const std::int32_t position = rows_.positions()[static_cast<std::size_t>(r)];
+        const std::int32_t page = rows_.page_of(r, position);
+        if (page == kElsewhere) continue;
+        kernels_.append(args, r, heads, args.pages + page * args.page_bytes, position % kPagePositions,
+                        attention_scratch(thread));
+      }
     });
   }
 
   Scratch linear_scratch(int thread) const {
     auto* floats = static_cast<float*>(scratch_[static_cast<std::size_t>(thread)].linear.data());
-    return {floats, floats + kTaskPanels * kRowBlock * kPanel};
+    return {floats, floats + kTaskPanels * kLargeRowBlock * kPanel};
   }
   float* attention_scratch(int thread) const {
     return static_cast<float*>(scratch_[static_cast<std::size_t>(thread)].attention.data());
@@ -348,6 +359,8 @@ class CpuBackend final : public Backend {
   std::unique_ptr<MemoryLayout> layout_;
   Simd simd_;
   Kernels kernels_;
+  // What L2 has is nothing that a result depends on. Unknown is 0 or -1.
+  std::int64_t row_block_ = sysconf(_SC_LEVEL2_CACHE_SIZE) < kLargeL2 ? kRowBlock : kLargeRowBlock;
   std::vector<ThreadScratch> scratch_;
   Buffer packed_;     // rows of the current product
   Buffer quantized_;  // the same rounded to 16 bits, and scales

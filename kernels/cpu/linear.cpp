@@ -21,6 +21,7 @@ void set_linear_kernels(Simd simd, Kernels& kernels) {
 #endif
 #if HWY_TARGETS & HWY_AVX3
   if (simd == Simd::kAvx512) fill(kernels, &N_AVX3::linear, &N_AVX3::pack);
+  if (simd == Simd::kAvx512Vnni) fill(kernels, &N_AVX3::linear_vnni, &N_AVX3::pack);
 #endif
 #if HWY_TARGETS & HWY_NEON
   if (simd == Simd::kNeon) fill(kernels, &N_NEON::linear, &N_NEON::pack);

@@ -9,7 +9,8 @@
 namespace stagecoach::cpu {
 
 // Of each thread.
-inline constexpr std::int64_t kLinearScratchBytes = (kTaskPanels * kRowBlock + kWideK) * kPanel * size_of(DType::kFloat32);
+inline constexpr std::int64_t kLinearScratchBytes =
+    (kTaskPanels * kLargeRowBlock * kPanel + kWideK * kWideColumns) * size_of(DType::kFloat32);
 // Largest head_dim that the threads' scratch has room for from the start; beyond it grows.
 inline constexpr std::int64_t kUsualHeadDim = 256;
 constexpr std::int64_t attention_scratch_bytes(std::int64_t head_dim) {

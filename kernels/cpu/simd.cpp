@@ -1,6 +1,8 @@
 // Which instruction sets this CPU has, and the table of kernels for one of them.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "kernels/cpu/targets.hpp"
 
 #include <hwy/targets.h>
@@ -16,6 +18,7 @@ std::int64_t target_of(Simd simd) {
     case Simd::kAvx2:
       return HWY_AVX2;
     case Simd::kAvx512:
+    case Simd::kAvx512Vnni:
       return HWY_AVX3;
     case Simd::kNeon:
       return HWY_NEON;
@@ -30,9 +33,10 @@ bool cpu_has(Simd simd) {
       !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2")) {  // whatever has these has F16C and LZCNT
     return false;
   }
-  return simd == Simd::kAvx2 || (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                 __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                                 __builtin_cpu_supports("avx512vl"));
+  if (simd == Simd::kAvx2) return true;
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && (simd == Simd::kAvx512 || __builtin_cpu_supports("avx512vnni"));
 #else
   return simd == Simd::kNeon;
 #endif
@@ -50,6 +54,8 @@ const char* plain_name(Simd simd) {
       return "AVX2";
     case Simd::kAvx512:
       return "AVX-512";
+    case Simd::kAvx512Vnni:
+      return "AVX-512 with VNNI";
     case Simd::kNeon:
       return "NEON";
   }
@@ -57,10 +63,8 @@ const char* plain_name(Simd simd) {
 }
 
 Simd best() {
-  for (const Simd simd : {Simd::kAvx512, Simd::kAvx2, Simd::kNeon}) {
-    if (available(simd)) return simd;
-  }
-  return Simd::kBest;
+  const auto last = std::ranges::find_if(kEverySimd.rbegin(), kEverySimd.rend(), available);
+  return last == kEverySimd.rend() ? Simd::kBest : *last;
 }
 
 }  // namespace

@@ -84,11 +84,18 @@ using PackedOperands = FloatOperands<true>;
 // Steps of k that the inner loop takes at once, so that little of it is counting.
 inline constexpr int kUnroll = 4;
 
+// How far ahead one row fetches what it streams through, in bytes.
+inline constexpr std::int64_t kStreamAhead = 4096;
+// Into L2: what lies so far ahead would push out of L1 what is in use.
+HWY_INLINE void prefetch_far(const char* p) {
+  __builtin_prefetch(p, 0, 2);
+}
+
 // Fetches what kSteps steps fetch.
 template <int kSteps>
 HWY_INLINE void prefetch_ahead(const char* begin, std::int64_t step) {
-  hwy::Prefetch(begin);
-  for (std::int64_t at = 64; at < kSteps * step; at += 64) hwy::Prefetch(begin + at);
+  prefetch_far(begin);
+  for (std::int64_t at = 64; at < kSteps * step; at += 64) prefetch_far(begin + at);
 }
 
 // sum += a * b, fused. Written out for x86: left to themselves, compilers mix the steps of an unrolled loop, run out of

@@ -19,10 +19,13 @@ TEST_CASE("AVX-512 gives the bits of AVX2") {
     const auto stages = static_cast<std::int32_t>(draw(random, 1, 4));
     const Job job = random_job(random, stages);
     Layout layout = random_layout(random, job, stages);
-    layout.simd = Simd::kAvx512;
-    const std::vector<Sample> wide = run_loopback(job, layout);
     layout.simd = Simd::kAvx2;
-    INFO("seed " << seed << " round " << round << " model " << job.model << " layout " << layout.describe());
-    CHECK(difference(wide, run_loopback(job, layout)) == "");
+    const std::vector<Sample> narrow = run_loopback(job, layout);
+    for (const Simd wide : {Simd::kAvx512, Simd::kAvx512Vnni}) {
+      if (simd_name(wide).empty()) continue;
+      layout.simd = wide;
+      INFO("seed " << seed << " round " << round << " model " << job.model << " layout " << layout.describe());
+      CHECK(difference(narrow, run_loopback(job, layout)) == "");
+    }
   }
 }

@@ -18,7 +18,7 @@ namespace {
 
 std::vector<Simd> available() {
   std::vector<Simd> result;
-  for (const Simd simd : {Simd::kAvx2, Simd::kAvx512, Simd::kNeon}) {
+  for (const Simd simd : kEverySimd) {
     if (!simd_name(simd).empty()) result.push_back(simd);
   }
   return result;

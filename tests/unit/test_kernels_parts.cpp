@@ -121,7 +121,7 @@ std::vector<float> run_in_parts(Backend& backend, const Conversation& talk, cons
 
 TEST_CASE("attention in parts gives the bits of attention, wherever the segments are") {
   Random random = fresh_random();
-  for (const Simd simd : {Simd::kAvx2, Simd::kAvx512, Simd::kNeon}) {
+  for (const Simd simd : kEverySimd) {
     if (simd_name(simd).empty()) continue;
     for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
       const std::unique_ptr<Backend> backend = make_cpu_backend({static_cast<int>(random.between(1, 3)), simd});
