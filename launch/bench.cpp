@@ -11,6 +11,7 @@
 #include "launch/profile_table.hpp"
 #include "launch/session.hpp"
 #include "launch/watch.hpp"
+#include "partition/wording.hpp"
 #include "runtime/context_shards.hpp"
 #include "runtime/output_file.hpp"
 #include "runtime/results.hpp"

@@ -9,6 +9,7 @@
 #include "kernels/backend.hpp"
 #include "launch/machine.hpp"
 #include "launch/world.hpp"
+#include "partition/wording.hpp"
 #include "runtime/context_shards.hpp"
 #include "runtime/device_layout.hpp"
 #include "runtime/scheduler.hpp"

@@ -123,14 +123,4 @@ void use_small_thread_stacks() {
   pthread_attr_destroy(&attributes);
 }
 
-std::string readable_bytes(std::int64_t bytes) {
-  if (bytes < 1024) return fmt::format("{} bytes", bytes);
-  double value = static_cast<double>(bytes) / 1024;
-  for (const char* unit : {"KiB", "MiB", "GiB"}) {
-    if (value < 1024) return fmt::format("{:.1f} {}", value, unit);
-    value /= 1024;
-  }
-  return fmt::format("{:.1f} TiB", value);
-}
-
 }  // namespace stagecoach

@@ -30,7 +30,4 @@ std::optional<std::int64_t> data_limit_room_bytes();
 inline constexpr std::int64_t kThreadStackBytes = 1 << 20;
 void use_small_thread_stacks();
 
-// "3.1 GiB", "512 bytes": for messages.
-std::string readable_bytes(std::int64_t bytes);
-
 }  // namespace stagecoach

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "partition/plan_report.hpp"
+#include "partition/wording.hpp"
 
 namespace stagecoach {
 namespace {
@@ -42,8 +43,9 @@ std::string fit_advice(const PlanRequest& request, const PipelinePlan& plan, con
     if (stage.fits() || ++count > kMostNamed) continue;
     lacking.push_back(fmt::format(
         "stage {} (blocks {} to {}) needs {} (weights {}, KV cache {}, other {}), available {}", s, stage.blocks.first,
-        stage.blocks.last, size_text(stage.needed_bytes()), size_text(stage.bytes.weights), size_text(stage.bytes.kv),
-        size_text(stage.needed_bytes() - stage.bytes.weights - stage.bytes.kv), size_text(*stage.budget_bytes)));
+        stage.blocks.last, readable_bytes(stage.needed_bytes()), readable_bytes(stage.bytes.weights),
+        readable_bytes(stage.bytes.kv), readable_bytes(stage.needed_bytes() - stage.bytes.weights - stage.bytes.kv),
+        readable_bytes(*stage.budget_bytes)));
   }
   if (count > kMostNamed) lacking.push_back(fmt::format("{} stages more", count - kMostNamed));
 

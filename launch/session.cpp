@@ -19,6 +19,7 @@
 #include "launch/room.hpp"
 #include "launch/same_everywhere.hpp"
 #include "partition/plan_report.hpp"
+#include "partition/wording.hpp"
 #include "runtime/staged_transport.hpp"
 
 namespace stagecoach {
@@ -303,8 +304,8 @@ void Session::load(Stage& stage) {
     if (grid_.replicas > 1) stage.office = hub_->mailbox(stage.place);
   }
   stage.shards.place = {grid_.shard(stage.place), grid_.shards};
-  stage.executor = std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits,
-                                                   &stage.shards);
+  stage.executor =
+      std::make_unique<StageExecutor>(*stage.backend, plan_.model, blocks, std::move(weights), limits, &stage.shards);
 }
 
 // Stages of one process load side by side: packing is bound by one core, reading by the disk.

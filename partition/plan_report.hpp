@@ -38,7 +38,5 @@ std::string plan_svg(const PlanReport& report);
 
 // "512, 448, 384 x 3".
 std::string chunks_text(const ChunkPlan& chunks);
-// "3.1 GiB", "512 bytes".
-std::string size_text(std::int64_t bytes);
 
 }  // namespace stagecoach

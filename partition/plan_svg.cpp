@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "partition/plan_report.hpp"
+#include "partition/wording.hpp"
 
 namespace stagecoach {
 namespace {
@@ -63,16 +64,16 @@ std::string memory(const PlanReport& r, double& y) {
                                   stage.bytes.device() - stage.bytes.weights - stage.bytes.kv, stage.process_bytes};
     for (std::size_t i = 0; i < 4; ++i) {
       const double width = static_cast<double>(sizes[i]) / static_cast<double>(whole) * kWidth;
-      svg += box(at, y, width, kParts[i].color, fmt::format("{} {}", kParts[i].name, size_text(sizes[i])));
+      svg += box(at, y, width, kParts[i].color, fmt::format("{} {}", kParts[i].name, readable_bytes(sizes[i])));
       at += width;
     }
-    svg += label(kLeft + kWidth + 8, y + 14, size_text(stage.needed_bytes()));
+    svg += label(kLeft + kWidth + 8, y + 14, readable_bytes(stage.needed_bytes()));
     if (stage.budget_bytes) {
       const double mark = kLeft + static_cast<double>(*stage.budget_bytes) / static_cast<double>(whole) * kWidth;
       svg += fmt::format(
           "<line x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1:.1f}\" y2=\"{2:.1f}\" stroke=\"#d62728\" "
           "stroke-width=\"2\"><title>budget {3}</title></line>\n",
-          mark, y - 2, y + kBar + 2, size_text(*stage.budget_bytes));
+          mark, y - 2, y + kBar + 2, readable_bytes(*stage.budget_bytes));
     }
     y += kRow;
   }
@@ -125,8 +126,8 @@ std::string timeline(const PlanReport& r, double& y) {
 std::string plan_svg(const PlanReport& r) {
   double y = kTitle;
   std::string body = label(10, y - 8,
-                           fmt::format("{} ({}, {} stages): {} x {} positions", r.model, r.dtype,
-                                       r.plan.stages.size(), r.plan.slots, r.positions()),
+                           fmt::format("{} ({}, {} stages): {} x {} positions", r.model, r.dtype, r.plan.stages.size(),
+                                       r.plan.slots, r.positions()),
                            " class=\"t\"");
   y += kTitle / 2 + 6;
   body += memory(r, y);

@@ -47,12 +47,12 @@ std::string stage_table(const PlanReport& r) {
     const PlannedStage& stage = r.plan.stages[s];
     const std::string on = s < r.hosts.size() && !r.hosts[s].empty() ? " on " + printable(r.hosts[s]) : "";
     const std::int64_t other = stage.needed_bytes() - stage.bytes.weights - stage.bytes.kv;
-    text +=
-        fmt::format("  {:>5} {:>9}  {:<20.20} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9} {:>9} {:>5.0f} %\n", s,
-                    fmt::format("{}-{}", stage.blocks.first, stage.blocks.last), r.device_names[s] + on,
-                    size_text(stage.bytes.weights), size_text(stage.bytes.kv), size_text(other),
-                    size_text(stage.needed_bytes()), stage.budget_bytes ? size_text(*stage.budget_bytes) : "-",
-                    seconds_text(stage.prompt_s), seconds_text(stage.decode_s), 100.0 * r.plan.prediction.bubble[s]);
+    text += fmt::format("  {:>5} {:>9}  {:<20.20} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9} {:>9} {:>5.0f} %\n", s,
+                        fmt::format("{}-{}", stage.blocks.first, stage.blocks.last), r.device_names[s] + on,
+                        readable_bytes(stage.bytes.weights), readable_bytes(stage.bytes.kv), readable_bytes(other),
+                        readable_bytes(stage.needed_bytes()),
+                        stage.budget_bytes ? readable_bytes(*stage.budget_bytes) : "-", seconds_text(stage.prompt_s),
+                        seconds_text(stage.decode_s), 100.0 * r.plan.prediction.bubble[s]);
   }
   return text;
 }
@@ -86,7 +86,7 @@ std::string prediction_text(const PlanReport& r) {
     const std::int64_t rows = std::min<std::int64_t>(prompt, longest_chunk(r.plan.chunks));
     const MicrobatchWork chunk = prompt_chunk(prompt - rows, rows);
     const ShardCost& cost = r.plan.pipeline.stages.front().shards;
-    const auto size = [](double bytes) { return size_text(static_cast<std::int64_t>(bytes)); };
+    const auto size = [](double bytes) { return readable_bytes(static_cast<std::int64_t>(bytes)); };
     text += fmt::format(
         "  shards exchange queries and partial sums, {} for the last chunk and block; keys and values would be {}\n",
         size(exchange_bytes(r.request.model, chunk, cost)), size(ring_bytes(r.request.model, chunk, cost)));
@@ -103,16 +103,6 @@ std::string prediction_text(const PlanReport& r) {
 }
 
 }  // namespace
-
-std::string size_text(std::int64_t bytes) {
-  if (bytes < 1024) return fmt::format("{} bytes", bytes);
-  double value = static_cast<double>(bytes) / 1024;
-  for (const char* unit : {"KiB", "MiB", "GiB"}) {
-    if (value < 1024) return fmt::format("{:.1f} {}", value, unit);
-    value /= 1024;
-  }
-  return fmt::format("{:.1f} TiB", value);
-}
 
 std::string chunks_text(const ChunkPlan& chunks) {
   std::vector<std::string> parts;

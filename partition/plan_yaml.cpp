@@ -2,6 +2,7 @@
 #include <fmt/ranges.h>
 
 #include "partition/plan_report.hpp"
+#include "partition/wording.hpp"
 
 namespace stagecoach {
 namespace {
@@ -33,7 +34,8 @@ std::string plan_run_file(const PlanReport& r) {
     text += fmt::format("    - {{blocks: [{}, {}]", stage.blocks.first, stage.blocks.last);
     if (s < r.hosts.size() && !r.hosts[s].empty()) text += fmt::format(", host: {}", quoted(r.hosts[s]));
     if (stage.budget_bytes) text += fmt::format(", memory: {}", *stage.budget_bytes);
-    text += fmt::format("}}  # {}, {} needed\n", size_text(stage.bytes.weights), size_text(stage.needed_bytes()));
+    text +=
+        fmt::format("}}  # {}, {} needed\n", readable_bytes(stage.bytes.weights), readable_bytes(stage.needed_bytes()));
   }
   if (r.plan.chunks.size() == 1) {
     text += fmt::format("  chunk_tokens: {}\n", r.plan.chunks.front());

@@ -77,4 +77,14 @@ std::string printable(std::string_view text, std::size_t limit_bytes) {
   return escaped(text, limit_bytes, 0x7e);
 }
 
+std::string readable_bytes(std::int64_t bytes) {
+  if (bytes < 1024) return fmt::format("{} bytes", bytes);
+  double value = static_cast<double>(bytes) / 1024;
+  for (const char* unit : {"KiB", "MiB", "GiB"}) {
+    if (value < 1024) return fmt::format("{:.1f} {}", value, unit);
+    value /= 1024;
+  }
+  return fmt::format("{:.1f} TiB", value);
+}
+
 }  // namespace stagecoach

@@ -1,7 +1,8 @@
-// Words of others in messages: what they may have meant, and how to show them on one line.
+// Words of messages: what others may have meant by theirs and how to show those on one line; sizes.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,5 +21,8 @@ std::string suggestion(std::string_view word, const std::vector<std::string>& kn
 std::string shown(std::string_view text);
 // The same of names and snippets from files that may be a stranger's: only ASCII stays.
 std::string printable(std::string_view text, std::size_t limit_bytes = 120);
+
+// "3.1 GiB", "512 bytes".
+std::string readable_bytes(std::int64_t bytes);
 
 }  // namespace stagecoach
