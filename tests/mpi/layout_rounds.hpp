@@ -31,11 +31,13 @@ inline int layout_rounds(const MpiProcess& process, int rounds, std::uint64_t se
   std::uint64_t failures = 0;
   for (int round = 0; round < rounds; ++round) {
     const auto stages = static_cast<std::int32_t>(round == 0 ? process.size() : draw(random, 1, process.size()));
+    const bool small = kSanitized && backend != nullptr;  // an emulated GPU would take minutes for the largest
     const bool may_shard = draw(random, 0, 1) != 0;
     const std::int32_t most_shards = links != nullptr ? 2 : process.size();  // over NCCL as the program has it
-    const auto shards = static_cast<std::int32_t>(may_shard ? draw(random, 1, std::min(process.size() / stages, most_shards)) : 1);
+    const auto shards =
+        static_cast<std::int32_t>(may_shard ? draw(random, 1, std::min(process.size() / stages, most_shards)) : 1);
     Job job = backend == nullptr && shards > 1 && draw(random, 0, 2) == 0 ? random_long_job(random, stages)
-                                                                          : random_job(random, stages);
+                                                                          : random_job(random, stages, small);
     Layout layout = random_layout(random, job, stages, shards);
     Layout plain = plain_layout(job);
     layout.backend = plain.backend = backend;
