@@ -12,6 +12,7 @@
 #include <random>
 #include <sstream>
 #include <stdexcept>
+#include <string_view>
 #include <thread>
 
 namespace stagecoach::test {
@@ -33,14 +34,32 @@ double on_this_machine(double seconds) {
 
 namespace {
 
+// In front of mpirun, which the shell becomes: as launch/mpirun does it.
+constexpr std::string_view kWatcher = R"((
+  for ((stuck = 0; stuck < 5; )); do
+    sleep 2
+    kill -0 $$ || exit
+    states=$(ps --ppid $$ -o stat=,comm= | grep ' stagecoach')
+    if [[ -n $states ]] && ! grep -qv '^Z' <<< "$states"; then ((++stuck)); else stuck=0; fi
+  done
+  touch {stuck}
+  kill -KILL $$
+) > /dev/null 2>&1 &
+)";
+
 Ended start_and_wait(const char* program, int ranks, const std::string& arguments, int limit_s,
                      const std::string& before) {
   const ScratchFolder scratch;
   const std::string launcher = ranks == 0 ? "" : fmt::format("{} -n {} ", STAGECOACH_MPIEXEC, ranks);
   // The program's own redirections stand last and win.
-  const std::string limit = limit_s > 0 ? fmt::format("timeout -k 5 {} ", limit_s) : "";
-  write_file(scratch / "command", fmt::format("{}exec {}{}{} >{} 2>{} {}\n", before, limit, launcher, program,
-                                              scratch / "out", scratch / "err", arguments));
+  std::string limit = fmt::format("timeout -k 5 {} ", limit_s);
+  std::string watcher;
+  if (limit_s == 0) {
+    limit.clear();
+    if (ranks > 0) watcher = fmt::format(kWatcher, fmt::arg("stuck", scratch / "stuck"));
+  }
+  write_file(scratch / "command", fmt::format("{}{}exec {}{}{} >{} 2>{} {}\n", watcher, before, limit, launcher,
+                                              program, scratch / "out", scratch / "err", arguments));
   const std::string command = "bash " + (scratch / "command");
   const auto start = std::chrono::steady_clock::now();
   const int code = std::system(command.c_str());
@@ -49,6 +68,7 @@ Ended start_and_wait(const char* program, int ranks, const std::string& argument
   ended.status = WIFEXITED(code) ? WEXITSTATUS(code) : 128 + WTERMSIG(code);
   ended.out = read_file(scratch / "out");
   ended.err = read_file(scratch / "err");
+  ended.mpirun_stuck = std::filesystem::exists(scratch / "stuck");
   return ended;
 }
 

@@ -14,6 +14,9 @@ struct Ended {
   std::string out;
   std::string err;
   double seconds = 0.0;
+  // mpirun waited for itself after its ranks had ended, a fault of Open MPI, and was killed. Seen of runs without
+  // limit_s.
+  bool mpirun_stuck = false;
 
   // Lines of `err` that are the program's own messages.
   int messages() const;

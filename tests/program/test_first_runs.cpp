@@ -258,3 +258,15 @@ TEST_CASE("a rank that the system kills is named, with what may help") {
   expect_line(out_of_memory, 1, "stagecoach: rank 1 (host ");
   CHECK(out_of_memory.says(advice));
 }
+
+TEST_CASE("an mpirun that waits for itself once its ranks have ended is ended") {
+  const ScratchFolder folder;
+  std::filesystem::create_directory(folder / "bin");
+  write_file(folder / "bin/mpirun", "#!/bin/bash\nsleep 1 &\nexec sleep 100\n");  // which does not ask how its child ended
+  std::filesystem::permissions(folder / "bin/mpirun", std::filesystem::perms::owner_all);
+  Ended ended = run_program(0, "; exit", 60,
+                            fmt::format("export PATH={}:$PATH; exec {}/launch/mpirun -n 1 true 2>{}; ", folder / "bin",
+                                        STAGECOACH_SOURCE_DIR, folder / "err"));
+  ended.err = read_file(folder / "err");
+  expect_line(ended, 1, "all ranks have ended but mpirun did not", 30);
+}
