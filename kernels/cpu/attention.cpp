@@ -23,7 +23,7 @@ void set_attention_kernels(Simd simd, Kernels& kernels) {
   if (simd == Simd::kAvx2) fill(kernels, &N_AVX2::append, &N_AVX2::attend, &N_AVX2::attend_part, &N_AVX2::merge_parts);
 #endif
 #if HWY_TARGETS & HWY_AVX3
-  if (simd == Simd::kAvx512 || simd == Simd::kAvx512Vnni)
+  if (simd == Simd::kAvx512)
     fill(kernels, &N_AVX3::append, &N_AVX3::attend, &N_AVX3::attend_part, &N_AVX3::merge_parts);
 #endif
 #if HWY_TARGETS & HWY_NEON

@@ -238,8 +238,8 @@ class CpuBackend final : public Backend {
   Cut cut(std::int64_t rows, const Matrix& w) const {
     const std::int64_t panels = MatrixLayout{w.in, w.out}.panels();
     const std::int64_t fewest = ceil_div(rows, w.dtype == DType::kInt8 ? kRowBlock : row_block_);
-    const std::int64_t height = fewest == 1 ? rows : round_up((rows + fewest - 1) / fewest, kRowUnit);
-    const std::int64_t blocks = (rows + height - 1) / height;
+    const std::int64_t height = fewest == 1 ? rows : round_up(ceil_div(rows, fewest), kRowUnit);
+    const std::int64_t blocks = ceil_div(rows, height);
     const std::int64_t each = panels * blocks / (kTasksPerThread * pool_.threads());
     return {height, blocks, rows <= kFewRows ? 1 : std::clamp<std::int64_t>(each, 1, kTaskPanels)};
   }

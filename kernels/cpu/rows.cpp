@@ -216,7 +216,7 @@ void set_row_kernels(Simd simd, Kernels& kernels) {
   if (simd == Simd::kAvx2) N_AVX2::fill(kernels);
 #endif
 #if HWY_TARGETS & HWY_AVX3
-  if (simd == Simd::kAvx512 || simd == Simd::kAvx512Vnni) N_AVX3::fill(kernels);
+  if (simd == Simd::kAvx512) N_AVX3::fill(kernels);
 #endif
 #if HWY_TARGETS & HWY_NEON
   if (simd == Simd::kNeon) N_NEON::fill(kernels);

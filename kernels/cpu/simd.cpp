@@ -86,8 +86,9 @@ Simd resolve_simd(Simd simd) {
 Kernels kernels_for(Simd simd) {
   Kernels kernels{};
   set_linear_kernels(simd, kernels);
-  set_attention_kernels(simd, kernels);
-  set_row_kernels(simd, kernels);
+  const Simd others = simd == Simd::kAvx512Vnni ? Simd::kAvx512 : simd;  // only products use VNNI
+  set_attention_kernels(others, kernels);
+  set_row_kernels(others, kernels);
   return kernels;
 }
 
