@@ -280,8 +280,8 @@ std::int64_t World::minimum(std::int64_t value) const {
   return value;
 }
 
-// Signs of life come every second at most, and eight times in a short limit, so that others notice a little later than
-// this rank; meanwhile it gives no signs itself, and must not be taken for silent.
+// Others notice up to a sign_interval later than this rank; meanwhile it gives no signs itself, and must not be taken
+// for silent.
 bool World::lower_rank_ends_it() const {
   const double turn_s = std::min(1.0, mpi_->silence_limit_s() / 6);
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(turn_s * (1 + std::min(rank(), 8)));

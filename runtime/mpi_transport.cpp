@@ -242,8 +242,7 @@ std::string MpiProcess::name_of(std::size_t rank) const {
 void MpiProcess::sign() const {
   const Clock::time_point now = Clock::now();
   if (size_ == 1 || now < watch_->next_sign) return;
-  const double interval_s = std::min(1.0, silence_limit_s_ / 8);
-  watch_->next_sign = now + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(interval_s));
+  watch_->next_sign = now + sign_interval(silence_limit_s_);
   MPI_Request request = MPI_REQUEST_NULL;
   check(MPI_Isend(nullptr, 0, MPI_BYTE, rank_ == 0 ? 1 : 0, kSignTag, comms_.back()->messages, &request));
   check(MPI_Request_free(&request));

@@ -178,8 +178,7 @@ class Pipeline {
     sends_done();
     const Clock::time_point now = Clock::now();
     if (now < next_alive_) return;
-    const double interval_s = std::min(1.0, c_.timeout_s / 8);
-    next_alive_ = now + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(interval_s));
+    next_alive_ = now + sign_interval(c_.timeout_s);
     const std::byte sign{1};
     for (const std::int32_t peer : neighbours()) {
       c_.mailbox->post(peer, Channel::kAlive, std::span(&sign, 1));

@@ -18,10 +18,6 @@ constexpr std::chrono::microseconds kLookEvery{50};
 
 enum class Word : std::uint8_t { kRequests = 0, kDrop = 1, kEnd = 2 };
 
-Clock::duration sign_interval(double timeout_s) {
-  return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(std::min(1.0, timeout_s / 8)));
-}
-
 std::vector<std::byte> work_message(Word word, const std::vector<Request>& requests) {
   wire::Writer out;
   out.put(static_cast<std::uint8_t>(word));

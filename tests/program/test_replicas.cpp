@@ -178,7 +178,7 @@ TEST_CASE("a rank of any replica that dies or falls silent ends the job, which g
   std::string lines;
   for (int i = 0; i < 300; ++i) lines += fmt::format("{{\"tokens\":[{},5,7]}}\n", i);
   write_file(folder / "p.jsonl", lines);
-  const std::string command = "generate --ignore-eos --max-new-tokens 30 --threads 1 --timeout 6 --prompts " +
+  const std::string command = "generate --ignore-eos --max-new-tokens 30 --threads 1 --timeout 3 --prompts " +
                               (folder / "p.jsonl") + kSlowModel + "--output ";
   REQUIRE(run_program(0, command + (folder / "whole.jsonl"), 120).status == 0);
   const std::string expected = read_file(folder / "whole.jsonl");
