@@ -3,6 +3,8 @@
 
 namespace stagecoach::test {
 
-void prepare_machine();  // machine_real.cpp or machine_emulated.cpp
+// machine_real.cpp or machine_emulated.cpp:
+void prepare_machine();
+bool wants_small_jobs();  // emulated, the largest would take minutes
 
 }  // namespace stagecoach::test

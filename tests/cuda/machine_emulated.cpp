@@ -11,4 +11,8 @@ void prepare_machine() {
   cuda_emulation::nccl::behave({.most_polls = 5}, std::random_device{}());
 }
 
+bool wants_small_jobs() {
+  return true;
+}
+
 }  // namespace stagecoach::test

@@ -4,4 +4,8 @@ namespace stagecoach::test {
 
 void prepare_machine() {}
 
+bool wants_small_jobs() {
+  return false;
+}
+
 }  // namespace stagecoach::test

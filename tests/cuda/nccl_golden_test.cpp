@@ -70,7 +70,7 @@ int run(const MpiProcess& process) {
   std::uint64_t different = 0;
   int tried = 0;
   for (const Continuations& golden : all) {
-    if (draw(random, 1, 5) > rounds(5)) continue;  // under sanitizers one of five, the same on all ranks
+    if (draw(random, 1, 5) > 2) continue;  // two of five, the same on all ranks
     ++tried;
     different += static_cast<std::uint64_t>(differences(process, random, golden));
   }

@@ -8,5 +8,6 @@ using namespace stagecoach;
 
 int main(int argc, char** argv) {
   test::prepare_machine();
-  return test::layout_main(argc, argv, 5, test::own_backend, test::nccl_links);
+  return test::layout_main(argc, argv, {.rounds = 5, .small = test::wants_small_jobs()}, test::own_backend,
+                           test::nccl_links);
 }

@@ -25,19 +25,23 @@ inline std::uint64_t shared(const MpiProcess& process, std::uint64_t value) {
 // Collective; of one round.
 using MakeLinks = RankLinks (*)(const MpiProcess& process, std::int32_t stages, std::int32_t shards);
 
-inline int layout_rounds(const MpiProcess& process, int rounds, std::uint64_t seed,
+struct LayoutTrial {
+  int rounds = 0;      // usually
+  bool small = false;  // jobs
+};
+
+inline int layout_rounds(const MpiProcess& process, LayoutTrial trial, std::uint64_t seed,
                          std::unique_ptr<Backend> (*backend)(), MakeLinks links) {
   Random random(seed);
   std::uint64_t failures = 0;
-  for (int round = 0; round < rounds; ++round) {
+  for (int round = 0; round < trial.rounds; ++round) {
     const auto stages = static_cast<std::int32_t>(round == 0 ? process.size() : draw(random, 1, process.size()));
-    const bool small = kSanitized && backend != nullptr;  // an emulated GPU would take minutes for the largest
     const bool may_shard = draw(random, 0, 1) != 0;
     const std::int32_t most_shards = links != nullptr ? 2 : process.size();  // over NCCL as the program has it
     const auto shards =
         static_cast<std::int32_t>(may_shard ? draw(random, 1, std::min(process.size() / stages, most_shards)) : 1);
     Job job = backend == nullptr && shards > 1 && draw(random, 0, 2) == 0 ? random_long_job(random, stages)
-                                                                          : random_job(random, stages, small);
+                                                                          : random_job(random, stages, trial.small);
     Layout layout = random_layout(random, job, stages, shards);
     Layout plain = plain_layout(job);
     layout.backend = plain.backend = backend;
@@ -55,18 +59,18 @@ inline int layout_rounds(const MpiProcess& process, int rounds, std::uint64_t se
   }
   failures = shared(process, failures);
   if (process.rank() == 0)
-    fmt::print("{} rounds over {} ranks, seed {}, {} failures\n", rounds, process.size(), seed, failures);
+    fmt::print("{} rounds over {} ranks, seed {}, {} failures\n", trial.rounds, process.size(), seed, failures);
   return failures == 0 ? 0 : 1;
 }
 
-// Arguments: [rounds] [seed]; `usual_rounds` without. Every rank ends with the same status: 0 or 1.
-inline int layout_main(int argc, char** argv, int usual_rounds, std::unique_ptr<Backend> (*backend)(),
+// Arguments: [rounds] [seed]; the trial's rounds without. Every rank ends with the same status: 0 or 1.
+inline int layout_main(int argc, char** argv, LayoutTrial trial, std::unique_ptr<Backend> (*backend)(),
                        MakeLinks links = nullptr) {
   const MpiProcess process(&argc, &argv);
-  const int count = argc > 1 ? std::atoi(argv[1]) : rounds(usual_rounds);
+  trial.rounds = argc > 1 ? std::atoi(argv[1]) : rounds(trial.rounds);
   const std::uint64_t given = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : std::random_device{}();
   try {
-    return layout_rounds(process, count, shared(process, given), backend, links);
+    return layout_rounds(process, trial, shared(process, given), backend, links);
   } catch (const std::exception& e) {
     fmt::print(stderr, "rank {}: {}\n", process.rank(), e.what());
     process.abort(1);

@@ -2,5 +2,5 @@
 #include "tests/mpi/layout_rounds.hpp"
 
 int main(int argc, char** argv) {
-  return stagecoach::test::layout_main(argc, argv, 15, nullptr);
+  return stagecoach::test::layout_main(argc, argv, {.rounds = 15}, nullptr);
 }

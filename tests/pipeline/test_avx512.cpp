@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "tests/pipeline/harness.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;
@@ -15,7 +16,7 @@ TEST_CASE("AVX-512 gives the bits of AVX2") {
   }
   const std::uint64_t seed = std::random_device{}();
   Random random(seed);
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < rounds(20); ++round) {
     const auto stages = static_cast<std::int32_t>(draw(random, 1, 4));
     const Job job = random_job(random, stages);
     Layout layout = random_layout(random, job, stages);
