@@ -12,11 +12,11 @@ using namespace stagecoach::test;
 
 namespace {
 
-// True for `at_least` rounds and then, up to `at_most`, while the test has run for less than ten seconds, under
-// sanitizers two: slow builds draw fewer cases instead of taking minutes.
+// True for `at_least` rounds and then, up to `at_most`, while the test has run for less than ten seconds. Under sanitizers
+// at least a fifth of that, and two seconds: slow builds draw fewer cases instead of taking minutes.
 class Rounds {
  public:
-  Rounds(int at_least, int at_most) : at_least_(at_least), at_most_(at_most) {}
+  Rounds(int at_least, int at_most) : at_least_(std::max(1, rounds(at_least))), at_most_(at_most) {}
   bool next() {
     ++round_;
     const auto elapsed = std::chrono::steady_clock::now() - start_;
