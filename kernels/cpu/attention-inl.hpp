@@ -1,10 +1,12 @@
 // out(r) = softmax(scale q K^T) V over the pages of the row's sequence, tile by tile (a tile is a page),
 // without ever holding more than one tile of scores.
 //
-// Per tile t of keys: s = scale * (q K^T); m_t = max s; p = exp(s - m_t); l_t = sum p; o_t = p V. Merged in
-// tile order:
+// Per tile of keys, in order: s = q K^T;  m' = max(m, max s);  a = exp(scale (m - m'));  p = exp(scale (s - m'));
+//   l = l a + sum p;  o = o a + p V
+// over the tiles of a segment (kSegmentPages), beginning with m = -infinity. a is nearly always 1, and then nothing is
+// multiplied with it. Segments are merged in order, m now with the scale:
 //   m' = max(m, m_t);  a = exp(m - m');  b = exp(m_t - m');  l = l a + l_t b;  o = o a + o_t b
-// over the tiles of a segment (kSegmentPages), then the segments likewise, in order. In the end out = o / l.
+// In the end out = o / l (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135).
 // Keys beyond the row's position are masked before the maximum and never multiplied with their value, so
 // whatever the page holds there cannot matter. Rows of a group share the reads of a tile; each row's
 // operations are its own.
@@ -39,7 +41,8 @@ struct AttentionState {
   float* q;  // (kGroupRows, q_stride): queries
   std::int64_t q_stride;
   float* scores;  // (kGroupRows, kScoreStride), then the probabilities
-  SoftmaxSums tile, segment, all;
+  float* lanes;   // (kGroupRows, kUnit): l of the segment, by lanes, until it is complete
+  SoftmaxSums segment, all;
   float* keep;  // a, (kSlots)
   float* take;  // b
 };
@@ -52,7 +55,8 @@ HWY_INLINE AttentionState attention_state(float* scratch, std::int64_t width) {
   const auto take = [&scratch](std::int64_t floats) { return std::exchange(scratch, scratch + floats); };
   state.q = take(kGroupRows * state.q_stride);
   state.scores = take(kGroupRows * kScoreStride);
-  for (SoftmaxSums* sums : {&state.tile, &state.segment, &state.all}) {
+  state.lanes = take(kGroupRows * kUnit);
+  for (SoftmaxSums* sums : {&state.segment, &state.all}) {
     sums->out = take(kGroupRows * width);
     sums->largest = take(kSlots);
     sums->sum = take(kSlots);
@@ -62,11 +66,27 @@ HWY_INLINE AttentionState attention_state(float* scratch, std::int64_t width) {
   return state;
 }
 
-// Scores of one row become probabilities relative to the tile's own maximum; keys from `valid` on become
-// exactly 0.
-HWY_INLINE void tile_softmax(float* scores, std::int64_t valid, float scale, float& largest, float& sum) {
+// Slots [begin, end) begin a segment.
+HWY_INLINE void begin_segment(const AttentionState& state, std::int64_t begin, std::int64_t end, std::int64_t width) {
+  std::fill(state.lanes + begin * kUnit, state.lanes + end * kUnit, 0.0F);
+  std::fill(state.segment.out + begin * width, state.segment.out + end * width, 0.0F);
+  std::fill(state.segment.largest + begin, state.segment.largest + end, -std::numeric_limits<float>::infinity());
+}
+
+HWY_INLINE void end_segment(const AttentionState& state, std::int64_t begin, std::int64_t end, float scale) {
+  for (std::int64_t r = begin; r < end; ++r) {
+    state.segment.sum[r] = LaneSums(state.lanes + r * kUnit).reduce();
+    state.segment.largest[r] *= scale;
+  }
+}
+
+// The scores of slot r become probabilities relative to the largest score so far, and the sums so far as well; keys
+// from `valid` on become exactly 0.
+HWY_INLINE void tile_softmax(const AttentionState& state, std::int64_t r, std::int64_t valid, float scale,
+                             std::int64_t width) {
   const FloatTag d;
   const FloatVec none = hn::Set(d, -std::numeric_limits<float>::infinity());
+  float* scores = state.scores + r * kScoreStride;
   FloatVec top = none;
   if (valid >= kPagePositions) {
     for (std::int64_t c = 0; c < kPagePositions; c += kLanes) top = hn::Max(top, hn::LoadU(d, scores + c));
@@ -79,20 +99,29 @@ HWY_INLINE void tile_softmax(float* scores, std::int64_t valid, float scale, flo
       top = hn::Max(top, s);
     }
   }
-  largest = hn::GetLane(hn::MaxOfLanes(d, top)) * scale;
-  // A tile of nothing but -infinity (overflowed scores) has probabilities 0, not NaN.
-  const FloatVec offset = hn::Set(d, largest == -std::numeric_limits<float>::infinity() ? 0.0F : largest);
-  const FloatVec scale_v = hn::Set(d, scale);
-  LaneSums lanes;
+  const FloatVec factor = hn::Set(d, scale * kLog2E);
+  FloatVec largest = hn::Set(d, state.segment.largest[r]);
+  LaneSums lanes(state.lanes + r * kUnit);
+  if (!hn::AllFalse(d, hn::Gt(top, largest))) {
+    const FloatVec before = largest;
+    largest = hn::MaxOfLanes(d, hn::Max(top, largest));
+    state.segment.largest[r] = hn::GetLane(largest);
+    const FloatVec keep = exp2_of_negative(d, hn::Sub(before, largest), factor);
+    for (FloatVec& sum : lanes.sum) sum = hn::Mul(sum, keep);
+    float* out = state.segment.out + r * width;
+    for (std::int64_t c = 0; c < width; c += kLanes) hn::StoreU(hn::Mul(hn::LoadU(d, out + c), keep), d, out + c);
+  }
+  // Of nothing but -infinity (overflowed scores) the probabilities are 0, not NaN.
+  const FloatVec offset = hn::IfThenZeroElse(hn::Eq(largest, none), largest);
   for (std::int64_t c = 0; c < kPagePositions; c += kUnit) {
     for (int v = 0; v < kUnitVecs; ++v) {
       float* at = scores + c + v * kLanes;
-      const FloatVec p = exp_of_negative(d, hn::Sub(hn::Mul(hn::LoadU(d, at), scale_v), offset));
+      const FloatVec p = exp2_of_negative(d, hn::Sub(hn::LoadU(d, at), offset), factor);
       hn::StoreU(p, d, at);
       lanes.sum[v] = hn::Add(lanes.sum[v], p);
     }
   }
-  sum = lanes.reduce();
+  lanes.store(state.lanes + r * kUnit);
 }
 
 // Merges `next` into `into` for slots [begin, end). The factors are computed for a vector of slots at a time.
@@ -106,13 +135,14 @@ HWY_INLINE void merge_sums(const AttentionState& state, const SoftmaxSums& next,
     return;
   }
   const FloatVec none = hn::Set(d, -std::numeric_limits<float>::infinity());
+  const FloatVec log2e = hn::Set(d, kLog2E);
   for (std::int64_t r = begin; r < end; r += kLanes) {
     const FloatVec before = hn::LoadU(d, into.largest + r);
     const FloatVec added = hn::LoadU(d, next.largest + r);
     const FloatVec largest = hn::Max(before, added);
     const FloatVec offset = hn::IfThenZeroElse(hn::Eq(largest, none), largest);
-    const FloatVec keep = exp_of_negative(d, hn::Sub(before, offset));
-    const FloatVec take = exp_of_negative(d, hn::Sub(added, offset));
+    const FloatVec keep = exp2_of_negative(d, hn::Sub(before, offset), log2e);
+    const FloatVec take = exp2_of_negative(d, hn::Sub(added, offset), log2e);
     const FloatVec sum = hn::Mul(hn::LoadU(d, into.sum + r), keep);
     hn::StoreU(hn::MulAdd(hn::LoadU(d, next.sum + r), take, sum), d, into.sum + r);
     hn::StoreU(largest, d, into.largest + r);
@@ -162,24 +192,22 @@ HWY_INLINE void attend_tile(const AttentionArgs& args, const AttentionGroup& gro
   std::int64_t whole = begin;  // rows from here on see the whole tile
   for (std::int64_t r = begin; r < group.rows; ++r) {
     const std::int64_t valid = std::min<std::int64_t>(group.positions[r] - t * kPagePositions + 1, kPagePositions);
-    tile_softmax(state.scores + r * kScoreStride, valid, args.scale, state.tile.largest[r], state.tile.sum[r]);
-    float* out = state.tile.out + r * width;
+    tile_softmax(state, r, valid, args.scale, width);
     if (valid == kPagePositions) continue;
     whole = r + 1;
     accumulate(1, width / kUnit,
-               TileOperands{state.scores + r * kScoreStride, kScoreStride, 0, valid, out, width,
-                            reinterpret_cast<const char*>(next_keys), 0},
+               ContinuedOperands{state.scores + r * kScoreStride, kScoreStride, 0, valid, state.segment.out + r * width,
+                                 width, reinterpret_cast<const char*>(next_keys), 0},
                values, width);
   }
   if (whole < group.rows) {
     accumulate(group.rows - whole, width / kUnit,
-               TileOperands{
-                   state.scores + whole * kScoreStride, kScoreStride, 0, kPagePositions, state.tile.out + whole * width,
-                   width, reinterpret_cast<const char*>(next_keys),
+               ContinuedOperands{
+                   state.scores + whole * kScoreStride, kScoreStride, 0, kPagePositions,
+                   state.segment.out + whole * width, width, reinterpret_cast<const char*>(next_keys),
                    fetch_step<W>(kPagePositions * layout.head_dim, group.rows - whole, width / kUnit, kPagePositions)},
                values, width);
   }
-  merge_sums(state, state.tile, state.segment, begin, group.rows, width, t % kSegmentPages == 0);
 }
 
 // One tile for the only row of a group and several heads. What they read is one piece of memory, so long that the
@@ -200,13 +228,12 @@ HWY_INLINE void attend_tile_of_heads(const AttentionArgs& args, const AttentionG
                TileOperands{state.q + h * state.q_stride, state.q_stride, 0, layout.head_dim, scores, kScoreStride,
                             reinterpret_cast<const char*>(keys) + kStreamAhead, kPagePositions * kBytes},
                keys, kPagePositions);
-    tile_softmax(scores, valid, args.scale, state.tile.largest[h], state.tile.sum[h]);
+    tile_softmax(state, h, valid, args.scale, width);
     accumulate(1, width / kUnit,
-               TileOperands{scores, kScoreStride, 0, valid, state.tile.out + h * width, width,
-                            reinterpret_cast<const char*>(values) + kStreamAhead, width * kBytes},
+               ContinuedOperands{scores, kScoreStride, 0, valid, state.segment.out + h * width, width,
+                                 reinterpret_cast<const char*>(values) + kStreamAhead, width * kBytes},
                values, width);
   }
-  merge_sums(state, state.tile, state.segment, 0, heads.count, width, t % kSegmentPages == 0);
 }
 
 // What a slot of a task stands for.
@@ -236,17 +263,22 @@ HWY_INLINE std::int64_t attend_segment(const AttentionArgs& args, const Attentio
   const std::int64_t first = segment * kSegmentPages;
   const std::int64_t tiles = group.positions[group.rows - 1] / kPagePositions + 1;
   const std::int64_t end = std::min<std::int64_t>(tiles, first + kSegmentPages);
+  const std::int64_t width = args.layout.value_width();
   if (group.rows == 1) {
+    begin_segment(state, 0, heads.count, width);
     for (std::int64_t t = first; t < end; ++t) attend_tile_of_heads<W>(args, group, heads, t, state);
+    end_segment(state, 0, heads.count, args.scale);
     return 0;
   }
   std::int64_t begin = 0;
   while (group.positions[begin] < first * kPagePositions) ++begin;
   const std::int64_t seen_from = begin;
+  begin_segment(state, seen_from, group.rows, width);
   for (std::int64_t t = first; t < end; ++t) {
     while (group.positions[begin] < t * kPagePositions) ++begin;
     attend_tile<W>(args, group, heads.first, t, end, begin, state);
   }
+  end_segment(state, seen_from, group.rows, args.scale);
   return seen_from;
 }
 

@@ -261,7 +261,7 @@ class CpuBackend final : public Backend {
   void run_attention(std::int64_t n_head, const Body& body) {
     const auto pieces = static_cast<std::int64_t>(pieces_.size());
     if (pieces == 0) return;
-    const std::int64_t cuts = std::max(ceil_div(n_head, kGroupRows), ceil_div(pool_.threads(), pieces));
+    const std::int64_t cuts = std::max(ceil_div(n_head, kGroupHeads), ceil_div(pool_.threads(), pieces));
     const std::int64_t side_by_side = ceil_div(n_head, cuts);
     tasks_.clear();
     for (std::int64_t i = 0; i < pieces; ++i) {

@@ -28,8 +28,10 @@ inline constexpr std::int64_t kRowUnit = 12;
 inline constexpr std::int64_t kWideK = 256;
 // And columns: from whole cache lines of 16-bit weights, and in L1 when they are read.
 inline constexpr std::int64_t kWideColumns = 32;
-// Rows of one sequence that attend together.
-inline constexpr std::int64_t kGroupRows = 24;
+// Rows of one sequence that attend together, and heads of a single row.
+inline constexpr std::int64_t kGroupRows = 48;
+inline constexpr std::int64_t kGroupHeads = 24;
+static_assert(kGroupHeads <= kGroupRows);  // both are the slots of a task
 // Rows that a tile reads side by side are this much apart beyond a multiple of 64 floats: in different sets of L1, and
 // each on cache lines of its own, which whole vectors are written to.
 inline constexpr std::int64_t kRowPad = 16;
@@ -41,7 +43,7 @@ struct Scratch {
   float* wide = nullptr;     // (kWideK, kWideColumns)
 };
 constexpr std::int64_t attention_scratch_floats(std::int64_t head_dim) {
-  return kGroupRows * (kScoreStride + kRowPad + 4 * round_up(head_dim, kUnit)) + 8 * (kGroupRows + kUnit);
+  return kGroupRows * (kScoreStride + kRowPad + kUnit + 3 * round_up(head_dim, kUnit)) + 6 * (kGroupRows + kUnit);
 }
 
 // Rows of x rounded to 16 bits: x(r, k) is about values(r, k) * scales(r, k / kInt8Group).
@@ -91,7 +93,7 @@ struct AttentionGroup {
   const std::int32_t* positions;  // (rows)
   const std::int32_t* table;
 };
-// More than one head, at most kGroupRows, for a group of one row alone.
+// More than one head, at most kGroupHeads, for a group of one row alone.
 struct AttentionHeads {
   std::int64_t first, count;
 };
@@ -139,9 +141,9 @@ struct Kernels {
   void (*quantize_row)(const float* x, std::int64_t in, std::int16_t* values, float* scales);
   // One group of a panel of int8 weights from float32 (count, kPanel), count <= kInt8Group.
   void (*quantize_group)(const float* weights, std::int64_t count, float* scales, std::int8_t* values);
-  // Element-wise, for tests of accuracy: exp, that of arguments up to 0, and each Activation.
+  // Element-wise, for tests of accuracy: exp, 2^(x factor) up to 1, and each Activation.
   void (*exp)(const float* x, float* y, std::int64_t n);
-  void (*exp_of_negative)(const float* x, float* y, std::int64_t n);
+  void (*exp2_of_negative)(const float* x, float factor, float* y, std::int64_t n);
   void (*activate)(Activation activation, const float* x, float* y, std::int64_t n);
 };
 

@@ -23,6 +23,13 @@ struct LaneSums {
   HWY_INLINE LaneSums() {
     for (int v = 0; v < kUnitVecs; ++v) sum[v] = hn::Zero(FloatTag());
   }
+  // Goes on from what store() left.
+  HWY_INLINE explicit LaneSums(const float* from) {
+    for (int v = 0; v < kUnitVecs; ++v) sum[v] = hn::LoadU(FloatTag(), from + v * kLanes);
+  }
+  HWY_INLINE void store(float* to) const {
+    for (int v = 0; v < kUnitVecs; ++v) hn::StoreU(sum[v], FloatTag(), to + v * kLanes);
+  }
   HWY_INLINE float reduce() const {
     FloatVec total[kUnitVecs];
     std::copy(sum, sum + kUnitVecs, total);

@@ -47,28 +47,27 @@ HWY_INLINE V exp_v(D d, V x) {
   return hn::IfThenElse(hn::IsNaN(x), x, scaled);
 }
 
-// exp(x) for x <= 0 in two thirds of the operations; 0 below -87, where results come close to subnormal. n + 127
-// appears in the last bits of a sum with a number so large that its last bit is worth 1, and one shift makes 2^n of it.
-// Minimax polynomial of degree 6, error 4e-9 relative.
+// 2^(x factor) for x factor <= 0, which need not be a float: half the operations of exp_v. 0 below -125.5, where
+// results come close to subnormal; exactly 1 for 0. n + 127, n = round(x factor), appears in the last bits of a sum
+// with a number so large that its last bit is worth 1, and one shift makes 2^n of it. What remains of x factor is exact
+// but for one rounding. Minimax polynomial of degree 5, error 1.1e-7 relative.
 template <class D, class V>
-HWY_INLINE V exp_of_negative(D d, V x) {
+HWY_INLINE V exp2_of_negative(D d, V x, V factor) {
   const hn::RebindToSigned<D> di;
-  const V one = hn::Set(d, 1.0F);
   const V shifter = hn::Set(d, 12582912.0F + 127.0F);  // 1.5 * 2^23 + 127
-  const V shifted = hn::MulAdd(x, hn::Set(d, 1.44269504F), shifter);
+  const V shifted = hn::MulAdd(x, factor, shifter);
   const V n = hn::Sub(shifted, shifter);
-  V r = hn::NegMulAdd(n, hn::Set(d, 0.693359375F), x);
-  r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4F), r);
-  V p = hn::Set(d, 0.00138145406F);
-  p = hn::MulAdd(p, r, hn::Set(d, 0.00836874545F));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.041668389F));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.166665211F));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.49999994F));
-  p = hn::MulAdd(p, r, one);
-  p = hn::MulAdd(p, r, one);
+  const V r = hn::MulSub(x, factor, n);
+  V p = hn::Set(d, 0.00132647272F);
+  p = hn::MulAdd(p, r, hn::Set(d, 0.00967151281F));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.0555073374F));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.240222421F));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.693146978F));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0F));
   const V power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
-  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -87.0F)), hn::Mul(p, power));
+  return hn::IfThenZeroElse(hn::Lt(n, hn::Set(d, -125.0F)), hn::Mul(p, power));
 }
+inline constexpr float kLog2E = 1.44269504F;  // e^x = 2^(x kLog2E)
 
 // 1 / (1 + exp(-x)) times x, the logistic function's saturation included: large negative x gives -0.
 template <class D, class V>

@@ -169,8 +169,8 @@ HWY_INLINE void apply_row(const float* x, float* y, std::int64_t n, const Functi
 void exp_row(const float* x, float* y, std::int64_t n) {
   apply_row(x, y, n, [](FloatVec v) { return exp_v(FloatTag(), v); });
 }
-void exp_of_negative_row(const float* x, float* y, std::int64_t n) {
-  apply_row(x, y, n, [](FloatVec v) { return exp_of_negative(FloatTag(), v); });
+void exp2_of_negative_row(const float* x, float factor, float* y, std::int64_t n) {
+  apply_row(x, y, n, [factor](FloatVec v) { return exp2_of_negative(FloatTag(), v, hn::Set(FloatTag(), factor)); });
 }
 
 template <Activation kActivation>
@@ -200,7 +200,7 @@ void fill(Kernels& kernels) {
   kernels.quantize_row = &quantize_row;
   kernels.quantize_group = &quantize_group;
   kernels.exp = &exp_row;
-  kernels.exp_of_negative = &exp_of_negative_row;
+  kernels.exp2_of_negative = &exp2_of_negative_row;
   kernels.activate = &activate;
 }
 

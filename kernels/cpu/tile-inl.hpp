@@ -4,8 +4,8 @@
 //
 // acc (rows, kUnit * units) float, x (rows, k) float, w (k, kUnit * units) float, float16 or bfloat16, acc and w
 // with their strides. x is strided as well, or packed: the rows of a tile side by side, (k, tile's rows), one tile
-// after the other. Strided products begin with sums of 0, packed ones go on from what acc holds. Packed, a step reads
-// neighbours instead of one line per row, which for the usual strides are all in the same bank of L1 (or, with strides
+// after the other. Sums begin with 0 or go on from what acc holds (packed ones always). Packed, a step reads neighbours
+// instead of one line per row, which for the usual strides are all in the same bank of L1 (or, with strides
 // of 4 KiB, in the same set): up to twice as fast. How rows and columns are cut into register tiles, and k into calls
 // (partial sums stay exact in memory), changes nothing in any element's sequence of operations: that is the
 // layout-invariance contract.
@@ -48,9 +48,10 @@ HWY_INLINE FloatVec load_wide(const Half* p) {
 
 // What a tile works on besides the weights. Operands of another kind (int8-inl.hpp) have the same members for cutting:
 // kDepth, k_count, prefetch, prefetch_step, skip_rows, skip_columns.
-template <bool kPacked>
+template <bool kPacked, bool kFromZero>
 struct FloatOperands {
   static constexpr std::int64_t kDepth = 1;  // weights of a column per step of k
+  static constexpr bool kBeginsWithZero = kFromZero;
 
   const float* x;         // strided: element (0, first k); packed: the tile's element (0, 0)
   std::int64_t x_stride;  // elements from row to row; packed: that a row takes, all k
@@ -78,8 +79,9 @@ struct FloatOperands {
     return kPacked ? kRows : 1;
   }
 };
-using TileOperands = FloatOperands<false>;
-using PackedOperands = FloatOperands<true>;
+using TileOperands = FloatOperands<false, true>;
+using ContinuedOperands = FloatOperands<false, false>;
+using PackedOperands = FloatOperands<true, false>;
 
 // Steps of k that the inner loop takes at once, so that little of it is counting.
 inline constexpr int kUnroll = 4;
@@ -124,11 +126,10 @@ HWY_INLINE void add_products(const float* HWY_RESTRICT x, std::int64_t row_step,
 
 // groups * kUnroll steps, groups > 0. One loop and no condition around it: otherwise GCC 12 takes all sums through the
 // stack on the way in and out, which a short k feels.
-template <int kRows, int kUnits, bool kPacked, class W>
-HWY_NOINLINE void tile_groups(const FloatOperands<kPacked>& op, const W* HWY_RESTRICT w, std::int64_t w_stride,
-                              std::int64_t groups) {
+template <int kRows, int kUnits, class Operands, class W>
+HWY_NOINLINE void tile_groups(const Operands& op, const W* HWY_RESTRICT w, std::int64_t w_stride, std::int64_t groups) {
   constexpr int kVecs = kUnits * kUnitVecs;
-  constexpr std::int64_t kStep = FloatOperands<kPacked>::template k_step<kRows>();
+  constexpr std::int64_t kStep = Operands::template k_step<kRows>();
   const FloatTag d;
   const std::int64_t row_step = op.row_step();
   const float* HWY_RESTRICT x = op.template tile_x<kRows>();
@@ -139,7 +140,7 @@ HWY_NOINLINE void tile_groups(const FloatOperands<kPacked>& op, const W* HWY_RES
   FloatVec acc[kRows][kVecs];
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVecs; ++v) {
-      acc[r][v] = kPacked ? hn::LoadU(d, sums + r * acc_stride + v * kLanes) : hn::Zero(d);
+      acc[r][v] = Operands::kBeginsWithZero ? hn::Zero(d) : hn::LoadU(d, sums + r * acc_stride + v * kLanes);
     }
   }
   do {
@@ -155,12 +156,11 @@ HWY_NOINLINE void tile_groups(const FloatOperands<kPacked>& op, const W* HWY_RES
 }
 
 // The last k_count % kUnroll steps, from `k` on.
-template <int kRows, int kUnits, bool kPacked, class W>
-HWY_NOINLINE void tile_rest(const FloatOperands<kPacked>& op, const W* HWY_RESTRICT w, std::int64_t w_stride,
-                            std::int64_t k) {
+template <int kRows, int kUnits, class Operands, class W>
+HWY_NOINLINE void tile_rest(const Operands& op, const W* HWY_RESTRICT w, std::int64_t w_stride, std::int64_t k) {
   const FloatTag d;
   const float* x = op.template tile_x<kRows>();
-  const bool zero = !kPacked && k == 0;
+  const bool zero = Operands::kBeginsWithZero && k == 0;
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kUnits * kUnitVecs; ++v) {
       float* sum = op.acc + r * op.acc_stride + v * kLanes;
@@ -174,8 +174,8 @@ HWY_NOINLINE void tile_rest(const FloatOperands<kPacked>& op, const W* HWY_RESTR
   }
 }
 
-template <int kRows, int kUnits, bool kPacked, class W>
-HWY_INLINE void tile(const FloatOperands<kPacked>& op, const W* HWY_RESTRICT w, std::int64_t w_stride) {
+template <int kRows, int kUnits, bool kPacked, bool kFromZero, class W>
+HWY_INLINE void tile(const FloatOperands<kPacked, kFromZero>& op, const W* HWY_RESTRICT w, std::int64_t w_stride) {
   const std::int64_t groups = op.k_count / kUnroll;
   if (groups > 0) tile_groups<kRows, kUnits>(op, w, w_stride, groups);
   if (groups * kUnroll < op.k_count) tile_rest<kRows, kUnits>(op, w, w_stride, groups * kUnroll);
