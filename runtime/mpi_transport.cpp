@@ -15,6 +15,8 @@
 #include <unordered_map>
 #include <utility>
 
+#include "runtime/silence.hpp"
+
 namespace stagecoach {
 namespace {
 
@@ -183,9 +185,9 @@ struct MpiProcess::Communicators {
 };
 
 struct MpiProcess::Watch {
-  std::vector<int> launched;             // by rank
-  std::vector<std::string> hosts;        // by rank
-  std::vector<Clock::time_point> heard;  // by rank
+  std::vector<int> launched;       // by rank
+  std::vector<std::string> hosts;  // by rank
+  std::vector<Listening> ranks;
   Clock::time_point next_sign{};
 };
 
@@ -208,7 +210,7 @@ MpiProcess::MpiProcess(int* argc, char*** argv)
   int length = 0;
   check(MPI_Get_processor_name(name, &length));
   host_.assign(name, static_cast<std::size_t>(length));
-  watch_->heard.resize(static_cast<std::size_t>(size_));
+  watch_->ranks.resize(static_cast<std::size_t>(size_));
   for (const std::vector<std::byte>& host : all_gather(std::as_bytes(std::span(host_)))) {
     watch_->launched.push_back(static_cast<int>(watch_->hosts.size()));
     watch_->hosts.emplace_back(reinterpret_cast<const char*>(host.data()), host.size());
@@ -224,7 +226,7 @@ void MpiProcess::renumber(std::span<const int> order) {
   comms_.push_back(std::make_unique<Communicators>(rank_));
   watch_->launched.assign(order.begin(), order.end());
   for (std::size_t r = 0; r < order.size(); ++r) watch_->hosts[r] = hosts[static_cast<std::size_t>(order[r])];
-  std::ranges::fill(watch_->heard, Clock::now());
+  std::ranges::fill(watch_->ranks, Listening());
 }
 
 int MpiProcess::launched_rank(int rank) const {
@@ -256,7 +258,7 @@ void MpiProcess::look_for_signs() const {
     check(MPI_Iprobe(MPI_ANY_SOURCE, kSignTag, comms_.back()->messages, &found, &status));
     if (found == 0) break;
     check(MPI_Recv(nullptr, 0, MPI_BYTE, status.MPI_SOURCE, kSignTag, comms_.back()->messages, MPI_STATUS_IGNORE));
-    watch_->heard[static_cast<std::size_t>(status.MPI_SOURCE)] = Clock::now();
+    watch_->ranks[static_cast<std::size_t>(status.MPI_SOURCE)].heard();
   }
 }
 
@@ -268,17 +270,18 @@ MpiProcess::~MpiProcess() {
 
 std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::byte> bytes, double limit_s) const {
   const Clock::time_point start = Clock::now();
-  const auto seconds_since = [](Clock::time_point t) {
-    return std::chrono::duration<double>(Clock::now() - t).count();
-  };
+  const auto [watched, watched_end] =
+      rank_ == 0 ? std::pair(1, size_) : std::pair(0, rank_ == 1 ? 1 : 0);  // that this one watches
+  for (int r = watched; r < watched_end; ++r)
+    watch_->ranks[static_cast<std::size_t>(r)].heard();  // nobody had to say anything before
   const auto watch = [&] {
     sign();
     look_for_signs();
-    if (seconds_since(start) > limit_s) throw TransportError("waited in vain for all other ranks");
-    const auto [first, end] = rank_ == 0 ? std::pair(1, size_) : std::pair(0, rank_ == 1 ? 1 : 0);
-    for (int r = first; r < end; ++r) {  // those that this rank watches
+    if (std::chrono::duration<double>(Clock::now() - start).count() > limit_s)
+      throw TransportError("waited in vain for all other ranks");
+    for (int r = watched; r < watched_end; ++r) {
       const auto i = static_cast<std::size_t>(r);
-      if (seconds_since(std::max(start, watch_->heard[i])) <= silence_limit_s_) continue;
+      if (!watch_->ranks[i].too_long(silence_limit_s_)) continue;
       throw TransportError(fmt::format(
           "heard nothing from {} for {:.0f} s while all ranks had to agree; is it alive? (--timeout sets the "
           "limit)",

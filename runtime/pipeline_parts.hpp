@@ -14,6 +14,7 @@
 #include "partition/stage_bytes.hpp"
 #include "runtime/context_shards.hpp"
 #include "runtime/pipeline.hpp"
+#include "runtime/silence.hpp"
 
 namespace stagecoach {
 
@@ -48,7 +49,7 @@ class Pipeline {
       if (c_.transport == nullptr) continue;
       c_.transport->prepare({static_cast<std::byte*>(slot.buffer.data()), slot.buffer.bytes()});
     }
-    heard_.assign(static_cast<std::size_t>(peers()), Clock::now());
+    listening_.resize(static_cast<std::size_t>(peers()));
   }
   // The buffers go next; when a failure is what ends the loop, some are still on their way.
   ~Pipeline() {
@@ -119,7 +120,6 @@ class Pipeline {
   // at a time stands in the queue, so that no call has to wait for room there.
   TokenBatch run(const Microbatch& microbatch, int slot, const StageExecutor::Progress& progress) {
     clock_.begin_compute(microbatch);
-    waiting_since_ = Clock::now();
     const Tensor rows = residual(slot, microbatch);
     const auto advance = [&] {
       idle_.reset();
@@ -146,7 +146,6 @@ class Pipeline {
     ++report_.microbatches;
     report_.rows += rows.rows;
     idle_.reset();
-    waiting_since_ = Clock::now();
     return tokens;
   }
   StageClock& clock() { return clock_; }
@@ -163,7 +162,7 @@ class Pipeline {
 
   std::optional<std::vector<std::byte>> take(std::int32_t peer, Channel channel) {
     std::optional<std::vector<std::byte>> message = c_.mailbox->take(peer, channel);
-    if (message) heard_[static_cast<std::size_t>(peer)] = Clock::now();
+    if (message) listening_[static_cast<std::size_t>(peer)].heard();
     return message;
   }
 
@@ -188,10 +187,8 @@ class Pipeline {
   }
 
   // Throws when `peer`, which something waits for, has been silent for too long.
-  void watch(std::int32_t peer, const std::string& what) const {
-    const Clock::time_point now = Clock::now();
-    const Clock::time_point last = std::max(heard_[static_cast<std::size_t>(peer)], waiting_since_);
-    if (std::chrono::duration<double>(now - last).count() > c_.timeout_s) {
+  void watch(std::int32_t peer, const std::string& what) {
+    if (listening_[static_cast<std::size_t>(peer)].too_long(c_.timeout_s)) {
       throw TransportError(
           fmt::format("heard nothing from {} for {:.0f} s while waiting for {}; are its host and the link to it alive? "
                       "(--timeout sets the limit)",
@@ -256,8 +253,7 @@ class Pipeline {
 
   StageContext c_;
   std::vector<Slot> slots_;
-  std::vector<Clock::time_point> heard_;
-  Clock::time_point waiting_since_ = Clock::now();
+  std::vector<Listening> listening_;  // by peer
   Clock::time_point next_alive_{};
   IdleWait idle_;
   StageClock clock_;

@@ -40,8 +40,7 @@ struct Account {
 
 class Helper {
  public:
-  Helper(const OfficeOptions& office, std::int32_t dealer)
-      : office_(office), dealer_(dealer), listening_(office.timeout_s) {}
+  Helper(const OfficeOptions& office, std::int32_t dealer) : office_(office), dealer_(dealer) {}
 
   LeaderHooks hooks() {
     LeaderHooks hooks;
@@ -70,7 +69,7 @@ class Helper {
       listening_.heard();
       read(*bytes);
     }
-    if (!ended_ && listening_.too_long()) give_up(office_, dealer_);
+    if (!ended_ && listening_.too_long(office_.timeout_s)) give_up(office_, dealer_);
     if (news_ || !finished_.empty() || now >= next_sign_) report(now);
     office_.mailbox->flushed();
   }
@@ -113,14 +112,6 @@ class Helper {
 
 }  // namespace
 
-bool Listening::too_long() {
-  const Clock::time_point now = Clock::now();
-  const std::chrono::duration<double> unheeded = now - last_look_;
-  last_look_ = now;
-  if (unheeded.count() > limit_s_ / 4) since_ = now;  // what came meanwhile may not be through yet
-  return std::chrono::duration<double>(now - since_).count() > limit_s_;
-}
-
 Dealer::Dealer(OfficeOptions office, const std::vector<std::int32_t>& leaders, std::int32_t ahead, LeaderHooks desk,
                std::function<bool()> draining)
     : office_(std::move(office)),
@@ -128,7 +119,7 @@ Dealer::Dealer(OfficeOptions office, const std::vector<std::int32_t>& leaders, s
       desk_(std::move(desk)),
       draining_(std::move(draining)),
       delivered_(leaders.size()) {
-  for (const std::int32_t place : leaders) replicas_.push_back({place, 0, 0, 0, 0, Listening(office_.timeout_s), {}});
+  for (const std::int32_t place : leaders) replicas_.push_back({place, 0, 0, 0, 0, {}, {}});
 }
 
 LeaderHooks Dealer::hooks() {
@@ -175,7 +166,7 @@ void Dealer::collect() {
       for (std::size_t n = in.count(1); n > 0; --n) deliver(r, read_sample(in));
       in.end();
     }
-    if (replica.listening.too_long()) give_up(office_, replica.place);
+    if (replica.listening.too_long(office_.timeout_s)) give_up(office_, replica.place);
   }
 }
 

@@ -19,6 +19,7 @@
 
 #include "runtime/pipeline.hpp"
 #include "runtime/request.hpp"
+#include "runtime/silence.hpp"
 #include "runtime/transport.hpp"
 
 namespace stagecoach {
@@ -27,20 +28,6 @@ struct OfficeOptions {
   Mailbox* mailbox = nullptr;
   double timeout_s = 60.0;
   std::function<std::string(std::int32_t place)> name;  // for messages
-};
-
-// When a peer was heard last, not counting time in which nobody listened.
-class Listening {
- public:
-  using Clock = std::chrono::steady_clock;
-  explicit Listening(double limit_s) : limit_s_(limit_s) {}
-  void heard() { since_ = Clock::now(); }
-  // To be called with every look for messages, after those that were there. True when it is silent for too long.
-  bool too_long();
-
- private:
-  double limit_s_;
-  Clock::time_point since_ = Clock::now(), last_look_ = since_;
 };
 
 // On the first replica's leader.

@@ -23,14 +23,6 @@ class TransportError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// How often a rank gives signs of life to others, which give it up after `limit_s` of silence. Of several that notice a
-// silent rank one may notice so much later than another, which must be less than their turns to say so are apart
-// (World::lower_rank_ends_it), by what mpirun takes to tell that the job ends.
-inline std::chrono::steady_clock::duration sign_interval(double limit_s) {
-  return std::chrono::duration_cast<std::chrono::steady_clock::duration>(
-      std::chrono::duration<double>(std::min(0.5, limit_s / 16)));
-}
-
 // Small byte messages, FIFO per (peer, channel).
 enum class Channel : std::uint8_t { kHeader = 0, kTokens = 1, kAlive = 2, kReport = 3, kWork = 4, kResults = 5 };
 inline constexpr int kChannels = 6;
