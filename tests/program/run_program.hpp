@@ -14,10 +14,11 @@ struct Ended {
   std::string out;
   std::string err;
   double seconds = 0.0;
-  // mpirun waited for itself after its ranks had ended, a fault of Open MPI, and was killed. Seen of runs without
-  // limit_s.
-  bool mpirun_stuck = false;
+  bool mpirun_stuck = false;  // after its ranks had ended it waited for itself, and was killed; seen of runs without limit_s
 
+  // A fault of Open MPI: mpirun was stuck or crashed after its ranks had ended, so that `status` says nothing of them.
+  bool mpirun_broke() const { return mpirun_stuck || says("(PMIx_server_finalize+"); }
+  bool has_status(int wanted) const { return status == wanted || mpirun_broke(); }
   // Lines of `err` that are the program's own messages.
   int messages() const;
   bool says(const std::string& text) const { return err.find(text) != std::string::npos; }
