@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "launch/command_line.hpp"
-#include "launch/option_table.hpp"
+#include "tests/unit/command_words.hpp"
 
 namespace {
 
@@ -15,35 +15,11 @@ using stagecoach::Command;
 using stagecoach::DType;
 using stagecoach::HelpText;
 using stagecoach::Options;
-using stagecoach::parse_command_line;
-using stagecoach::UsageError;
-using Words = std::vector<std::string>;
-
-// Options of `words`, where --config names are ignored and `yaml` is what the run file says.
-std::variant<Options, HelpText> parse(const Words& words, const std::string& yaml = "") {
-  return parse_command_line(words, {"CPU: AVX2", "CUDA: no"},
-                            [&](const std::string& path) { return stagecoach::parse_run_file(yaml, path); });
-}
-
-Options options_of(const Words& words, const std::string& yaml = "") {
-  return std::get<Options>(parse(words, yaml));
-}
-
-// `generate --model m --prompt p` and `more`.
-Words generate(const Words& more) {
-  Words words = {"generate", "--model", "m", "--prompt", "p"};
-  words.insert(words.end(), more.begin(), more.end());
-  return words;
-}
-
-std::string error_of(const Words& words, const std::string& yaml = "") {
-  try {
-    parse(words, yaml);
-  } catch (const UsageError& error) {
-    return error.what();
-  }
-  return "no error";
-}
+using stagecoach::test::error_of;
+using stagecoach::test::generate;
+using stagecoach::test::options_of;
+using stagecoach::test::parse;
+using stagecoach::test::Words;
 
 TEST_CASE("defaults of generate") {
   const Options o = options_of(generate({}));
@@ -182,17 +158,6 @@ TEST_CASE("plans take the options of runs and some of their own") {
   CHECK(error_of({"profile", "--model", "m", "--output", "x.json"}) == "--output: x.json does not end in .yaml");
 }
 
-TEST_CASE("bench and plan have keys of one name in the run file") {
-  const std::string yaml = "model: m\nbench: {json: f, batch: 3}\nplan: {context: 7, svg: d.svg, new_tokens: 2}\n";
-  const Options plan = options_of({"plan", "--config", "r"}, yaml);
-  CHECK_FALSE(plan.json);
-  CHECK(plan.context == 7);
-  CHECK(plan.svg_path == "d.svg");
-  const Options bench = options_of({"bench", "--config", "r"}, yaml);
-  CHECK(bench.json_path == "f");
-  CHECK(bench.batch == 3);
-}
-
 TEST_CASE("prompts are taken literally") {
   for (const char* prompt :
        {"", " ", "-5", "--model", "-v", "[a,b]", "a=b", "%%", "{}", "a\nb", "\"q\"", "--", "\xff"}) {
@@ -314,32 +279,6 @@ TEST_CASE("context shards are a number") {
   CHECK(error_of(generate({"--context-shards=0"})).starts_with("--context-shards: 0 is not"));
 }
 
-TEST_CASE("memory budgets: of all ranks, of each stage, the command line wins") {
-  CHECK_FALSE(options_of(generate({})).memory_per_rank);
-  CHECK(options_of(generate({"--memory-per-rank=8GiB"})).memory_per_rank == std::int64_t{8} << 30);
-  CHECK(options_of(generate({"--memory-per-rank", "1000000"})).memory_per_rank == 1000000);
-  for (const char* wrong : {"8GB", "0", "-1", "", "1.5GiB", "9999999999GiB", "GiB", "8 GiB", "lots"}) {
-    CAPTURE(wrong);
-    const std::string error = error_of(generate({fmt::format("--memory-per-rank={}", wrong)}));
-    CHECK(error ==
-          fmt::format("--memory-per-rank: {} is not a size; write bytes or a whole number with KiB, MiB or GiB, "
-                      "as in 8GiB",
-                      wrong));
-  }
-  const Words words = generate({"--config=r"});
-  const std::string yaml =
-      "memory_per_rank: 2GiB\npipeline: {stages: [{blocks: [0, 1], memory: 1GiB}, {blocks: [2, 3]}]}";
-  const Options listed = options_of(words, yaml);
-  CHECK(listed.memory_per_rank == std::int64_t{2} << 30);
-  CHECK(listed.run_file.stages->at(0).memory_bytes == std::int64_t{1} << 30);
-  CHECK_FALSE(listed.run_file.stages->at(1).memory_bytes);
-  const Options given = options_of(generate({"--config=r", "--memory-per-rank=3GiB"}), yaml);
-  CHECK(given.memory_per_rank == std::int64_t{3} << 30);
-  CHECK_FALSE(given.run_file.stages->at(0).memory_bytes);
-  CHECK(error_of(generate({"--check", "--memory-per-rank=1GiB"})).find("--check: ") == 0);
-  CHECK(error_of(generate({"--check", "--config=r"}), yaml).find("--check: ") == 0);
-}
-
 TEST_CASE("sampling options and their ranges") {
   const Options options =
       options_of(generate({"--temperature=0.8", "--top-k=40", "--top-p", "0.9", "--repetition-penalty=1.2", "--seed=7",
@@ -371,75 +310,6 @@ TEST_CASE("score takes files or prompts, and not the options of generate") {
         "--top-k: this command has no such option");
   CHECK(error_of({"score", "--model", "m", "--text", "a", "--stride", "0"}) ==
         "--stride: 0 is not a number from 1 to 1073741824");
-}
-
-TEST_CASE("the run file fills in, the command line wins") {
-  const std::string yaml =
-      "model: from-file\nthreads: 3\nprompt: [a, b]\nquiet: true\npipeline: {chunk_tokens: 32, in_flight: "
-      "2}\n"
-      "generation: {max_new_tokens: 9, ignore_eos: true}\n";
-  const Options file = options_of({"generate", "--config", "run.yaml"}, yaml);
-  CHECK(file.model == "from-file");
-  CHECK(file.threads == 3);
-  CHECK(file.prompt_texts == Words{"a", "b"});
-  CHECK(file.chunk_tokens == 32);
-  CHECK(file.max_new_tokens == 9);
-  CHECK(file.ignore_eos);
-  CHECK(file.quiet);
-  CHECK(file.run_file.path == "run.yaml");
-
-  const Options both = options_of({"generate", "--config", "run.yaml", "--model", "m", "--threads", "auto", "--prompt",
-                                   "c", "--max-new-tokens", "4", "--ignore-eos=false", "-v"},
-                                  yaml);
-  CHECK(both.model == "m");
-  CHECK_FALSE(both.threads);
-  CHECK(both.prompt_texts == Words{"c"});
-  CHECK(both.max_new_tokens == 4);
-  CHECK_FALSE(both.ignore_eos);
-  CHECK_FALSE(both.quiet);
-  CHECK(both.verbose);
-
-  const Options prompts = options_of({"generate", "--config", "run.yaml", "--prompts", "f.txt"}, yaml);
-  CHECK(prompts.prompt_texts.empty());
-  CHECK(prompts.prompts_path == "f.txt");
-}
-
-TEST_CASE("mistakes in the run file have their place") {
-  const Words words = {"generate", "--config", "run.yaml", "--model", "m", "--prompt", "p"};
-  CHECK(error_of(words, "threads: 0\n") == "run.yaml:1:10: threads: 0 is not a number from 1 to 4096, nor auto");
-  CHECK(error_of(words, "generation:\n  temperature: -1\n") ==
-        "run.yaml:2:16: temperature: -1 is not a number from 0 to 1000");
-  CHECK(error_of(words, "threads: 0\nmodel: x\n") != "no error");
-  CHECK_THROWS_AS(parse(words, "modle: x\n"), stagecoach::PlanError);
-}
-
-TEST_CASE("a run file serves several commands") {
-  const std::string yaml =
-      "model: m\nprompts: p.txt\ngeneration: {temperature: 0.8, max_new_tokens: 5}\nbench: {batch: 4}\n";
-  CHECK(options_of({"bench", "--config", "r"}, yaml).batch == 4);
-  CHECK(options_of({"tokenize", "--config", "r"}, yaml).model == "m");
-  CHECK(error_of({"bench", "--config", "r"}, "model: m\ngeneration: {max_new_tokens: 0}\n") ==
-        "r:2:30: max-new-tokens: 0 is not a number from 1 to 1073741824");
-}
-
-TEST_CASE("explicit stages are followed unless --stages says otherwise") {
-  const std::string yaml = "pipeline:\n  stages:\n    - {blocks: [0, 1], device: cpu}\n    - {blocks: [2, 11]}\n";
-  const Words words = {"generate", "--config", "r", "--model", "m", "--prompt", "p"};
-  const Options listed = options_of(words, yaml);
-  REQUIRE(listed.run_file.stages);
-  CHECK(listed.run_file.stages->size() == 2);
-  CHECK(listed.stages == 2);
-  Words three = words;
-  three.insert(three.end(), {"--stages", "3"});
-  const Options counted = options_of(three, yaml);
-  CHECK_FALSE(counted.run_file.stages);
-  CHECK(counted.run_file.stage_places.empty());
-  CHECK(counted.stages == 3);
-  CHECK(options_of(words, "pipeline: {stages: 5}").stages == 5);
-  const Options on_gpu = options_of(words, "pipeline: {stages: [{blocks: [0, 1], device: \"cuda:1\"}]}");
-  CHECK(on_gpu.run_file.stages->at(0).device == stagecoach::DeviceWish{stagecoach::DeviceKind::kCuda, 1});
-  const Options on_host = options_of(words, "pipeline: {stages: [{blocks: [0, 1], host: n1}]}");
-  CHECK(on_host.run_file.stages->at(0).host == "n1");
 }
 
 TEST_CASE("help and version win over mistakes and end nothing") {
@@ -484,51 +354,6 @@ TEST_CASE("convert has a model, an output that ends in .h5 and a dtype") {
         std::string::npos);
   CHECK(options_of({"convert", "--config", "r.yaml", "--output", "x.h5"}, "model: m\ndtype: bfloat16\n").dtype ==
         DType::kBFloat16);
-}
-
-TEST_CASE("batch jobs: times as Slurm takes them, and the run file has them too") {
-  const Options o =
-      options_of({"slurm", "--config", "r", "--time", "1-12:00:00", "score", "--write", "j"},
-                 "model: m\nplan: {write: p}\nslurm: {time: 2:00:00, partition: low}\npipeline: {stages: 3}\n");
-  CHECK(o.slurm_time == "1-12:00:00");
-  CHECK(o.slurm_partition == "low");
-  CHECK(o.slurm_path == "j");
-  CHECK(o.job == Command::kScore);
-  CHECK(o.stages == 3);
-  const auto error = [](const char* option, const char* value) {
-    try {
-      options_of({"slurm", "--config", "r", option, value}, "model: m\n");
-    } catch (const std::exception& e) {
-      return std::string(e.what());
-    }
-    return std::string("no error");
-  };
-  for (const char* time : {"90", "90:00", "1:30:00", "2-0", "2-12:30", "0-0:0:1"}) {
-    CAPTURE(time);
-    CHECK(error("--time", time) == "no error");
-  }
-  for (const char* time : {"", "0", "1h", "1:", ":1", "-1", "1-", "1:2:3:4", "1-2-3", "1:-2", "99999999999", "1 2"}) {
-    CAPTURE(time);
-    CHECK(error("--time", time).find("is not a time as Slurm takes it") != std::string::npos);
-  }
-  for (const char* partition : {"", "a b", "a;b", "a\nb"}) {
-    CHECK(error("--partition", partition).find("is not the name of a partition") != std::string::npos);
-  }
-  CHECK(options_of(generate({"--config", "r"}), "slurm: {time: 2:00:00}\n").slurm_time == "2:00:00");
-}
-
-TEST_CASE("run-file keys and options are the same set") {
-  const Words keys = stagecoach::run_file_keys();
-  for (const std::string& key : keys) {
-    CAPTURE(key);
-    CHECK(stagecoach::find_option(key, Command::kGenerate) != nullptr);
-  }
-  for (const stagecoach::OptionSpec& spec : stagecoach::option_table()) {
-    const std::string name(spec.name);
-    if (name == "config" || name == "help" || name == "version" || name == "decode") continue;
-    CAPTURE(name);
-    CHECK(std::count(keys.begin(), keys.end(), name) == 1);
-  }
 }
 
 }  // namespace
