@@ -1,5 +1,7 @@
-// How often tests repeat with other random input.
+// How often tests repeat with other random input, and whether at full length.
 #pragma once
+
+#include <cstdlib>
 
 namespace stagecoach::test {
 
@@ -12,6 +14,11 @@ inline constexpr bool kSanitized = false;
 // As often as given, or a fifth of it under a sanitizer, where a round takes five to fifty times as long.
 constexpr int rounds(int usual) {
   return kSanitized ? usual / 5 : usual;
+}
+
+// STAGECOACH_SLOW_TESTS in the environment asks for the forms that take minutes, as tests/run --slow does.
+inline bool slow_tests() {
+  return std::getenv("STAGECOACH_SLOW_TESTS") != nullptr;
 }
 
 }  // namespace stagecoach::test

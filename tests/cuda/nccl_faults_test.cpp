@@ -19,6 +19,7 @@
 #include "tests/cuda_emulation/nccl_api.hpp"
 #include "tests/cuda_emulation/nccl_emulation.hpp"
 #include "tests/mpi/layout_rounds.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;
@@ -381,7 +382,7 @@ int main(int argc, char** argv) {
   const MpiProcess process(&argc, &argv);
   // On the one emulated device that each process has, as different hosts.
   setenv("NCCL_HOSTID", fmt::format("rank{}", process.rank()).c_str(), 1);
-  const bool all = std::getenv("STAGECOACH_SLOW_TESTS") != nullptr;
+  const bool all = slow_tests();
   const int count = argc > 1 ? std::atoi(argv[1]) : all ? 300 : 10;
   const std::uint64_t given = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : std::random_device{}();
   try {

@@ -149,7 +149,7 @@ TEST_CASE("a failure at any call is a device error, ends all stages and leaks no
     const auto calls = static_cast<std::int64_t>(emulation::calls() - before);
     REQUIRE(calls > 300);
     std::mt19937_64 random(std::random_device{}());
-    const bool all = std::getenv("STAGECOACH_SLOW_TESTS") != nullptr;
+    const bool all = slow_tests();
     std::int64_t silent = 0, failed = 0;
     for (std::int64_t n = 1; n <= calls; n += all ? 1 : draw(random, 1, 150)) {
       for (const bool sticky : {false, true}) {

@@ -3,7 +3,6 @@
 #include <doctest/doctest.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <random>
 
 #include "tests/pipeline/interleaving.hpp"
@@ -74,14 +73,9 @@ struct Case {
   std::vector<Sample> expected;
 };
 
-// The exhaustive form takes minutes: STAGECOACH_SLOW_TESTS in the environment asks for it.
-bool slow() {
-  return std::getenv("STAGECOACH_SLOW_TESTS") != nullptr;
-}
-
 // Calls from one to the next that is tried.
 std::int64_t every() {
-  return slow() ? 1 : 5 / rounds(5);
+  return slow_tests() ? 1 : 5 / rounds(5);
 }
 
 class Seconds {
@@ -108,7 +102,7 @@ TEST_CASE("a delay at any call of stages 1 to 6, in flight 1 to 8") {
       std::int64_t calls = 0;
       INFO("stages " << stages << " in flight " << in_flight);
       REQUIRE(c.run({}, &calls) == "");
-      const bool all = slow() || (stages <= 2 && in_flight <= 2);
+      const bool all = slow_tests() || (stages <= 2 && in_flight <= 2);
       for (std::int64_t i = 1; i <= (all ? calls : 40) && (all || budget.left()); i += every(), ++runs) {
         const std::int64_t delay = all ? i : draw(random, 1, calls);
         INFO("delay at call " << delay << " of " << calls);
@@ -125,7 +119,7 @@ TEST_CASE("many delays at once") {
   Random random(seed);
   std::int64_t runs = 0;
   // Every pair of calls of the smallest pipeline; any number of delays, by chance, of all others.
-  if (slow()) {
+  if (slow_tests()) {
     const Case c(2, 1);
     std::int64_t calls = 0;
     REQUIRE(c.run({}, &calls) == "");
@@ -136,7 +130,7 @@ TEST_CASE("many delays at once") {
       }
     }
   }
-  for (const Seconds budget(slow() ? 120 : 6); budget.left(); ++runs) {
+  for (const Seconds budget(slow_tests() ? 120 : 6); budget.left(); ++runs) {
     const Case c(static_cast<std::int32_t>(draw(random, 1, 6)), static_cast<std::int32_t>(draw(random, 1, 8)));
     std::int64_t calls = 0;
     REQUIRE(c.run({}, &calls) == "");
@@ -167,7 +161,7 @@ TEST_CASE("a failure at any call of any stage ends all stages and is what the ru
       REQUIRE(difference(c.expected, run_loopback(c.job, c.layout, &order)) == "");
       for (std::int32_t stage = 0; stage < stages; ++stage) {
         const std::int64_t calls = order.calls_of(stage);
-        const bool all = slow() || (stages == 2 && in_flight == 2);
+        const bool all = slow_tests() || (stages == 2 && in_flight == 2);
         for (std::int64_t i = 1; i <= (all ? calls : 8) && (all || budget.left()); i += every(), ++runs) {
           const std::int64_t call = all ? i : draw(random, 1, calls);
           INFO("stages " << stages << " in flight " << in_flight << " failing stage " << stage << " call " << call);

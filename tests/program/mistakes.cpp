@@ -2,10 +2,11 @@
 
 #include <doctest/doctest.h>
 
-#include <cstdlib>
 #include <random>
 #include <set>
 #include <utility>
+
+#include "tests/rounds.hpp"
 
 namespace stagecoach::test {
 
@@ -31,10 +32,6 @@ bool stands_for_others(const std::source_location& line) {
 }
 
 }  // namespace
-
-bool slow_tests() {
-  return std::getenv("STAGECOACH_SLOW_TESTS") != nullptr;
-}
 
 void expect(const Mistake& mistake, Where where, const std::source_location& line) {
   expect_with(0, mistake);

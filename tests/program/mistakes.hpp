@@ -17,9 +17,6 @@ struct Mistake {
   std::string says;
 };
 
-// STAGECOACH_SLOW_TESTS in the environment asks for them, as tests/run --slow does.
-bool slow_tests();
-
 // Where a mistake is made: alone and under mpirun with three ranks; one of many alike, those of one line of a test, of
 // which the first and one in eleven by chance are made under mpirun too (all of them when slow tests are asked for); or
 // alone only, where mpirun hides what matters.

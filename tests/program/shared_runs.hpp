@@ -1,4 +1,4 @@
-// Runs that several tests make: one command in many grids, and one in whose middle a rank hears a signal.
+// Runs that several tests make: one command in many grids, and one in whose middle something happens to its ranks.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -49,23 +49,31 @@ struct Signalled {
   double seconds_after = 0.0;
 };
 
-// Once the run is `ready`, by what it has said, and `settle` later, rank `victim` hears `signal`; to the end.
-inline Signalled run_and_signal(int ranks, const std::string& arguments, const std::string& tag, int signal, int victim,
-                                const std::function<bool(const std::string& said)>& ready,
-                                std::chrono::seconds settle) {
+// Once the run is `ready`, by what it has said, and `settle` later, `act` on its ranks; to the end.
+inline Signalled run_and_act(int ranks, const std::string& arguments, const std::string& tag,
+                             const std::function<bool(const std::string& said)>& ready, std::chrono::seconds settle,
+                             const std::function<void(std::span<const pid_t> pids)>& act) {
   const ScratchFolder folder;
   const std::string said = folder / "err";
   auto job = std::async(std::launch::async, [&] { return run_program(ranks, arguments + " 2>" + said, 150); });
   for (int i = 0; i < 6000 && !ready(read_file(said)); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   const std::vector<pid_t> pids = ranks_with(tag, ranks);
-  REQUIRE(pids[static_cast<std::size_t>(victim)] != 0);
+  for (const pid_t pid : pids) REQUIRE(pid != 0);
   std::this_thread::sleep_for(settle);
-  kill(pids[static_cast<std::size_t>(victim)], signal);
+  act(pids);
   const auto start = std::chrono::steady_clock::now();
   Signalled result{job.get(), 0.0};
   result.ended.err = read_file(said);
   result.seconds_after = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
+}
+
+// The same where rank `victim` hears `signal`.
+inline Signalled run_and_signal(int ranks, const std::string& arguments, const std::string& tag, int signal, int victim,
+                                const std::function<bool(const std::string& said)>& ready,
+                                std::chrono::seconds settle) {
+  return run_and_act(ranks, arguments, tag, ready, settle,
+                     [=](std::span<const pid_t> pids) { kill(pids[static_cast<std::size_t>(victim)], signal); });
 }
 
 }  // namespace stagecoach::test

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "tests/program/mistakes.hpp"
+#include "tests/rounds.hpp"
 #include "tests/unit/safetensors_builder.hpp"
 
 using namespace stagecoach;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tests/program/mistakes.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach::test;
 

@@ -11,8 +11,8 @@
 #include "partition/cost.hpp"
 #include "runtime/json.hpp"
 #include "runtime/model_config.hpp"
-#include "tests/program/mistakes.hpp"
 #include "tests/program/shared_runs.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach::test;
 
@@ -66,7 +66,7 @@ Ended run_with_signal(int signal, int victim, int timeout_s, double& seconds_aft
   const Signalled result = run_and_signal(4, endless(tag, timeout_s), tag, signal, victim, loaded,
                                           std::chrono::seconds(2));  // past the last agreement
   seconds_after = result.seconds_after;
-  for (const pid_t pid : ranks_with(tag, 4)) CHECK(pid == 0);
+  CHECK(all_gone(tag));
   return result.ended;
 }
 

@@ -5,7 +5,7 @@
 #include <chrono>
 #include <csignal>
 #include <fstream>
-#include <future>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -98,24 +98,21 @@ TEST_CASE("a stopped rank is named within the silence deadline") {
   }
 }
 
-// As when Slurm suspends a job and resumes it: each rank was itself silent for longer than the limit, and none is blamed.
+// As when Slurm suspends a job and resumes it: each rank was itself silent for longer than the limit, and none is
+// blamed.
 TEST_CASE("a job whose ranks are all stopped goes on when they are continued one after the other") {
   const std::string tag = fresh_tag();
-  const ScratchFolder folder;
-  const std::string said = folder / "err";
-  auto job = std::async(std::launch::async, [&] { return run_program(3, endless(tag, 2, 3) + " 2>" + said, 150); });
-  const auto ready = [&] { return all_have_come_to(When::kRunning, read_file(said), 3); };
-  for (int i = 0; i < 6000 && !ready(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  const std::vector<pid_t> pids = ranks_with(tag, 3);
-  for (const pid_t pid : pids) REQUIRE(pid != 0);
-  for (const pid_t pid : pids) kill(pid, SIGSTOP);
-  std::this_thread::sleep_for(std::chrono::seconds(5));
-  for (const pid_t pid : pids) {
-    kill(pid, SIGCONT);
-    std::this_thread::sleep_for(std::chrono::milliseconds(500));
-  }
-  const Ended ended = job.get();
-  INFO(read_file(said));
+  const auto suspend_and_resume = [](std::span<const pid_t> pids) {
+    for (const pid_t pid : pids) kill(pid, SIGSTOP);
+    std::this_thread::sleep_for(std::chrono::seconds(5));
+    for (const pid_t pid : pids) {
+      kill(pid, SIGCONT);
+      std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    }
+  };
+  const auto ready = [](const std::string& said) { return all_have_come_to(When::kRunning, said, 3); };
+  const Ended ended = run_and_act(3, endless(tag, 2, 3), tag, ready, std::chrono::seconds(0), suspend_and_resume).ended;
+  INFO(ended.err);
   CHECK(ended.status == 0);
   CHECK(ended.out.find("decode") != std::string::npos);
 }

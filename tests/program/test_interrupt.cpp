@@ -5,7 +5,8 @@
 #include <csignal>
 #include <random>
 
-#include "tests/program/mistakes.hpp"
+#include "tests/program/run_program.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach::test;
 

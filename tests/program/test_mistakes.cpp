@@ -9,6 +9,7 @@
 
 #include "launch/option_table.hpp"
 #include "tests/program/mistakes.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;

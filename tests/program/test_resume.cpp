@@ -17,8 +17,8 @@
 #include <string>
 #include <thread>
 
-#include "tests/program/mistakes.hpp"
 #include "tests/program/run_program.hpp"
+#include "tests/rounds.hpp"
 
 using namespace stagecoach::test;
 
