@@ -5,6 +5,7 @@
 //   checked      the same with what loading verifies: the checksums of a native file, and that values are finite (of
 //                packed matrices where they are converted)
 //   scan alone   the search for values that are not finite, in memory, over as many bytes
+//   new memory   as many bytes of it touched for the first time, which the system clears: loading takes that besides
 //   load_stage   all of it packed on the CPU backend (one thread)
 //   two threads  the same with two
 //   two stages   each half of the blocks loaded by a process of its own, side by side
@@ -106,6 +107,13 @@ void check_all(const Model& model, DType dtype, std::span<std::byte> buffer) {
   }
 }
 
+void touch_new_memory(std::int64_t bytes) {
+  constexpr std::int64_t kPage = 4096;
+  HostMemory memory;
+  const Buffer fresh = memory.allocate(bytes);
+  for (std::int64_t at = 0; at < bytes; at += kPage) static_cast<volatile std::byte*>(fresh.data())[at] = std::byte{1};
+}
+
 void load(const Model& model, BlockRange blocks, DType dtype, int threads = 1) {
   const auto backend = make_cpu_backend({threads, Simd::kBest});
   const StageWeights weights = load_stage(*backend, *model.weights, model.config, blocks, dtype, {});
@@ -153,6 +161,7 @@ int main(int argc, char** argv) try {
            if (first_not_finite(buffer.data(), model.dtype, dtype, kPieceBytes / size_of(model.dtype)) == -2) return;
          }
        }));
+  show("new memory", seconds([&] { touch_new_memory(bytes); }));
   const BlockRange all{0, model.config.n_layer - 1};
   show("load_stage", seconds([&] { load(model, all, dtype); }));
   show("two threads", seconds([&] { load(model, all, dtype, 2); }));
