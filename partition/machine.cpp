@@ -84,13 +84,22 @@ void read_keys(const YamlNode& node, std::string_view what, const std::map<std::
   }
 }
 
+// Only for people to read.
+std::string name_of(const YamlNode& node) {
+  const std::string& name = text_of(node, "name");
+  if (shown(name) != name) {
+    fail(node, "name", fmt::format("{} is longer than 80 bytes or has control characters", shown(name)));
+  }
+  return name;
+}
+
 MachineDevice device_of(const YamlNode& node) {
   MachineDevice device;
   double bandwidth = 0.0;
   double compute = 0.0;
   DeviceSpeed& speed = device.speed;
   read_keys(node, "a device",
-            {{"name", [&](const YamlNode& v) { device.name = shown(text_of(v, "name")); }},
+            {{"name", [&](const YamlNode& v) { device.name = name_of(v); }},
              {"count",
               [&](const YamlNode& v) {
                 const std::optional<std::int64_t> count = whole(v);
@@ -158,13 +167,6 @@ std::string points_text(const Curve& curve) {
   return fmt::format("[{}]", fmt::join(points, ", "));
 }
 
-// As YAML takes it, whatever it holds.
-std::string quoted(const std::string& text) {
-  std::string result = "'";
-  for (const char c : text) result += c == '\'' ? std::string("''") : std::string(1, c);
-  return result + "'";
-}
-
 }  // namespace
 
 std::int32_t Machine::device_count() const {
@@ -210,8 +212,8 @@ Machine read_machine(const std::string& path) {
 std::string machine_text(const Machine& machine) {
   std::string text = "devices:\n";
   for (const MachineDevice& d : machine.devices) {
-    text +=
-        fmt::format("  - name: {}\n    count: {}\n    device: {}\n", quoted(d.name), d.count, d.cuda ? "cuda" : "cpu");
+    text += fmt::format("  - name: {}\n    count: {}\n    device: {}\n", yaml_text(d.name), d.count,
+                        d.cuda ? "cuda" : "cpu");
     if (d.memory_bytes) text += fmt::format("    memory: {}\n", *d.memory_bytes);
     if (d.rates) {
       text += fmt::format("    bandwidth_gb_s: {:.6g}\n    compute_gflop_s: {:.6g}\n", d.rates->bytes_per_s / kGiga,

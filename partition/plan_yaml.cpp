@@ -3,18 +3,9 @@
 
 #include "partition/plan_report.hpp"
 #include "partition/wording.hpp"
+#include "partition/yaml_values.hpp"
 
 namespace stagecoach {
-namespace {
-
-// As YAML takes it, whatever it holds.
-std::string quoted(const std::string& text) {
-  std::string result = "'";
-  for (const char c : text) result += c == '\'' ? std::string("''") : std::string(1, c);
-  return result + "'";
-}
-
-}  // namespace
 
 std::string plan_run_file(const PlanReport& r) {
   const std::size_t ranks = r.plan.stages.size() * static_cast<std::size_t>(r.replicas * r.request.shards);
@@ -22,9 +13,9 @@ std::string plan_run_file(const PlanReport& r) {
       "# Written by stagecoach plan for {} sequence{} of {} positions: start {} rank{}, or one process without "
       "mpirun.\n"
       "model: {}\ndtype: {}\nkv_dtype: {}\n",
-      r.plan.slots, r.plan.slots == 1 ? "" : "s", r.positions(), ranks, ranks == 1 ? "" : "s", quoted(r.model), r.dtype,
-      r.kv_dtype);
-  if (!r.machine_path.empty()) text += fmt::format("machine: {}\n", quoted(r.machine_path));
+      r.plan.slots, r.plan.slots == 1 ? "" : "s", r.positions(), ranks, ranks == 1 ? "" : "s", yaml_text(r.model),
+      r.dtype, r.kv_dtype);
+  if (!r.machine_path.empty()) text += fmt::format("machine: {}\n", yaml_text(r.machine_path));
   text += "pipeline:\n";
   if (r.replicas > 1) text += fmt::format("  replicas: {}\n", r.replicas);
   if (r.request.shards > 1) text += fmt::format("  context_shards: {}\n", r.request.shards);
@@ -32,7 +23,7 @@ std::string plan_run_file(const PlanReport& r) {
   for (std::size_t s = 0; s < r.plan.stages.size(); ++s) {
     const PlannedStage& stage = r.plan.stages[s];
     text += fmt::format("    - {{blocks: [{}, {}]", stage.blocks.first, stage.blocks.last);
-    if (s < r.hosts.size() && !r.hosts[s].empty()) text += fmt::format(", host: {}", quoted(r.hosts[s]));
+    if (s < r.hosts.size() && !r.hosts[s].empty()) text += fmt::format(", host: {}", yaml_text(r.hosts[s]));
     if (stage.budget_bytes) text += fmt::format(", memory: {}", *stage.budget_bytes);
     text +=
         fmt::format("}}  # {}, {} needed\n", readable_bytes(stage.bytes.weights), readable_bytes(stage.needed_bytes()));

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
@@ -54,6 +55,25 @@ const std::string& text_of(const YamlNode& node, std::string_view key) {
   if (node.kind != YamlNode::Kind::kScalar)
     fail(node, key, kind_of(node) + " is no text; write a value after the colon");
   return node.scalar;
+}
+
+std::string yaml_text(std::string_view text) {
+  const auto is_control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
+  if (std::ranges::none_of(text, is_control)) {
+    std::string result = "'";
+    for (const char c : text) result += c == '\'' ? std::string("''") : std::string(1, c);
+    return result + "'";
+  }
+  std::string result = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      result += '\\';
+      result += c;
+    } else {
+      result += is_control(c) ? fmt::format("\\x{:02x}", static_cast<unsigned char>(c)) : std::string(1, c);
+    }
+  }
+  return result + "\"";
 }
 
 }  // namespace stagecoach

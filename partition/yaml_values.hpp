@@ -21,4 +21,7 @@ bool is_word(const YamlNode& node, std::string_view word);
 // Throws PlanError unless it is a scalar.
 const std::string& text_of(const YamlNode& node, std::string_view key);
 
+// `text` in quotes, to be written as a value.
+std::string yaml_text(std::string_view text);
+
 }  // namespace stagecoach

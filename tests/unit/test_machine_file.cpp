@@ -5,6 +5,8 @@
 
 #include "partition/machine.hpp"
 #include "partition/model.hpp"
+#include "partition/run_file.hpp"
+#include "partition/yaml_values.hpp"
 
 using namespace stagecoach;
 
@@ -53,6 +55,16 @@ TEST_CASE("a written machine is read again") {
   CHECK(machine_text(again) == machine_text(machine));
 }
 
+TEST_CASE("any text can stand in YAML that is written") {
+  for (const char* const text : {"", "it's", "a: b # c", "a\nb", "tab\tand \"quotes\" and \\ and \x7f", "\xc3\xa4"}) {
+    const std::string yaml = "model: " + yaml_text(text) + "\n";
+    CAPTURE(yaml);
+    const RunFile file = parse_run_file(yaml, "r");
+    REQUIRE(file.settings.size() == 1);
+    CHECK(file.settings[0].value == text);
+  }
+}
+
 TEST_CASE("mistakes in machine files are found where they stand") {
   const auto device = [](const std::string& line) { return "devices:\n  - name: a\n    " + line + "\n"; };
   CHECK(error_of("") == "m.yaml: is empty; a machine file lists devices");
@@ -67,6 +79,9 @@ TEST_CASE("mistakes in machine files are found where they stand") {
   CHECK(error_of(device("bandwith_gb_s: 8")).find("did you mean bandwidth_gb_s?") != std::string::npos);
   CHECK(error_of(device("bandwidth_gb_s: -8")).starts_with("m.yaml:3:21: bandwidth_gb_s: -8 is not a number from"));
   CHECK(error_of(device("bandwidth_gb_s: 8")).find("go together") != std::string::npos);
+  CHECK(error_of("devices:\n  - name: " + std::string(81, 'x')).starts_with("m.yaml:2:11: name: xxx"));
+  CHECK(error_of("devices:\n  - name: \"a\\nb\"")
+            .starts_with("m.yaml:2:11: name: a\\x0ab is longer than 80 bytes or has"));
   CHECK(error_of(device("count: 2")).starts_with("m.yaml:2:5: devices: a device has either"));
   CHECK(error_of(device("product_ps: [[2, 1], [1, 1]]"))
             .starts_with("m.yaml:3:26: product_ps: has 1 rows after 2; points go by ascending rows"));
