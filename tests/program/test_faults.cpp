@@ -4,11 +4,9 @@
 
 #include <chrono>
 #include <csignal>
-#include <fstream>
 #include <span>
 #include <string>
 #include <thread>
-#include <vector>
 
 #include "tests/program/shared_runs.hpp"
 

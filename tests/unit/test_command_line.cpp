@@ -1,7 +1,5 @@
 #include <doctest/doctest.h>
-#include <fmt/format.h>
 
-#include <algorithm>
 #include <string>
 #include <variant>
 #include <vector>
@@ -9,17 +7,10 @@
 #include "launch/command_line.hpp"
 #include "tests/unit/command_words.hpp"
 
-namespace {
+using namespace stagecoach;
+using namespace stagecoach::test;
 
-using stagecoach::Command;
-using stagecoach::DType;
-using stagecoach::HelpText;
-using stagecoach::Options;
-using stagecoach::test::error_of;
-using stagecoach::test::generate;
-using stagecoach::test::options_of;
-using stagecoach::test::parse;
-using stagecoach::test::Words;
+namespace {
 
 TEST_CASE("defaults of generate") {
   const Options o = options_of(generate({}));

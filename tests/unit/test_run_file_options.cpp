@@ -3,23 +3,16 @@
 
 #include <algorithm>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "launch/command_line.hpp"
 #include "launch/option_table.hpp"
 #include "tests/unit/command_words.hpp"
 
-namespace {
+using namespace stagecoach;
+using namespace stagecoach::test;
 
-using stagecoach::Command;
-using stagecoach::DType;
-using stagecoach::Options;
-using stagecoach::test::error_of;
-using stagecoach::test::generate;
-using stagecoach::test::options_of;
-using stagecoach::test::parse;
-using stagecoach::test::Words;
+namespace {
 
 TEST_CASE("bench and plan have keys of one name in the run file") {
   const std::string yaml = "model: m\nbench: {json: f, batch: 3}\nplan: {context: 7, svg: d.svg, new_tokens: 2}\n";
@@ -95,7 +88,7 @@ TEST_CASE("mistakes in the run file have their place") {
   CHECK(error_of(words, "generation:\n  temperature: -1\n") ==
         "run.yaml:2:16: temperature: -1 is not a number from 0 to 1000");
   CHECK(error_of(words, "threads: 0\nmodel: x\n") != "no error");
-  CHECK_THROWS_AS(parse(words, "modle: x\n"), stagecoach::PlanError);
+  CHECK_THROWS_AS(parse(words, "modle: x\n"), PlanError);
 }
 
 TEST_CASE("a run file serves several commands") {
@@ -122,7 +115,7 @@ TEST_CASE("explicit stages are followed unless --stages says otherwise") {
   CHECK(counted.stages == 3);
   CHECK(options_of(words, "pipeline: {stages: 5}").stages == 5);
   const Options on_gpu = options_of(words, "pipeline: {stages: [{blocks: [0, 1], device: \"cuda:1\"}]}");
-  CHECK(on_gpu.run_file.stages->at(0).device == stagecoach::DeviceWish{stagecoach::DeviceKind::kCuda, 1});
+  CHECK(on_gpu.run_file.stages->at(0).device == DeviceWish{DeviceKind::kCuda, 1});
   const Options on_host = options_of(words, "pipeline: {stages: [{blocks: [0, 1], host: n1}]}");
   CHECK(on_host.run_file.stages->at(0).host == "n1");
 }
@@ -159,12 +152,12 @@ TEST_CASE("batch jobs: times as Slurm takes them, and the run file has them too"
 }
 
 TEST_CASE("run-file keys and options are the same set") {
-  const Words keys = stagecoach::run_file_keys();
+  const Words keys = run_file_keys();
   for (const std::string& key : keys) {
     CAPTURE(key);
-    CHECK(stagecoach::find_option(key, Command::kGenerate) != nullptr);
+    CHECK(find_option(key, Command::kGenerate) != nullptr);
   }
-  for (const stagecoach::OptionSpec& spec : stagecoach::option_table()) {
+  for (const OptionSpec& spec : option_table()) {
     const std::string name(spec.name);
     if (name == "config" || name == "help" || name == "version" || name == "decode") continue;
     CAPTURE(name);
