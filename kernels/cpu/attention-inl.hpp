@@ -226,12 +226,12 @@ HWY_INLINE void attend_tile_of_heads(const AttentionArgs& args, const AttentionG
     float* scores = state.scores + h * kScoreStride;
     accumulate(1, kPagePositions / kUnit,
                TileOperands{state.q + h * state.q_stride, state.q_stride, 0, layout.head_dim, scores, kScoreStride,
-                            reinterpret_cast<const char*>(keys) + kStreamAhead, kPagePositions * kBytes},
+                            reinterpret_cast<const char*>(keys) + args.fetch_ahead, kPagePositions * kBytes},
                keys, kPagePositions);
     tile_softmax(state, h, valid, args.scale, width);
     accumulate(1, width / kUnit,
                ContinuedOperands{scores, kScoreStride, 0, valid, state.segment.out + h * width, width,
-                                 reinterpret_cast<const char*>(values) + kStreamAhead, width * kBytes},
+                                 reinterpret_cast<const char*>(values) + args.fetch_ahead, width * kBytes},
                values, width);
   }
 }

@@ -27,8 +27,10 @@ using namespace cpu;
 constexpr std::int64_t kInlineElements = 16 * 1024;
 // Fewer tasks of a product would leave threads without work at its end.
 constexpr std::int64_t kTasksPerThread = 16;
-// With no more rows than this every panel is a task: x is so small that it stays close anyway.
+// With no more rows than this tasks begin with many panels and end with single ones: neighbours stream from memory
+// without a break, and threads end together all the same.
 constexpr std::int64_t kFewRows = 36;
+constexpr std::int64_t kFewRowsPanels = kTaskPanels * kLargeRowBlock / kFewRows;
 
 // A group's rows, or one segment of what they see.
 struct AttentionPiece {
@@ -189,22 +191,17 @@ class CpuBackend final : public Backend {
     check_linear(x, w, bias, epilogue, out);
     check_float32(x, out, "linear");
     if (x.rows == 0) return;
-    const auto [height, blocks, panels] = cut(x.rows, w);
+    const std::int64_t height = cut(x.rows, w);
     LinearArgs args{
         nullptr,  {},         w.storage.data(), w.dtype, w.in, w.out, bias.data == nullptr ? nullptr : bias.f32(0),
-        epilogue, out.f32(0), out.stride};
+        epilogue, out.f32(0), out.stride, fetch_ahead_};
     if (w.dtype == DType::kInt8) {
       args.quantized = quantize(x, height);
     } else {
       args.x = pack(x.f32(0), x.stride, x.rows, x.cols, height);
     }
-    // The blocks of some panels follow one another, so that their weights come from memory once.
-    const std::int64_t all_panels = MatrixLayout{w.in, w.out}.panels();
-    pool_.run((all_panels + panels - 1) / panels * blocks, [&](std::int64_t task, int thread) {
-      const std::int64_t panel = task / blocks * panels;
-      const std::int64_t first = task % blocks * height;
-      kernels_.linear(args, {panel, std::min(panels, all_panels - panel), first, std::min(height, x.rows - first)},
-                      linear_scratch(thread));
+    pool_.run(static_cast<std::int64_t>(linear_tasks_.size()), [&](std::int64_t task, int thread) {
+      kernels_.linear(args, linear_tasks_[static_cast<std::size_t>(task)], linear_scratch(thread));
     });
   }
 
@@ -229,19 +226,26 @@ class CpuBackend final : public Backend {
     Buffer attention;  // attention_scratch_floats
   };
 
-  // How a product is cut into tasks.
-  struct Cut {
-    std::int64_t height;  // rows of a block
-    std::int64_t blocks;
-    std::int64_t panels;  // of a task
-  };
-  Cut cut(std::int64_t rows, const Matrix& w) const {
+  // Cuts a product into linear_tasks_; gives the rows of a block. The blocks of some panels follow one another, so that
+  // their weights come from memory once.
+  std::int64_t cut(std::int64_t rows, const Matrix& w) {
     const std::int64_t panels = MatrixLayout{w.in, w.out}.panels();
     const std::int64_t fewest = ceil_div(rows, w.dtype == DType::kInt8 ? kRowBlock : row_block_);
     const std::int64_t height = fewest == 1 ? rows : round_up(ceil_div(rows, fewest), kRowUnit);
     const std::int64_t blocks = ceil_div(rows, height);
-    const std::int64_t each = panels * blocks / (kTasksPerThread * pool_.threads());
-    return {height, blocks, rows <= kFewRows ? 1 : std::clamp<std::int64_t>(each, 1, kTaskPanels)};
+    linear_tasks_.clear();
+    for (std::int64_t panel = 0; panel < panels;) {
+      const bool few = rows <= kFewRows;
+      const std::int64_t share =
+          few ? (panels - panel) / (2 * pool_.threads()) : panels * blocks / (kTasksPerThread * pool_.threads());
+      const std::int64_t most = std::min(few ? kFewRowsPanels : kTaskPanels, panels - panel);
+      const std::int64_t count = std::clamp<std::int64_t>(share, 1, most);
+      for (std::int64_t first = 0; first < rows; first += height) {
+        linear_tasks_.push_back({panel, count, first, std::min(height, rows - first)});
+      }
+      panel += count;
+    }
+    return height;
   }
 
   // But for scale and output.
@@ -254,6 +258,7 @@ class CpuBackend final : public Backend {
     args.page_bytes = kv_page_bytes(kv.n_head, kv.head_dim, kv.dtype);
     args.dtype = kv.dtype;
     args.layout = {kv.n_head, kv.head_dim};
+    args.fetch_ahead = fetch_ahead_;
     return args;
   }
   // A task for every piece and head, or, of a single row, for as many heads side by side as leave work for all threads.
@@ -361,12 +366,14 @@ class CpuBackend final : public Backend {
   Kernels kernels_;
   // What L2 has is nothing that a result depends on. Unknown is 0 or -1.
   std::int64_t row_block_ = sysconf(_SC_LEVEL2_CACHE_SIZE) < kLargeL2 ? kRowBlock : kLargeRowBlock;
+  std::int64_t fetch_ahead_ = best_fetch_ahead();
   std::vector<ThreadScratch> scratch_;
   Buffer packed_;     // rows of the current product
   Buffer quantized_;  // the same rounded to 16 bits, and scales
   RowSet rows_;
   std::vector<RowGroup> groups_;
   std::vector<AttentionPiece> pieces_;
+  std::vector<LinearTask> linear_tasks_;
   std::vector<AttentionTask> tasks_;
   std::vector<std::int64_t> first_part_;  // by row of attention_parts
   std::vector<const float*> part_rows_;   // of merge_parts

@@ -190,10 +190,13 @@ HWY_INLINE void sum_panels_int8(const LinearArgs& args, const LinearTask& task, 
     const std::int64_t pairs = layout.pairs(g);
     const auto* q = reinterpret_cast<const std::int8_t*>(group + Int8Layout::kScaleBytes);
     // Meanwhile what comes next is fetched.
-    const auto* next =
-        direct || p + 1 == task.panels
-            ? reinterpret_cast<const char*>(q + pairs * 2 * kPanel - (direct ? 0 : p * layout.panel_bytes()))
-            : reinterpret_cast<const char*>(group) + layout.panel_bytes();
+    const auto* next = reinterpret_cast<const char*>(q + pairs * 2 * kPanel);
+    if (task.rows == 1) {
+      next = reinterpret_cast<const char*>(q) + args.fetch_ahead;
+    } else if (!direct) {
+      next = p + 1 < task.panels ? reinterpret_cast<const char*>(group) + layout.panel_bytes()
+                                 : next - p * layout.panel_bytes();
+    }
     const Int8Operands<kVnni> op{args.quantized.pairs + task.first_row * args.quantized.stride,
                                  args.quantized.stride,
                                  g * kInt8Group / 2,

@@ -39,7 +39,7 @@ inline constexpr std::int64_t kScoreStride = kPagePositions + kRowPad;
 
 // Working memory of one thread in linear(); attention takes attention_scratch_floats(head_dim) floats.
 struct Scratch {
-  float* partial = nullptr;  // (panels, rows, kPanel) of at most kTaskPanels and kLargeRowBlock
+  float* partial = nullptr;  // (panels, rows, kPanel), panels * rows at most kTaskPanels * kLargeRowBlock
   float* wide = nullptr;     // (kWideK, kWideColumns)
 };
 constexpr std::int64_t attention_scratch_floats(std::int64_t head_dim) {
@@ -66,13 +66,14 @@ struct LinearArgs {
   Epilogue epilogue;
   float* y;  // (rows, out)
   std::int64_t y_stride;
+  std::int64_t fetch_ahead;  // how many bytes ahead one row fetches the weights that it streams through
 };
 
 struct LinearTask {
   std::int64_t panel;   // the first of
-  std::int64_t panels;  // these, at most kTaskPanels
+  std::int64_t panels;  // these
   std::int64_t first_row;
-  std::int64_t rows;  // at most kLargeRowBlock
+  std::int64_t rows;  // at most kLargeRowBlock; times `panels` at most kTaskPanels as many
 };
 
 struct AttentionArgs {
@@ -85,6 +86,7 @@ struct AttentionArgs {
   DType dtype;
   PageLayout layout;
   float scale;
+  std::int64_t fetch_ahead;  // as of LinearArgs, of keys and values
 };
 // Rows [first_row, first_row + rows) of one sequence with increasing positions; `table` is its page table.
 struct AttentionGroup {
@@ -152,6 +154,9 @@ Kernels kernels_for(Simd simd);
 void set_linear_kernels(Simd simd, Kernels& kernels);
 void set_attention_kernels(Simd simd, Kernels& kernels);
 void set_row_kernels(Simd simd, Kernels& kernels);
+
+// LinearArgs::fetch_ahead for this CPU.
+std::int64_t best_fetch_ahead();
 
 // What kBest stands for here; other values are returned as they are. Throws DeviceError when the CPU lacks
 // it.

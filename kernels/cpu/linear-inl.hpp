@@ -33,7 +33,7 @@ inline constexpr std::int64_t kDirectK = 64;
 // the 16-bit types it reads a tenth slower.
 template <class W>
 HWY_INLINE void stream_panel(const float* HWY_RESTRICT x, std::int64_t in, const W* HWY_RESTRICT w,
-                             float* HWY_RESTRICT sums) {
+                             std::int64_t fetch_ahead, float* HWY_RESTRICT sums) {
   constexpr int kVecs = static_cast<int>(kPanel) / kLanes;
   constexpr bool kFetch = sizeof(W) < sizeof(float);
   constexpr int kLines = static_cast<int>(kPanel * static_cast<std::int64_t>(sizeof(W))) / 64;
@@ -43,7 +43,7 @@ HWY_INLINE void stream_panel(const float* HWY_RESTRICT x, std::int64_t in, const
   for (std::int64_t k = 0; k < in; ++k) {
     const FloatVec a = hn::Set(d, x[k]);
     for (int line = 0; kFetch && line < kLines; ++line) {
-      prefetch_far(reinterpret_cast<const char*>(w) + kStreamAhead + line * 64);
+      prefetch_far(reinterpret_cast<const char*>(w) + fetch_ahead + line * 64);
     }
     for (int v = 0; v < kVecs; ++v) acc[v] = hn::MulAdd(a, load_wide(w + v * kLanes), acc[v]);
     w += kPanel;
@@ -120,7 +120,7 @@ HWY_INLINE void sum_panels(const LinearArgs& args, const LinearTask& task, const
   for (std::int64_t p = 0; p < task.panels; ++p, w += args.in * kPanel) {
     float* sums = scratch.partial + p * task.rows * kPanel;
     if (task.rows == 1) {
-      stream_panel(x, args.in, w, sums);
+      stream_panel(x, args.in, w, args.fetch_ahead, sums);
     } else {
       sum_few_rows(x, task.rows, args.in, w, sums);
     }

@@ -86,10 +86,7 @@ using PackedOperands = FloatOperands<true, false>;
 // Steps of k that the inner loop takes at once, so that little of it is counting.
 inline constexpr int kUnroll = 4;
 
-// How far ahead one row fetches what it streams through, in bytes. On a Xeon with AVX-512 4096 made decoding 6 to 14 %
-// faster; on Zen 3, which has no more than AVX2, 1024 is 3 to 8 % faster than that.
-inline constexpr std::int64_t kStreamAhead = HWY_TARGET == HWY_AVX2 ? 1024 : 4096;
-// Into L2: what lies so far ahead would push out of L1 what is in use.
+// Into L2: what lies far ahead would push out of L1 what is in use.
 HWY_INLINE void prefetch_far(const char* p) {
   __builtin_prefetch(p, 0, 2);
 }
