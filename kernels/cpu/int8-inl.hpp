@@ -171,17 +171,19 @@ HWY_INLINE void accumulate_strips(std::int64_t rows, Int8Operands<kVnni> op, con
   }
 }
 
-// Sums of a task into scratch.partial; up to `direct_rows` rows read the panels as they are, one after the other. More
+// Sums of a task into scratch.partial; up to `direct_rows` rows read the panels as they are, one after the other, and
+// the first kStreamRows of them without a break. More
 // rows go group by group over all panels, so that the rows of a group stay in L2.
 template <bool kVnni>
 HWY_INLINE void sum_panels_int8(const LinearArgs& args, const LinearTask& task, std::int64_t direct_rows,
                                 const Scratch& scratch) {
-  constexpr std::int64_t kPanelUnits = kPanel / kUnit;
   const Int8Layout layout{args.in, args.out};
   const std::int64_t groups = int8_groups(args.in);
   const bool direct = task.rows <= direct_rows;
-  const std::int64_t tiles =
-      direct ? tile_total(task.rows, kPanelUnits) : tile_count(task.rows) * (kPanel / kTileColumns);
+  const bool stream = task.rows <= kStreamRows;
+  const std::int64_t tiles = stream   ? 1
+                             : direct ? tile_total(task.rows, kPanelUnits)
+                                      : tile_count(task.rows) * (kPanel / kTileColumns);
   const std::int64_t fetch = (2 * kPanel + tiles - 1) / tiles;
   for (std::int64_t step = 0; step < groups * task.panels; ++step) {
     const std::int64_t g = direct ? step % groups : step / task.panels;
@@ -191,7 +193,7 @@ HWY_INLINE void sum_panels_int8(const LinearArgs& args, const LinearTask& task, 
     const auto* q = reinterpret_cast<const std::int8_t*>(group + Int8Layout::kScaleBytes);
     // Meanwhile what comes next is fetched.
     const auto* next = reinterpret_cast<const char*>(q + pairs * 2 * kPanel);
-    if (task.rows == 1) {
+    if (stream) {
       next = reinterpret_cast<const char*>(q) + args.fetch_ahead;
     } else if (!direct) {
       next = p + 1 < task.panels ? reinterpret_cast<const char*>(group) + layout.panel_bytes()
@@ -209,7 +211,9 @@ HWY_INLINE void sum_panels_int8(const LinearArgs& args, const LinearTask& task, 
                                  g > 0,
                                  next,
                                  fetch};
-    if (direct) {
+    if (stream) {
+      stream_panel(task.rows, op, q, 2 * kPanel);
+    } else if (direct) {
       accumulate(task.rows, kPanelUnits, op, q, 2 * kPanel);
     } else {
       auto* wide = reinterpret_cast<std::int16_t*>(scratch.wide);

@@ -66,7 +66,7 @@ struct LinearArgs {
   Epilogue epilogue;
   float* y;  // (rows, out)
   std::int64_t y_stride;
-  std::int64_t fetch_ahead;  // how many bytes ahead one row fetches the weights that it streams through
+  std::int64_t fetch_ahead;  // how many bytes ahead rows that stream through weights fetch them
 };
 
 struct LinearTask {

@@ -1,10 +1,10 @@
 // y = epilogue(x * w + bias) for some rows and some panels of columns: sums into scratch (tile-inl.hpp), then
 // one pass that adds the bias, applies the activation or adds to the output.
 //
-// Few rows read the packed panel directly, k-block by k-block, so that the block is read from memory once and
-// from L1 by the other tiles; meanwhile the next block is fetched. Many rows first copy a k-block of one panel
-// after the other, widened to float, into contiguous strips of a tile's width that stay in L1 while all row tiles
-// pass over them; the rows of this k-block stay in L2.
+// As few rows as one tile of a whole panel holds stream through it. Some more read it directly as well, k-block by
+// k-block, so that the block is read from memory once and from L1 by the other tiles; meanwhile the next block is
+// fetched. Many rows first copy a k-block of one panel after the other, widened to float, into contiguous strips of a
+// tile's width that stay in L1 while all row tiles pass over them; the rows of this k-block stay in L2.
 #if defined(STAGECOACH_CPU_LINEAR_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef STAGECOACH_CPU_LINEAR_INL
 #undef STAGECOACH_CPU_LINEAR_INL
@@ -23,33 +23,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace stagecoach::cpu::HWY_NAMESPACE {
 
-inline constexpr std::int64_t kPanelUnits = kPanel / kUnit;
 // Up to this many rows read the panel directly.
 inline constexpr std::int64_t kDirectRows = 3 * kTileRows;
 // k-block of the direct path: 16 KiB of float weights.
 inline constexpr std::int64_t kDirectK = 64;
-
-// One row: streams the panel once, all 64 sums in registers. float32 is left to the hardware, which is better at it;
-// the 16-bit types it reads a tenth slower.
-template <class W>
-HWY_INLINE void stream_panel(const float* HWY_RESTRICT x, std::int64_t in, const W* HWY_RESTRICT w,
-                             std::int64_t fetch_ahead, float* HWY_RESTRICT sums) {
-  constexpr int kVecs = static_cast<int>(kPanel) / kLanes;
-  constexpr bool kFetch = sizeof(W) < sizeof(float);
-  constexpr int kLines = static_cast<int>(kPanel * static_cast<std::int64_t>(sizeof(W))) / 64;
-  const FloatTag d;
-  FloatVec acc[kVecs];
-  for (int v = 0; v < kVecs; ++v) acc[v] = hn::Zero(d);
-  for (std::int64_t k = 0; k < in; ++k) {
-    const FloatVec a = hn::Set(d, x[k]);
-    for (int line = 0; kFetch && line < kLines; ++line) {
-      prefetch_far(reinterpret_cast<const char*>(w) + fetch_ahead + line * 64);
-    }
-    for (int v = 0; v < kVecs; ++v) acc[v] = hn::MulAdd(a, load_wide(w + v * kLanes), acc[v]);
-    w += kPanel;
-  }
-  for (int v = 0; v < kVecs; ++v) hn::StoreU(acc[v], d, sums + v * kLanes);
-}
 
 // Bytes that each of `tiles` tiles fetches per k, so that together they fetch the next k-block.
 template <class W>
@@ -58,9 +35,15 @@ HWY_INLINE std::int64_t prefetch_step(std::int64_t tiles) {
 }
 
 template <class W>
-HWY_INLINE void sum_few_rows(const float* x, std::int64_t rows, std::int64_t in, const W* w, float* sums) {
-  const std::int64_t fetch = prefetch_step<W>(tile_total(rows, kPanelUnits));
+HWY_INLINE void sum_few_rows(const float* x, std::int64_t rows, std::int64_t in, const W* w, std::int64_t fetch_ahead,
+                             float* sums) {
   std::fill_n(sums, rows * kPanel, 0.0F);
+  if (rows <= kStreamRows) {
+    const auto* next = reinterpret_cast<const char*>(w) + fetch_ahead;
+    stream_panel(rows, PackedOperands{x, in, 0, in, sums, kPanel, next, prefetch_step<W>(1)}, w, kPanel);
+    return;
+  }
+  const std::int64_t fetch = prefetch_step<W>(tile_total(rows, kPanelUnits));
   for (std::int64_t k = 0; k < in; k += kDirectK) {
     const std::int64_t count = std::min(kDirectK, in - k);
     const auto* next = reinterpret_cast<const char*>(w + (k + count) * kPanel);
@@ -118,12 +101,7 @@ HWY_INLINE void sum_panels(const LinearArgs& args, const LinearTask& task, const
   const float* x = args.x + task.first_row * args.in;
   if (task.rows > kDirectRows) return sum_many_rows(x, task, args.in, w, scratch);
   for (std::int64_t p = 0; p < task.panels; ++p, w += args.in * kPanel) {
-    float* sums = scratch.partial + p * task.rows * kPanel;
-    if (task.rows == 1) {
-      stream_panel(x, args.in, w, args.fetch_ahead, sums);
-    } else {
-      sum_few_rows(x, task.rows, args.in, w, sums);
-    }
+    sum_few_rows(x, task.rows, args.in, w, args.fetch_ahead, scratch.partial + p * task.rows * kPanel);
   }
 }
 

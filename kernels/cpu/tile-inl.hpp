@@ -37,6 +37,9 @@ inline constexpr int kUnitVecs = static_cast<int>(kUnit) / kLanes;
 inline constexpr int kTileRows = kLanes == 16 ? 12 : 6;
 inline constexpr int kTileUnits = kLanes == 16 ? 2 : 1;
 inline constexpr std::int64_t kTileColumns = kTileUnits * kUnit;
+// Rows of a tile of all columns of a panel.
+inline constexpr std::int64_t kPanelUnits = kPanel / kUnit;
+inline constexpr int kStreamRows = kLanes == 16 ? 6 : 1;
 
 HWY_INLINE FloatVec load_wide(const float* p) {
   return hn::LoadU(FloatTag(), p);
@@ -216,6 +219,13 @@ HWY_INLINE void tile_rows(std::int64_t rows, const Operands& op, const W* w, std
         break;
     }
   }
+}
+
+// One tile of 1..kStreamRows rows and all columns of a panel, which is read once from end to end.
+template <int kRows = kStreamRows, class Operands, class W>
+HWY_INLINE void stream_panel(std::int64_t rows, const Operands& op, const W* w, std::int64_t w_stride) {
+  if (rows == kRows) return tile<kRows, static_cast<int>(kPanelUnits)>(op, w, w_stride);
+  if constexpr (kRows > 1) stream_panel<kRows - 1>(rows, op, w, w_stride);
 }
 
 // Tiles that `rows` rows are cut into.
