@@ -1,7 +1,10 @@
 // How often tests repeat with other random input, and whether at full length.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
+#include <utility>
+#include <vector>
 
 namespace stagecoach::test {
 
@@ -14,6 +17,19 @@ inline constexpr bool kSanitized = false;
 // As often as given, or a fifth of it under a sanitizer, where a round takes five to fifty times as long.
 constexpr int rounds(int usual) {
   return kSanitized ? usual / 5 : usual;
+}
+
+// All of them, or a third, by chance, under a sanitizer.
+template <class Random, class T>
+std::vector<T> some_of(Random& random, std::vector<T> all) {
+  if (!kSanitized) return all;
+  const std::size_t kept = std::max<std::size_t>(1, all.size() / 3);
+  for (std::size_t i = 0; i < kept; ++i) {
+    const auto last = static_cast<std::int64_t>(all.size()) - 1;
+    std::swap(all[i], all[static_cast<std::size_t>(random.between(static_cast<std::int64_t>(i), last))]);
+  }
+  all.resize(kept);
+  return all;
 }
 
 // STAGECOACH_SLOW_TESTS in the environment asks for the forms that take minutes, as tests/run --slow does.

@@ -171,9 +171,9 @@ HWY_INLINE void accumulate_strips(std::int64_t rows, Int8Operands<kVnni> op, con
   }
 }
 
-// Sums of a task into scratch.partial; up to `direct_rows` rows read the panels as they are, one after the other, and
-// the first kStreamRows of them without a break. More
-// rows go group by group over all panels, so that the rows of a group stay in L2.
+// Sums of a task into scratch.partial; up to `direct_rows` rows read the panels as they are, one after the other, up to
+// kStreamRows of them each line once. More rows go group by group over all panels, so that the rows of a group stay in
+// L2.
 template <bool kVnni>
 HWY_INLINE void sum_panels_int8(const LinearArgs& args, const LinearTask& task, std::int64_t direct_rows,
                                 const Scratch& scratch) {

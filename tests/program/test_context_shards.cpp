@@ -89,10 +89,10 @@ TEST_CASE("every grid with context shards writes the file of one rank") {
 
 // The whole of it with STAGECOACH_SLOW_TESTS: 131,072 tokens.
 TEST_CASE("a prompt whose keys and values one rank may not hold runs over four shards") {
-  const int tokens = slow_tests() ? 131072 : 32768;
+  const int tokens = slow_tests() ? 131072 : 24576;
   const ScratchFolder folder;
   write_file(folder / "p.jsonl", long_prompt(tokens - 4));
-  // One block, so that no stage could take a part of it: 64 or 128 MiB of K and V.
+  // One block, so that no stage could take a part of it: 48 or 128 MiB of K and V.
   const std::string all = fmt::format(
       "generate --model "
       "synthetic:gpt2,n_layer=1,n_embd={0},n_head={1},n_inner=64,n_positions={2},vocab_size=300,seed=3,"
@@ -102,7 +102,7 @@ TEST_CASE("a prompt whose keys and values one rank may not hold runs over four s
   const Ended hopeless = run_program(0, all + "--memory-per-rank 1MiB");
   std::smatch process;
   REQUIRE(std::regex_search(hopeless.err, process, std::regex("process ([0-9]+)\\.[0-9] MiB")));
-  const int mib = std::stoi(process[1]) + (slow_tests() ? 110 : 62);
+  const int mib = std::stoi(process[1]) + (slow_tests() ? 110 : 50);
   const std::string budget = fmt::format("--memory-per-rank {}MiB ", mib);
   const Ended refused = run_program(0, all + budget);
   INFO(refused.err);

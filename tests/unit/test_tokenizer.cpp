@@ -24,6 +24,8 @@
 #include <utility>
 #include <vector>
 
+#include "tests/rounds.hpp"
+
 namespace {
 
 using stagecoach::Merge;
@@ -169,7 +171,7 @@ TEST_CASE("tokenizer: every byte string round-trips") {
   std::mt19937 draw(3);
   const std::array<std::string_view, 8> parts = {"\xE2\x82", "\xF0\x9F\x98",  "\xED\xA0\x80", " the",
                                                  "\xC3\xA9", "<|endoftext|>", "  ",           "\xFF"};
-  for (int round = 0; round < 3000; ++round) {
+  for (int round = 0; round < stagecoach::test::rounds(3000); ++round) {
     std::string text;
     for (auto length = draw() % 20; length > 0; --length) {
       if (draw() % 2 == 0) {
@@ -318,7 +320,7 @@ TEST_CASE("tokenizer: moves, and const calls from several threads") {
 
 TEST_CASE("tokenizer: a long run of anything is neither slow nor deep") {
   // A quadratic step would take minutes here; recursion or a fixed stack would fail.
-  constexpr std::size_t kLong = 250'000;
+  constexpr std::size_t kLong = stagecoach::test::rounds(250'000);
   for (const UseJit use_jit : {UseJit::kWhenAvailable, UseJit::kNever}) {
     const Tokenizer tokenizer = tiny(use_jit);
     for (const std::string_view unit : {"a", " ", "\n", "the", "é", "😀", "1", "'", "!", "\u3000", "\xFF", "\xE2\x82",
