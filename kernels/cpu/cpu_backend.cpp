@@ -193,8 +193,8 @@ class CpuBackend final : public Backend {
     if (x.rows == 0) return;
     const std::int64_t height = cut(x.rows, w);
     LinearArgs args{
-        nullptr,  {},         w.storage.data(), w.dtype, w.in, w.out, bias.data == nullptr ? nullptr : bias.f32(0),
-        epilogue, out.f32(0), out.stride, fetch_ahead_};
+        nullptr,  {},         w.storage.data(), w.dtype,     w.in, w.out, bias.data == nullptr ? nullptr : bias.f32(0),
+        epilogue, out.f32(0), out.stride,       fetch_ahead_};
     if (w.dtype == DType::kInt8) {
       args.quantized = quantize(x, height);
     } else {
@@ -233,13 +233,13 @@ class CpuBackend final : public Backend {
     const std::int64_t fewest = ceil_div(rows, w.dtype == DType::kInt8 ? kRowBlock : row_block_);
     const std::int64_t height = fewest == 1 ? rows : round_up(ceil_div(rows, fewest), kRowUnit);
     const std::int64_t blocks = ceil_div(rows, height);
+    const bool few = rows <= kFewRows;
     linear_tasks_.clear();
     for (std::int64_t panel = 0; panel < panels;) {
-      const bool few = rows <= kFewRows;
+      const std::int64_t left = panels - panel;
       const std::int64_t share =
-          few ? (panels - panel) / (2 * pool_.threads()) : panels * blocks / (kTasksPerThread * pool_.threads());
-      const std::int64_t most = std::min(few ? kFewRowsPanels : kTaskPanels, panels - panel);
-      const std::int64_t count = std::clamp<std::int64_t>(share, 1, most);
+          few ? left / (2 * pool_.threads()) : panels * blocks / (kTasksPerThread * pool_.threads());
+      const std::int64_t count = std::clamp<std::int64_t>(share, 1, std::min(few ? kFewRowsPanels : kTaskPanels, left));
       for (std::int64_t first = 0; first < rows; first += height) {
         linear_tasks_.push_back({panel, count, first, std::min(height, rows - first)});
       }

@@ -76,9 +76,9 @@ std::string simd_name(Simd simd) {
 
 namespace cpu {
 
-// Measured, decoding one sequence: Zen 4 is 7 to 10 % faster in 16 bits with 512 to 2048 than with 4096, and 15 % in int8
-// than with 8192; Zen 3, 3 to 8 % in 16 bits with 1024 than with 4096. A Xeon with AVX-512 is 6 to 14 % faster with 4096
-// than without.
+// Measured, decoding one sequence: Zen 4 is 7 to 10 % faster in 16 bits with 512 to 2048 than with 4096, and 15 % in
+// int8 than with 8192; Zen 3, 3 to 8 % in 16 bits with 1024 than with 4096. A Xeon with AVX-512 is 6 to 14 % faster
+// with 4096 than without.
 std::int64_t best_fetch_ahead() {
 #if defined(__x86_64__)
   if (__builtin_cpu_is("amd")) return 1024;

@@ -227,7 +227,8 @@ TEST_CASE("attention and embed agree with the reference for every head size and 
       Conversation talk(*backend, random, 3, head_dim, dtype, 3, 150);
       CHECK_NOTHROW(talk.run_chunks(*backend, {40, 150, 1, 1, 77}));
     }
-    for (const int heads : some_of(random, std::vector{1, 24, 25, 49})) {  // of single rows several are done together, at most 24
+    // Of single rows several heads are done together, at most 24.
+    for (const int heads : some_of(random, std::vector{1, 24, 25, 49})) {
       Conversation talk(*backend, random, heads, 8, kDTypes[random.between(0, 2)], 2, 70);
       CHECK_NOTHROW(talk.run_chunks(*backend, {1, 65, 1, 1, 1, 1}));
     }
