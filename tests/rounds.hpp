@@ -2,8 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
-#include <utility>
+#include <random>
 #include <vector>
 
 namespace stagecoach::test {
@@ -23,12 +24,8 @@ constexpr int rounds(int usual) {
 template <class Random, class T>
 std::vector<T> some_of(Random& random, std::vector<T> all) {
   if (!kSanitized) return all;
-  const std::size_t kept = std::max<std::size_t>(1, all.size() / 3);
-  for (std::size_t i = 0; i < kept; ++i) {
-    const auto last = static_cast<std::int64_t>(all.size()) - 1;
-    std::swap(all[i], all[static_cast<std::size_t>(random.between(static_cast<std::int64_t>(i), last))]);
-  }
-  all.resize(kept);
+  std::ranges::shuffle(all, std::mt19937_64(random.bits()));
+  all.resize(std::max<std::size_t>(1, all.size() / 3));
   return all;
 }
 

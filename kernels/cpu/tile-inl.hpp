@@ -182,50 +182,17 @@ HWY_INLINE void tile(const FloatOperands<kPacked, kFromZero>& op, const W* HWY_R
   if (groups * kUnroll < op.k_count) tile_rest<kRows, kUnits>(op, w, w_stride, groups * kUnroll);
 }
 
-// One tile of 1..kTileRows rows.
-template <int kUnits, class Operands, class W>
+// One tile of 1..kRows rows.
+template <int kUnits, int kRows = kTileRows, class Operands, class W>
 HWY_INLINE void tile_rows(std::int64_t rows, const Operands& op, const W* w, std::int64_t w_stride) {
-  switch (rows) {
-    case 1:
-      return tile<1, kUnits>(op, w, w_stride);
-    case 2:
-      return tile<2, kUnits>(op, w, w_stride);
-    case 3:
-      return tile<3, kUnits>(op, w, w_stride);
-    case 4:
-      return tile<4, kUnits>(op, w, w_stride);
-    case 5:
-      return tile<5, kUnits>(op, w, w_stride);
-    case 6:
-      return tile<6, kUnits>(op, w, w_stride);
-    default:
-      break;
-  }
-  if constexpr (kTileRows > 6) {
-    switch (rows) {
-      case 7:
-        return tile<7, kUnits>(op, w, w_stride);
-      case 8:
-        return tile<8, kUnits>(op, w, w_stride);
-      case 9:
-        return tile<9, kUnits>(op, w, w_stride);
-      case 10:
-        return tile<10, kUnits>(op, w, w_stride);
-      case 11:
-        return tile<11, kUnits>(op, w, w_stride);
-      case 12:
-        return tile<12, kUnits>(op, w, w_stride);
-      default:
-        break;
-    }
-  }
+  if (rows == kRows) return tile<kRows, kUnits>(op, w, w_stride);
+  if constexpr (kRows > 1) tile_rows<kUnits, kRows - 1>(rows, op, w, w_stride);
 }
 
 // One tile of 1..kStreamRows rows and all columns of a panel, which is read once from end to end.
-template <int kRows = kStreamRows, class Operands, class W>
+template <class Operands, class W>
 HWY_INLINE void stream_panel(std::int64_t rows, const Operands& op, const W* w, std::int64_t w_stride) {
-  if (rows == kRows) return tile<kRows, static_cast<int>(kPanelUnits)>(op, w, w_stride);
-  if constexpr (kRows > 1) stream_panel<kRows - 1>(rows, op, w, w_stride);
+  tile_rows<static_cast<int>(kPanelUnits), kStreamRows>(rows, op, w, w_stride);
 }
 
 // Tiles that `rows` rows are cut into.
