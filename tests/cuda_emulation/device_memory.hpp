@@ -43,9 +43,11 @@ class DeviceMemory {
   };
   std::size_t limit_bytes_;
   std::size_t range_bytes_;
+  void* mapped_ = nullptr;  // with what is before and after the range
+  std::size_t mapped_bytes_ = 0;
   std::byte* base_ = nullptr;
   std::size_t used_bytes_ = 0, live_bytes_ = 0;
-  std::size_t high_ = 0;  // no allocation was ever beyond it
+  std::size_t high_ = 0;  // the end of the huge page beyond which no allocation ever was
   bool open_ = false;
   std::map<std::size_t, Allocation> allocations_;  // by offset
 };
