@@ -1,12 +1,14 @@
 #include "launch/option_table.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <system_error>
 
 #include "partition/wording.hpp"
 

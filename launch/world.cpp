@@ -9,9 +9,11 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <new>
 #include <optional>
 #include <string_view>
+#include <system_error>
 
 #include "launch/command_line.hpp"
 #include "launch/interrupt.hpp"

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <stdexcept>
+#include <utility>
 
 #include "partition/run_file.hpp"
 #include "partition/wording.hpp"

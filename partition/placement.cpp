@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cctype>
+#include <iterator>
 #include <optional>
 #include <span>
+#include <utility>
 
 #include "partition/model.hpp"
 #include "partition/wording.hpp"

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
 namespace stagecoach {
 
 std::optional<DeviceWish> parse_device(std::string_view text) {

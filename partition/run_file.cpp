@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <charconv>
 #include <limits>
+#include <system_error>
+#include <utility>
 
 #include "partition/wording.hpp"
 #include "partition/yaml_values.hpp"

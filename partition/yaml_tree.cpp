@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <sstream>
+#include <utility>
 
 #include "partition/model.hpp"
 #include "partition/wording.hpp"

@@ -1,6 +1,7 @@
 #include "runtime/native_format.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <bit>
 #include <span>

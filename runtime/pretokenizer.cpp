@@ -4,8 +4,10 @@
 
 #include <array>
 #include <cassert>
+#include <cstdint>
 #include <new>
 #include <string>
+#include <utility>
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <system_error>
 
 #include "partition/wording.hpp"
 #include "runtime/json.hpp"

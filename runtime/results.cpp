@@ -1,12 +1,15 @@
 #include "runtime/results.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
 #include <iterator>
 #include <span>
+#include <system_error>
+#include <utility>
 
 #include "runtime/output_file.hpp"
 #include "runtime/results_h5.hpp"

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <system_error>
 #include <vector>
 
 #include "runtime/hdf5_file.hpp"

@@ -1,6 +1,7 @@
 #include "runtime/score_results.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <cmath>
 

@@ -1,6 +1,7 @@
 #include "runtime/stored_tensors.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <atomic>

@@ -1,6 +1,7 @@
 #include "runtime/synthetic.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>

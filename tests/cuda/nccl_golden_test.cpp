@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <exception>
 
 #include "tests/cuda/machine.hpp"
 #include "tests/cuda/nccl_links.hpp"

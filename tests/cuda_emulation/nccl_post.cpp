@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <list>
 
 namespace stagecoach::cuda_emulation {

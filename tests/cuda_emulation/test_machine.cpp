@@ -1,6 +1,7 @@
 // Matrix fragments, tensor cores and asynchronous copies: kernels/cuda/machine.cuh as the emulation has it.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>

@@ -1,5 +1,6 @@
 // Any arguments, separated by zero bytes; a run file's name is its contents. Either an error of one line, or help, or
 // options that keep every bound the program relies on.
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <variant>

@@ -2,6 +2,7 @@
 // to a message that encodes to the same bytes; and any message made of the bytes survives encoding and decoding.
 #include <fuzzer/FuzzedDataProvider.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <span>

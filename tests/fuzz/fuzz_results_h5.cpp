@@ -1,5 +1,6 @@
 // Any bytes as the JSON Lines of a run. Either an OutputError of one line and no file, or an HDF5 file with a row per
 // line, whose offsets ascend from 0 to the number of values.
+#include <algorithm>
 #include <cstring>
 
 #include "runtime/hdf5_file.hpp"

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <chrono>
+#include <exception>
 #include <random>
 
 #include "tests/pipeline/interleaving.hpp"

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <system_error>
 
 #include "tests/program/mistakes.hpp"
 #include "tests/program/run_program.hpp"

@@ -8,6 +8,7 @@
 #include <random>
 #include <regex>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include "tests/program/shared_runs.hpp"

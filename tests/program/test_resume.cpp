@@ -14,7 +14,9 @@
 #include <iterator>
 #include <random>
 #include <set>
+#include <stop_token>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include "tests/program/run_program.hpp"

@@ -1,6 +1,7 @@
 // Element conversions: every 16-bit value, and every tie between neighbours.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <iterator>
 
 #include "runtime/hdf5_file.hpp"
 #include "runtime/native_model.hpp"

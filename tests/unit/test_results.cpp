@@ -14,6 +14,8 @@
 #include <iterator>
 #include <limits>
 #include <string>
+#include <system_error>
+#include <utility>
 #include <vector>
 
 #include "runtime/output_file.hpp"

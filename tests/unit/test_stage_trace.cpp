@@ -5,6 +5,7 @@
 #include <deque>
 #include <random>
 #include <thread>
+#include <utility>
 
 #include "runtime/scheduler.hpp"
 #include "runtime/stage_trace.hpp"

@@ -1,7 +1,9 @@
 // The thread pool: every task once, whatever the numbers of tasks and threads.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <chrono>
+#include <stdexcept>
 #include <thread>
 
 #include "kernels/cpu/thread_pool.hpp"

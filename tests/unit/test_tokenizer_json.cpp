@@ -1,6 +1,8 @@
 // tokenizer.json: the same tokens and merges as the two files, and a refusal by name of what would change them.
 #include <doctest/doctest.h>
 
+#include <tuple>
+
 #include "runtime/tokenizer_json.hpp"
 #include "runtime/weight_source.hpp"
 #include "tests/unit/byte_tokenizer.hpp"
