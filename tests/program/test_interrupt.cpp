@@ -53,7 +53,7 @@ TEST_CASE("alone, at random moments") {
   INFO("seed " << seed);
   std::mt19937 random(seed);
   int orderly = 0;
-  for (int round = 0; round < (slow_tests() ? 30 : 6); ++round) {
+  for (int round = 0; round < (slow_tests() ? 30 : 3); ++round) {
     const char* signal = round % 3 == 0 ? "INT" : round % 3 == 1 ? "TERM" : "USR1";
     const double delay_s = static_cast<double>(random() % 3000) / 1000.0;
     const ScratchFolder folder;
@@ -104,7 +104,7 @@ TEST_CASE("under mpirun: to mpirun and to single ranks") {
   const unsigned seed = std::random_device{}();
   INFO("seed " << seed);
   std::mt19937 random(seed);
-  const int rounds = slow_tests() ? 24 : 6;
+  const int rounds = slow_tests() ? 24 : 4;
   for (int round = 0; round < rounds; ++round) {
     const char* signal = round % 3 == 0 ? "INT" : round % 3 == 1 ? "TERM" : "USR1";
     const double delay_s = 0.5 + static_cast<double>(random() % 2500) / 1000.0;

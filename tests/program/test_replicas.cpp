@@ -66,11 +66,14 @@ TEST_CASE("every grid writes the same file, in input order") {
   std::mt19937 random(seed);
   const ScratchFolder folder;
   const std::string output = folder / "o.jsonl";
+  const std::vector<std::string> commands = {
+      "generate --temperature 0.9 --repetition-penalty 1.2 --logprobs --ignore-eos" + kModel,
+      "generate --logprobs --chunk-tokens 16" + kModel, "score --stride 100" + kModel};
   for (const int prompts : {60, 3, 1}) {
     write_file(folder / "p.jsonl", prompts_of(prompts, random));
-    for (const std::string& command :
-         {"generate --temperature 0.9 --repetition-penalty 1.2 --logprobs --ignore-eos" + kModel,
-          "generate --logprobs --chunk-tokens 16" + kModel, "score --stride 100" + kModel}) {
+    // Of fewer prompts than ranks one command by chance.
+    const auto some = prompts == 60 ? std::span(commands) : std::span(commands).subspan(random() % commands.size(), 1);
+    for (const std::string& command : some) {
       const std::string all = command + "--fresh -v --prompts " + (folder / "p.jsonl") + " --output " + output + " ";
       check_grids(all, output, kGrids, 60, [](const Ended& ended) { CHECK(shares(ended.err).size() > 1); });
     }
@@ -81,7 +84,7 @@ TEST_CASE("when pages run out sequences are put back, and the file is the same")
   const ScratchFolder folder;
   const std::string output = folder / "o.jsonl";
   std::string lines;
-  for (int i = 0; i < 40; ++i) {  // all grow by two pages, five or six begin together
+  for (int i = 0; i < 24; ++i) {  // all grow by two pages, five or six begin together
     lines += fmt::format("{{\"tokens\":[{},5,7],\"max_new_tokens\":{}}}\n", i, 170 + i % 20);
   }
   write_file(folder / "p.jsonl", lines);
