@@ -72,6 +72,8 @@ class Buffer {
   void* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
   explicit operator bool() const { return data_ != nullptr; }
+  // Never released: for memory that something outside may read until the process ends.
+  void leave() { data_ = nullptr; }
 
  private:
   void swap(Buffer& other) noexcept {

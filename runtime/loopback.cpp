@@ -136,7 +136,10 @@ class LoopbackTransport final : public Transport {
     return false;
   }
 
-  void abandon() noexcept override { withdraw(); }
+  bool abandon() noexcept override {
+    withdraw();
+    return true;
+  }
 
  private:
   // What was buffered stays: it was sent, and refers to no memory of this stage.

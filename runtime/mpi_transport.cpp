@@ -45,9 +45,24 @@ int int_count(std::int64_t count) {
   return static_cast<int>(count);
 }
 
+// Holds until the process ends what MPI may still read or write when a failure ends the job: it moves data in all later
+// calls, those that end the job among them, and a peer on this host reads by itself.
+template <class T>
+void keep(T memory) noexcept {
+  static auto& kept = *new std::list<T>;
+  kept.push_back(std::move(memory));
+}
+
 class MpiMailbox final : public Mailbox {
  public:
   MpiMailbox(MPI_Comm comm, int first_rank) : comm_(comm), first_rank_(first_rank) {}
+  ~MpiMailbox() override {
+    if (!sending_.empty()) keep(std::move(sending_));
+    std::erase_if(receiving_, [](const auto& one) { return one.second.request == MPI_REQUEST_NULL; });
+    if (!receiving_.empty()) keep(std::move(receiving_));
+  }
+  MpiMailbox(const MpiMailbox&) = delete;
+  MpiMailbox& operator=(const MpiMailbox&) = delete;
 
   void post(int peer, Channel channel, std::span<const std::byte> bytes) override {
     Sending& sending = sending_.emplace_back(std::vector<std::byte>(bytes.begin(), bytes.end()), MPI_REQUEST_NULL);
@@ -129,8 +144,8 @@ class MpiTransport final : public Transport {
     return finished != 0;
   }
   // MPI moves data inside this process's calls, and those that end the job are still to come. What has not begun to
-  // arrive is called off, what has is waited for.
-  void abandon() noexcept override {
+  // arrive is called off, what has is waited for. What is being sent cannot be called off.
+  bool abandon() noexcept override {
     for (const Ticket ticket : receiving_) {
       const auto found = requests_.find(ticket);
       if (found != requests_.end()) MPI_Cancel(&found->second);
@@ -144,6 +159,10 @@ class MpiTransport final : public Transport {
       }
     }
     receiving_.clear();
+    return std::ranges::all_of(requests_, [](auto& open) {
+      int finished = 0;
+      return MPI_Test(&open.second, &finished, MPI_STATUS_IGNORE) == MPI_SUCCESS && finished != 0;
+    });
   }
 
  private:
@@ -299,25 +318,38 @@ std::vector<std::vector<std::byte>> MpiProcess::all_gather(std::span<const std::
       check(MPI_Test(&request, &finished, MPI_STATUS_IGNORE));
     }
   };
+  struct Places {
+    int mine = 0, total = 0;
+    std::vector<int> counts, offsets;
+    std::vector<std::byte> own, all;
+  };
   const auto ranks = static_cast<std::size_t>(size_);
-  const int mine = int_count(static_cast<std::int64_t>(bytes.size()));
-  std::vector<int> counts(ranks), offsets(ranks);
-  MPI_Request request = MPI_REQUEST_NULL;
-  check(MPI_Iallgather(&mine, 1, MPI_INT, counts.data(), 1, MPI_INT, comms_.back()->all, &request));
-  wait(request);
-  int total = 0;
-  for (std::size_t r = 0; r < ranks; ++r) {
-    offsets[r] = total;
-    total += counts[r];
+  auto places = std::make_unique<Places>();
+  Places& p = *places;
+  p.mine = int_count(static_cast<std::int64_t>(bytes.size()));
+  p.own.assign(bytes.begin(), bytes.end());
+  p.counts.resize(ranks);
+  p.offsets.resize(ranks);
+  try {
+    MPI_Request request = MPI_REQUEST_NULL;
+    check(MPI_Iallgather(&p.mine, 1, MPI_INT, p.counts.data(), 1, MPI_INT, comms_.back()->all, &request));
+    wait(request);
+    for (std::size_t r = 0; r < ranks; ++r) {
+      p.offsets[r] = p.total;
+      p.total += p.counts[r];
+    }
+    p.all.resize(static_cast<std::size_t>(p.total));
+    check(MPI_Iallgatherv(p.own.data(), p.mine, MPI_BYTE, p.all.data(), p.counts.data(), p.offsets.data(), MPI_BYTE,
+                          comms_.back()->all, &request));
+    wait(request);
+  } catch (...) {
+    keep(std::move(places));
+    throw;
   }
-  std::vector<std::byte> all(static_cast<std::size_t>(total));
-  check(MPI_Iallgatherv(bytes.data(), mine, MPI_BYTE, all.data(), counts.data(), offsets.data(), MPI_BYTE,
-                        comms_.back()->all, &request));
-  wait(request);
   std::vector<std::vector<std::byte>> result;
   for (std::size_t r = 0; r < ranks; ++r) {
-    const auto first = all.begin() + offsets[r];
-    result.emplace_back(first, first + counts[r]);
+    const auto first = p.all.begin() + p.offsets[r];
+    result.emplace_back(first, first + p.counts[r]);
   }
   return result;
 }

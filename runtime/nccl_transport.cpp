@@ -316,10 +316,11 @@ class NcclTransport final : public Transport {
     queue_.enter();
     for (LinkEnd* end : ends()) end->prepare(memory);
   }
-  void abandon() noexcept override {
+  bool abandon() noexcept override {
     for (LinkEnd* end : ends()) {
       if (end->open()) end->abort();
     }
+    return true;
   }
 
  private:

@@ -53,7 +53,8 @@ class Pipeline {
   }
   // The buffers go next; when a failure is what ends the loop, some are still on their way.
   ~Pipeline() {
-    if (c_.transport != nullptr) c_.transport->abandon();
+    if (c_.transport == nullptr || c_.transport->abandon()) return;
+    for (Slot& slot : slots_) slot.buffer.leave();
   }
   Pipeline(const Pipeline&) = delete;
   Pipeline& operator=(const Pipeline&) = delete;

@@ -111,6 +111,7 @@ class Sends final : public Exchange {
     }
     return tickets_.empty();
   }
+  void leave_memory() { memory_.leave(); }
 
  private:
   void send(std::int64_t count) { tickets_.push_back(p_.transport->send(rows_of(memory_, count, 0))); }
@@ -205,7 +206,7 @@ std::optional<RingFigures> ring_test(const RingParts& parts) {
   try {
     exchange(parts, open);
   } catch (...) {
-    parts.transport->abandon();  // before the memory goes
+    if (!parts.transport->abandon() && sends) sends->leave_memory();  // before it goes
     throw;
   }
   if (first) return std::nullopt;

@@ -23,7 +23,7 @@ ShardedAttention::ShardedAttention(Backend& backend, const ShardLinks& links, co
 // The memory goes next; after a failure some of it is still on its way.
 ShardedAttention::~ShardedAttention() {
   for (const std::unique_ptr<Transport>& link : links_.to) {
-    if (link) link->abandon();
+    if (link && !link->abandon()) memory_.leave();
   }
 }
 

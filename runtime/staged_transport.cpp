@@ -54,9 +54,14 @@ class StagedTransport final : public Transport {
     spare_.push_back(backend_.allocate_host(static_cast<std::int64_t>(place.size())));
   }
 
-  void abandon() noexcept override {
-    inner_->abandon();
+  bool abandon() noexcept override {
+    if (!inner_->abandon()) {
+      for (auto& [ticket, move] : moves_) {
+        if (move.step == Step::kLeaving) move.host.leave();
+      }
+    }
     moves_.clear();  // letting go of a host buffer waits for the device's copies
+    return true;
   }
 
  private:

@@ -58,8 +58,9 @@ class Transport {
   // Memory that tensors to be sent or received will lie in: a chance to make it known to the network.
   virtual void prepare(std::span<std::byte>) {}
   // For a stage that gives up, before it lets go of its memory: what is open is dropped, and nothing touches the memory
-  // of a send or receive any more, not even a peer in this process. No other call may follow. Waits for no peer.
-  virtual void abandon() noexcept = 0;
+  // of a receive any more, not even a peer in this process. When it is true, nor that of a send; otherwise that may be
+  // read until the process ends and must stay (Buffer::leave). No other call may follow. Waits for no peer.
+  [[nodiscard]] virtual bool abandon() noexcept = 0;
 };
 
 }  // namespace stagecoach

@@ -122,12 +122,13 @@ class SteppedTransport final : public Transport {
     return inner_->wait_on_device(ticket);
   }
   void prepare(std::span<std::byte> memory) override { inner_->prepare(memory); }
-  void abandon() noexcept override {
-    inner_->abandon();
-    if (steps_.fault().kind != Fault::Kind::kStuckAbort) return;
+  bool abandon() noexcept override {
+    const bool free = inner_->abandon();
+    if (steps_.fault().kind != Fault::Kind::kStuckAbort) return free;
     // That came back although NCCL did not. Now NCCL does, so that the backend can be destroyed.
     emulation::nccl::behave({});
     wait_for_communicators(1);  // one may have had nothing open
+    return free;
   }
 
  private:

@@ -26,7 +26,7 @@ class BentTransport final : public Transport {
   }
   Ticket receive(Tensor tensor) override { return inner_->receive(tensor); }
   bool done(Ticket ticket) override { return inner_->done(ticket); }
-  void abandon() noexcept override { inner_->abandon(); }
+  bool abandon() noexcept override { return inner_->abandon(); }
 
  private:
   std::unique_ptr<Transport> inner_;

@@ -58,7 +58,7 @@ class WatchedTransport final : public Transport {
     order_.after(stage_, is_done);
     return is_done;
   }
-  void abandon() noexcept override { inner_->abandon(); }
+  bool abandon() noexcept override { return inner_->abandon(); }
 
  private:
   Interleaving& order_;

@@ -35,7 +35,7 @@ class NoTransport final : public Transport {
     return 1;
   }
   bool done(Ticket) override { return true; }
-  void abandon() noexcept override {}
+  bool abandon() noexcept override { return true; }
 };
 
 // Rows of as many sequences as there are slots and pages for: the widest page tables, logits of every row.

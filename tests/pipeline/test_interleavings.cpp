@@ -182,7 +182,7 @@ TEST_CASE("a pipeline that would deadlock is found out") {
     Ticket send(Tensor tensor) override { return inner_->send(tensor); }
     Ticket receive(Tensor) override { return 0; }
     bool done(Ticket ticket) override { return inner_->done(ticket); }
-    void abandon() noexcept override { inner_->abandon(); }
+    bool abandon() noexcept override { return inner_->abandon(); }
 
    private:
     std::unique_ptr<Transport> inner_;

@@ -24,7 +24,7 @@ TEST_CASE("rendezvous: memory of an abandoned send is not read, of an abandoned 
 
   const auto onward = second->send(view(sent));
   second->receive(view(given_up));
-  second->abandon();
+  CHECK(second->abandon());
   const auto late = third->receive(view(received));
   const auto unheard = first->send(view(sent));
   CHECK_FALSE(third->done(late));
@@ -55,7 +55,7 @@ TEST_CASE("buffered: what was sent arrives, though the sender has gone") {
     Row sent{1, 2, 3, 4};
     const auto first = hub.transport(0);
     first->send(view(sent));
-    first->abandon();
+    CHECK(first->abandon());
   }
   const auto ticket = second->receive(view(received));
   CHECK(second->done(ticket));
