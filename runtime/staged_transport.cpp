@@ -57,7 +57,7 @@ class StagedTransport final : public Transport {
   bool abandon() noexcept override {
     if (!inner_->abandon()) {
       for (auto& [ticket, move] : moves_) {
-        if (move.step == Step::kLeaving) move.host.leave();
+        if (move.step == Step::kLeaving || move.step == Step::kArriving) move.host.leave();
       }
     }
     moves_.clear();  // letting go of a host buffer waits for the device's copies
