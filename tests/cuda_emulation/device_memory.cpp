@@ -45,8 +45,7 @@ DeviceMemory::DeviceMemory(std::size_t limit_bytes)
   mapped_bytes_ = range_bytes_ + kHugePage;
   mapped_ = mmap(nullptr, mapped_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped_ == MAP_FAILED) throw std::bad_alloc();
-  const std::size_t past = reinterpret_cast<std::uintptr_t>(mapped_) % kHugePage;
-  base_ = static_cast<std::byte*>(mapped_) + (kHugePage - past) % kHugePage;
+  base_ = reinterpret_cast<std::byte*>(round_up(reinterpret_cast<std::uintptr_t>(mapped_), kHugePage));
   madvise(base_, range_bytes_, MADV_HUGEPAGE);
   forbid(base_, kApart);
 }

@@ -1,6 +1,7 @@
 // What is still being sent when a stage gives up: a peer that comes late finds it unharmed, under asan too.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdio>
@@ -25,9 +26,7 @@ Tensor view(std::vector<float>& values) {
 }
 
 bool all_are(const std::vector<float>& values, float value) {
-  std::int64_t same = 0;
-  for (const float v : values) same += v == value ? 1 : 0;
-  return same == kValues;
+  return std::ranges::count(values, value) == kValues;
 }
 
 // Both ranks have come here.

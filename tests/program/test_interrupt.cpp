@@ -4,7 +4,7 @@
 
 #include <csignal>
 #include <random>
-#include <string_view>
+#include <utility>
 
 #include "tests/program/run_program.hpp"
 #include "tests/rounds.hpp"
@@ -159,14 +159,15 @@ TEST_CASE("INT and TERM to mpirun itself: one message as well") {
 }
 
 TEST_CASE("launch/mpirun makes 75 of every interruption") {
+  using Case = std::pair<const char*, bool>;
   // The last as a terminal's ^C: to all of the group.
-  for (const char* signal : {"INT", "TERM", "USR1", "INT --"}) {
+  for (const auto& [signal, group] :
+       {Case("INT", false), Case("TERM", false), Case("USR1", false), Case("INT", true)}) {
     const ScratchFolder folder;
-    const bool group = std::string_view(signal).ends_with("--");
     const Ended ended = run_program(
         0, "; exit", 0,
         fmt::format("({}kill -{} {}$$) & exec {}{}/launch/mpirun -n 3 {} {} 2>{}; ",
-                    once_caught(3, folder.path().string()), signal, group ? "-" : "", group ? "setsid -w " : "",
+                    once_caught(3, folder.path().string()), signal, group ? "-- -" : "", group ? "setsid -w " : "",
                     STAGECOACH_SOURCE_DIR, STAGECOACH_PROGRAM, endless(folder), folder / "err"));
     const std::string said = read_file(folder / "err");
     INFO(signal << ": " << said);
