@@ -43,6 +43,9 @@ class MemoryLayout {
   virtual std::int64_t unit_bytes() const { return 1; }
   // Whether the host reads and writes buffers directly.
   virtual bool in_host_memory() const { return true; }
+  // Whether matrices lie there as weight_layout.hpp packs them. Then Matrix::storage may be memory of someone else's,
+  // from a multiple of 64 bytes on, that has or gets the panels; operations only read it.
+  virtual bool has_panels() const { return false; }
 };
 
 std::unique_ptr<MemoryLayout> reference_layout();

@@ -43,6 +43,7 @@ struct Options {
   // ("auto").
   DeviceWish device;              // of every stage for which the run file names none
   std::optional<DType> dtype;     // as stored
+  bool map_weights = false;       // used in the file, of generate, score and bench
   std::optional<DType> kv_dtype;  // float32 on CPU, float16 on CUDA
   bool deterministic = false;     // on CUDA; CPUs always are
   std::optional<std::int32_t> stages;

@@ -3,7 +3,7 @@
 // Until `catch_interrupts` they end the process as usual: there is nothing to tidy up yet. From then on the first one
 // leaves a note, and whoever loads, converts or runs asks for it between two operations. A second signal half a second
 // later, or no end within a few seconds, ends the process at once. Signal handlers belong to the process, so the note
-// is the one variable of this program that is global.
+// is a global variable.
 #pragma once
 
 #include <optional>

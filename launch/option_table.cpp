@@ -242,6 +242,10 @@ const OptionSpec kTable[] = {
      false, [](Options&, const std::string&) {}},
     {"dtype", "D", kForRuns | kForConvert, kModel, "weights as float32, float16, bfloat16 or int8 [as stored]", false,
      set_dtype},
+    {"map-weights", "", kForPrompts | kForBench, kModel,
+     "use a packed model file in place, without a copy: starts at once, ranks of a machine share the memory; for CPUs, "
+     "in the file's dtype, while nobody changes the file",
+     false, [](Options& o, const std::string& v) { o.map_weights = flag(v); }},
     {"kv-dtype", "D", kForRuns, kModel, "keys and values as float32, float16 or bfloat16 [float32, on GPUs float16]",
      false, set_kv_dtype},
     {"layout", "panels|rows", kForConvert, kModel,

@@ -78,7 +78,24 @@ Session::Session(const Options& options, const World& world) : options_(options)
     if (any_cuda && dtype_ == DType::kInt8) {
       throw UsageError("--dtype: int8 weights are for CPUs; give float16 or bfloat16, or --device cpu");
     }
+    if (options_.map_weights) map_weights(any_cuda);
   });
+}
+
+void Session::map_weights(bool any_cuda) {
+  if (any_cuda) throw UsageError("--map-weights: is for CPUs; leave it out, or give --device cpu");
+  if (dtype_ != model_->dtype) {
+    throw UsageError(
+        fmt::format("--map-weights: {} has {} weights, which are used as they are; leave out --dtype {}, or convert "
+                    "the model with it",
+                    model_->name, name_of(model_->dtype), name_of(dtype_)));
+  }
+  if (!model_->weights->map()) {
+    throw UsageError(
+        fmt::format("--map-weights: {} is no model file with packed matrices; make one with stagecoach convert "
+                    "--model {} --output FILE.h5",
+                    model_->name, model_->name));
+  }
 }
 
 // After a failure NCCL may still hold on to a device, and to let go of what stages have there could wait for it for
@@ -230,7 +247,8 @@ void Session::load_all() {
     const BlockRange blocks = spec(stage->place).blocks;
     log_verbose(fmt::format("{}blocks {} to {}, {} of weights ({}), {} KV pages ({}), {} threads, {}",
                             prefix(stage->place), blocks.first, blocks.last,
-                            readable_bytes(stage->executor->weight_bytes()), name_of(dtype_), pages_,
+                            readable_bytes(stage->executor->weight_bytes()),
+                            fmt::format("{}{}", name_of(dtype_), options_.map_weights ? ", mapped" : ""), pages_,
                             readable_bytes(stage->executor->kv_bytes()), threads_, stage->backend->name()));
     const auto place = static_cast<std::size_t>(stage->place);
     log_verbose(fmt::format("{}planned memory: {}, of {}", prefix(stage->place), describe(needs_[place]),

@@ -87,6 +87,7 @@ class Session {
   const StageSpec& spec(std::int32_t place) const;
   std::int64_t trace_bytes() const;
   void make_plan();
+  void map_weights(bool any_cuda);
   void make_stages();
   std::vector<std::optional<std::int64_t>> local_budgets() const;
   void find_fit(const WorkSize& work);

@@ -38,6 +38,7 @@ struct Key {
 constexpr Key kKeys[] = {
     {"", "model", Type::kText},
     {"", "dtype", Type::kText},
+    {"", "map_weights", Type::kFlag},
     {"", "kv_dtype", Type::kText},
     {"", "layout", Type::kText},
     {"", "device", Type::kText},

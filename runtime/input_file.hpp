@@ -23,6 +23,7 @@ class InputFile {
 
   const std::filesystem::path& path() const { return path_; }
   std::int64_t bytes() const { return bytes_; }  // at opening
+  int descriptor() const { return descriptor_; }
   // Fills `out` from `offset` on. `what` ("tensor wte.weight") stands in the message when the file ends
   // before.
   void read(std::int64_t offset, std::span<std::byte> out, std::string_view what) const;

@@ -96,6 +96,7 @@ TokenBatch StageExecutor::run(const Microbatch& microbatch, Tensor residual, con
     run_all(residual, progress);
   }
   if (is_last()) picked = pick_tokens(microbatch, residual, progress);
+  check_weights();
   return picked;
 }
 
@@ -164,6 +165,10 @@ void StageExecutor::read_rows(const Microbatch& microbatch) {
   }
 }
 
+void StageExecutor::check_weights() const {
+  if (weights_.mapped != nullptr) weights_.mapped->check_mapped();
+}
+
 void StageExecutor::run_block(std::int32_t local_block, Tensor residual, const Progress& progress,
                               const Waiting& waiting) {
   const BlockWeights& w = weights_.blocks[static_cast<std::size_t>(local_block)];
@@ -182,6 +187,7 @@ void StageExecutor::run_block(std::int32_t local_block, Tensor residual, const P
   if (rows > 0) backend_.norm_linear(residual, first, narrow, w.qkv, w.qkv_bias.view, {}, qkv);
   progress();
   if (sharded_) {
+    check_weights();  // the other shards get to see what was computed
     sharded_->run(pages, scale, narrow, progress, waiting);
     if (rows == 0) return;
   } else {

@@ -45,7 +45,8 @@ class StageExecutor {
   // `residual` is (own_rows(microbatch), n_embd) float32 on the backend, in memory for max_rows of them, of which
   // those behind may be overwritten. The first stage overwrites it with embeddings, the others expect the previous
   // stage's. Returns the picked tokens and scores of these rows on the last stage, otherwise an empty batch. Operations
-  // on the residual may still stand in the backend's queue when it returns. `waiting` is for a context shard.
+  // on the residual may still stand in the backend's queue when it returns. `waiting` is for a context shard. Throws
+  // std::runtime_error when the weights lie in a mapped file that has changed.
   TokenBatch run(const Microbatch& microbatch, Tensor residual, const Progress& progress, const Waiting& waiting = {});
 
   // Rows of a microbatch that this shard runs; all where there is one.
@@ -68,6 +69,7 @@ class StageExecutor {
   void set_rows(std::int64_t first, std::int64_t count);
   void run_all(Tensor residual, const Progress& progress);
   void run_sharded(Tensor residual, const Progress& progress, const Waiting& waiting);
+  void check_weights() const;
   void run_block(std::int32_t local_block, Tensor residual, const Progress& progress, const Waiting& waiting);
   TokenBatch pick_tokens(const Microbatch& microbatch, Tensor residual, const Progress& progress);
 

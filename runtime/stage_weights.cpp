@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <thread>
 
 #include "kernels/convert.hpp"
@@ -14,6 +16,8 @@
 
 namespace stagecoach {
 namespace {
+
+constexpr std::uintptr_t kPanelAlignment = 64;  // MemoryLayout::has_panels
 
 // Of the position embedding, which is read one row at a time and small.
 DType table_dtype(DType dtype) {
@@ -30,12 +34,14 @@ DType dtype_on_backend(const MemoryLayout& layout, const TensorSpec& spec, DType
 // Where one tensor goes: makes its place on the backend, then takes its pieces.
 class Loader {
  public:
-  Loader(Backend& backend, DType dtype, std::function<Buffer(std::int64_t)> allocate_host)
-      : backend_(backend), dtype_(dtype), allocate_host_(std::move(allocate_host)) {}
+  Loader(Backend& backend, const WeightSource& source, DType dtype, std::function<Buffer(std::int64_t)> allocate_host)
+      : backend_(backend), source_(source), dtype_(dtype), allocate_host_(std::move(allocate_host)) {}
 
   void matrix(const TensorSpec& spec, Matrix& matrix) {
     const auto [in, out, dtype] = packed_layout_of(spec, dtype_);
-    matrix = backend_.make_matrix(in, out, dtype);
+    const std::span<const std::byte> mapped = mapped_for_backend(spec);
+    matrix = mapped.empty() ? backend_.make_matrix(in, out, dtype) : Matrix{in, out, dtype, borrowed(mapped)};
+    uses_mapped_ = uses_mapped_ || !mapped.empty();
     matrix_ = &matrix;
     use_ = [this, layout = row_layout_of(spec), &matrix](std::int64_t first, Tensor host) {
       backend_.load_rows(matrix, layout, first, host);
@@ -54,9 +60,8 @@ class Loader {
   void take(std::int64_t first_row, Tensor host) { use_(first_row, host); }
 
   // All of the matrix at once. `progress(bytes)` is called after each run of panels, on this thread.
-  void take_panels(const WeightSource& source, const TensorSpec& spec,
-                   const std::function<void(std::int64_t)>& progress) {
-    PackedReader reader(source, spec, dtype_);
+  void take_panels(const TensorSpec& spec, const std::function<void(std::int64_t)>& progress) {
+    PackedReader reader(source_, spec, dtype_);
     std::atomic<std::int64_t> bytes = 0;
     backend_.load_panels(*matrix_, reader.layout().dtype,
                          [&, here = std::this_thread::get_id()](std::int64_t first, std::int64_t count, std::byte* to) {
@@ -64,11 +69,26 @@ class Loader {
                            bytes += count * reader.layout().panel_bytes();
                            if (std::this_thread::get_id() == here) progress(bytes);
                          });
+    if (uses_mapped_) source_.check_mapped();
     reader.finish();
     progress(bytes);
   }
 
+  bool uses_mapped() const { return uses_mapped_; }
+
  private:
+  std::span<const std::byte> mapped_for_backend(const TensorSpec& spec) const {
+    const bool as_stored = source_.dtype_of(spec) == dtype_ && backend_.layout().has_panels();
+    const std::span<const std::byte> mapped = as_stored ? source_.mapped_panels(spec) : std::span<const std::byte>{};
+    const bool aligned_panels = reinterpret_cast<std::uintptr_t>(mapped.data()) % kPanelAlignment == 0;
+    return aligned_panels ? mapped : std::span<const std::byte>{};
+  }
+
+  // Nothing writes there: read_panels finds the panels in their place.
+  static Buffer borrowed(std::span<const std::byte> mapped) {
+    return {const_cast<std::byte*>(mapped.data()), mapped.size(), [](void*, void*, std::size_t) noexcept {}, nullptr};
+  }
+
   void upload(Tensor host, Tensor device) {
     const std::int64_t count = host.rows * host.cols;
     if (host.dtype == device.dtype) {
@@ -85,7 +105,9 @@ class Loader {
   }
 
   Backend& backend_;
+  const WeightSource& source_;
   DType dtype_;
+  bool uses_mapped_ = false;
   Matrix* matrix_ = nullptr;  // the last one made
   std::function<void(std::int64_t first_row, Tensor host)> use_;
   std::function<Buffer(std::int64_t)> allocate_host_;
@@ -168,7 +190,7 @@ StageWeights load_stage(Backend& backend, const WeightSource& source, const Mode
   const auto allocate_host = [&](std::int64_t bytes) {
     return backend.in_host_memory() ? backend.allocate(bytes) : beside.allocate(bytes);
   };
-  Loader loader(backend, dtype, allocate_host);
+  Loader loader(backend, source, dtype, allocate_host);
   std::int64_t done = 0;
   {
     PieceStream stream(
@@ -183,11 +205,12 @@ StageWeights load_stage(Backend& backend, const WeightSource& source, const Mode
   }
   for (const TensorSpec& spec : packed) {
     begin_tensor(loader, spec, blocks, weights);
-    loader.take_panels(source, spec, [&](std::int64_t bytes) {
+    loader.take_panels(spec, [&](std::int64_t bytes) {
       if (progress) progress(done + bytes, total);
     });
     done += stored_bytes(source, spec);
   }
+  if (loader.uses_mapped()) weights.mapped = &source;
   weights.bytes = stage_weight_bytes(config, blocks, device_layout(backend.layout(), config, dtype, DType::kFloat32));
   return weights;
 }

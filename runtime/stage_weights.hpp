@@ -4,7 +4,8 @@
 // backend's activation dtype; the position embedding is float32 beside int8.
 // The token embedding is kept once, packed as the LM head needs it, also where a stage both embeds and has the head.
 // Needs a few MiB of host memory beside the weights (loading_bytes): tensors are read ahead on a thread of their own.
-// Packed matrices are read straight to their place by the backend's threads, after everything else.
+// Packed matrices are read straight to their place by the backend's threads, after everything else; where the source
+// has them mapped, in the dtype and the layout that the backend takes, they stay in the file and are only verified.
 #pragma once
 
 #include <cstdint>
@@ -43,6 +44,8 @@ struct StageWeights {
   Vector final_gain, final_bias;  // last stage
   Matrix separate_head;           // (n_embd, vocab): last stage of a model that is not tied
   std::int64_t bytes = 0;         // on the backend: stage_weight_bytes (partition/stage_bytes.hpp)
+  // Where matrices are that lie in a mapped file, which must outlive them; null where there are none.
+  const WeightSource* mapped = nullptr;
 
   const Matrix& head() const { return separate_head.storage ? separate_head : token_embedding; }
 };

@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <memory>
 #include <unordered_set>
 
 #include "partition/wording.hpp"
+#include "runtime/mapped_file.hpp"
 #include "runtime/packed_tensor.hpp"
 #include "runtime/row_range.hpp"
 
@@ -51,6 +53,26 @@ class StoredSource final : public WeightSource {
                 range_bytes(tensor, "panels", layout.panels(), layout.panel_bytes(), first, count, out));
   }
 
+  bool map() override {
+    if (!catalogue_.packed()) return false;
+    for (std::size_t i = mapped_.size(); i < catalogue_.files(); ++i) {
+      mapped_.push_back(std::make_unique<MappedFile>(catalogue_.file(i)));
+    }
+    return true;
+  }
+
+  std::span<const std::byte> mapped_panels(const TensorSpec& tensor) const override {
+    if (mapped_.empty() || !is_packed(tensor)) return {};
+    const StoredTensor& stored = stored_of(tensor);
+    mapped_[stored.file]->expect(stored.offset, stored.bytes);
+    return mapped_[stored.file]->bytes().subspan(static_cast<std::size_t>(stored.offset),
+                                                 static_cast<std::size_t>(stored.bytes));
+  }
+
+  void check_mapped() const override {
+    for (const auto& file : mapped_) file->check();
+  }
+
   std::int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
 
   std::string place_of(const TensorSpec& tensor) const override { return place_of(stored_of(tensor)); }
@@ -80,7 +102,10 @@ class StoredSource final : public WeightSource {
   }
 
   void read_at(const StoredTensor& stored, std::int64_t offset, std::span<std::byte> out) const {
-    catalogue_.file_of(stored).read(stored.offset + offset, out, fmt::format("tensor {}", stored.stored_name));
+    const MappedFile* mapped = mapped_.empty() ? nullptr : mapped_[stored.file].get();
+    if (mapped == nullptr || out.data() != mapped->bytes().data() + stored.offset + offset) {
+      catalogue_.file_of(stored).read(stored.offset + offset, out, fmt::format("tensor {}", stored.stored_name));
+    }
     bytes_read_.fetch_add(static_cast<std::int64_t>(out.size()), std::memory_order_relaxed);
   }
 
@@ -191,6 +216,7 @@ class StoredSource final : public WeightSource {
 
   TensorCatalogue catalogue_;
   bool tied_;
+  std::vector<std::unique_ptr<MappedFile>> mapped_;  // of the catalogue's files, once `map` was called
   mutable std::atomic<std::int64_t> bytes_read_{0};
 };
 

@@ -54,6 +54,7 @@ class TensorCatalogue {
   const StoredTensor* find(const std::string& name) const;
   const std::vector<StoredTensor>& all() const { return tensors_; }
   const InputFile& file_of(const StoredTensor& tensor) const { return files_[tensor.file]; }
+  std::size_t files() const { return files_.size(); }
   const InputFile& file(std::size_t index) const { return files_[index]; }
   const std::filesystem::path& origin() const { return origin_; }
   const std::string& types() const { return types_; }

@@ -40,6 +40,16 @@ class WeightSource {
   virtual bool is_packed(const TensorSpec&) const { return false; }
   virtual void read_panels(const TensorSpec& tensor, std::int64_t first, std::int64_t count,
                            std::span<std::byte> out) const;
+
+  // --- packed matrices used in the file itself, without a copy
+  // From now on mapped_panels has them; false where matrices are not packed. Before other threads use the source.
+  virtual bool map() { return false; }
+  // All panels of `tensor` where they are mapped, for as long as the source lives, for use soon; otherwise nothing.
+  // read_panels that is to put panels where they are already leaves them. What was computed from them counts only once
+  // check_mapped has passed after it: it throws std::runtime_error when the file was changed or lost.
+  virtual std::span<const std::byte> mapped_panels(const TensorSpec&) const { return {}; }
+  virtual void check_mapped() const {}
+
   // Bytes read (files) or made (synthetic) so far.
   virtual std::int64_t bytes_read() const = 0;
   // How messages call `tensor`: "FILE: tensor NAME", with the name that the file has.

@@ -26,6 +26,7 @@ class CpuLayout final : public MemoryLayout {
   std::int64_t staging_bytes(std::int64_t in, std::int64_t out, DType stored, DType dtype) const override {
     return threads_ * cpu::staging_bytes(PackedLayout{in, out, stored}, dtype);
   }
+  bool has_panels() const override { return true; }
 
  private:
   int threads_;

@@ -9,6 +9,7 @@
 //   load_stage   all of it packed on the CPU backend (one thread)
 //   two threads  the same with two
 //   two stages   each half of the blocks loaded by a process of its own, side by side
+//   mapped       the last three where a packed file, mapped anew each time, is used in place (--map-weights)
 #include <fmt/format.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -38,9 +39,10 @@ using namespace stagecoach;
 
 constexpr int kRounds = 7;
 
-double seconds(const std::function<void()>& action) {
+double seconds(const std::function<void()>& action, const std::function<void()>& before = {}) {
   double best = std::numeric_limits<double>::infinity();
   for (int round = 0; round < kRounds; ++round) {
+    if (before) before();
     const auto start = std::chrono::steady_clock::now();
     action();
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
@@ -166,6 +168,16 @@ int main(int argc, char** argv) try {
   show("load_stage", seconds([&] { load(model, all, dtype); }));
   show("two threads", seconds([&] { load(model, all, dtype, 2); }));
   show("two stages", seconds([&] { load_side_by_side(model, dtype); }));
+  Model mapped;
+  const auto map_again = [&] {
+    mapped = open_model(argv[1], ModelParts::kNoTokenizer);
+    mapped.weights->map();
+  };
+  map_again();
+  if (dtype != model.dtype || !mapped.weights->map()) return 0;
+  show("mapped", seconds([&] { load(mapped, all, dtype); }, map_again));
+  show(" two threads", seconds([&] { load(mapped, all, dtype, 2); }, map_again));
+  show(" two stages", seconds([&] { load_side_by_side(mapped, dtype); }, map_again));
   return 0;
 } catch (const std::exception& error) {
   fmt::print(stderr, "bench_loading: {}\n", error.what());

@@ -58,6 +58,7 @@ TEST_CASE("every option of generate arrives") {
                                 "cpu",
                                 "--dtype",
                                 "bfloat16",
+                                "--map-weights",
                                 "--kv-dtype",
                                 "float16",
                                 "--threads",
@@ -85,6 +86,7 @@ TEST_CASE("every option of generate arrives") {
   CHECK(o.stages == 2);
   CHECK(o.device.kind == stagecoach::DeviceKind::kCpu);
   CHECK(o.dtype == DType::kBFloat16);
+  CHECK(o.map_weights);
   CHECK(o.kv_dtype == DType::kFloat16);
   CHECK(o.threads == 8);
   CHECK(o.transport == stagecoach::TransportChoice::kMpi);

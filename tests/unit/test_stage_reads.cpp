@@ -1,9 +1,14 @@
 // Each stage reads its own tensors and nothing else, and finds broken values in them: for every file format.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <cstring>
+#include <fstream>
 #include <functional>
 #include <limits>
+#include <stdexcept>
 #include <thread>
 
 #include "kernels/backend.hpp"
@@ -15,6 +20,7 @@
 #include "runtime/packed_tensor.hpp"
 #include "runtime/stage_weights.hpp"
 #include "tests/unit/keras_builder.hpp"
+#include "tests/unit/native_fixture.hpp"
 
 using namespace stagecoach;
 using namespace stagecoach::test;
@@ -184,6 +190,85 @@ TEST_CASE("packed files give the backend the bytes that rows give it, in every d
       if (dtype == DType::kInt8) CHECK(bytes(formats.name() + "/int8.h5", dtype, threads) == expected);
     }
   }
+}
+
+TEST_CASE("packed matrices stay in a mapped file where the dtype is the file's, with the bytes that loading gives") {
+  const ModelConfig config = small_config();
+  Formats formats(tensors_of(config, ""));
+  formats.add_native();
+  const BlockRange blocks{1, config.n_layer - 1};  // with the head
+  for (const std::string& name : formats.names) {
+    CHECK(open_model(name).weights->map() == (name.ends_with("panels.h5") || name.ends_with("int8.h5")));
+  }
+  for (const char* file : {"/panels.h5", "/int8.h5"}) {
+    const Model model = open_model(formats.name() + file);
+    const Model mapped = open_model(formats.name() + file);
+    REQUIRE(mapped.weights->map());
+    for (const int threads : {1, 3}) {
+      const auto backend = make_cpu_backend({threads, Simd::kBest});
+      const std::int64_t own = backend->bytes_allocated();
+      const StageWeights want = load_stage(*backend, *model.weights, config, blocks, model.dtype, {});
+      CHECK(want.mapped == nullptr);
+      const std::int64_t loaded = backend->bytes_allocated() - own;
+      const std::int64_t read_before = mapped.weights->bytes_read();
+      const StageWeights got = load_stage(*backend, *mapped.weights, config, blocks, model.dtype, {});
+      CHECK(got.mapped == mapped.weights.get());
+      CHECK(got.bytes == want.bytes);
+      CHECK(mapped.weights->bytes_read() - read_before == model.weights->bytes_read() / (threads == 1 ? 1 : 2));
+      std::int64_t in_file = 0;
+      const auto expect_same = [&](const Matrix& a, const Matrix& b, TensorRole role, std::int32_t block) {
+        REQUIRE(a.storage.bytes() == b.storage.bytes());
+        CHECK(std::memcmp(a.storage.data(), b.storage.data(), b.storage.bytes()) == 0);
+        for (const TensorSpec& spec : tensor_table(config)) {
+          if (spec.role != role || (spec.place == TensorPlace::kBlock && spec.block != block)) continue;
+          CHECK(a.storage.data() == mapped.weights->mapped_panels(spec).data());
+        }
+        in_file += static_cast<std::int64_t>(a.storage.bytes());
+      };
+      expect_same(got.head(), want.head(), TensorRole::kTokenEmbedding, 0);
+      for (std::size_t i = 0; i < got.blocks.size(); ++i) {
+        const auto block = static_cast<std::int32_t>(i) + blocks.first;
+        expect_same(got.blocks[i].qkv, want.blocks[i].qkv, TensorRole::kQkvWeight, block);
+        expect_same(got.blocks[i].proj, want.blocks[i].proj, TensorRole::kProjWeight, block);
+        expect_same(got.blocks[i].fc, want.blocks[i].fc, TensorRole::kFcWeight, block);
+        expect_same(got.blocks[i].out, want.blocks[i].out, TensorRole::kOutWeight, block);
+      }
+      CHECK(backend->bytes_allocated() - own == 2 * loaded - in_file);
+    }
+    // Backends with a layout of their own, and other dtypes, take copies.
+    const auto reference = make_reference_backend();
+    CHECK(load_stage(*reference, *mapped.weights, config, blocks, model.dtype, {}).mapped == nullptr);
+    if (model.dtype == DType::kInt8) continue;
+    const auto backend = make_cpu_backend({1, Simd::kBest});
+    CHECK(load_stage(*backend, *mapped.weights, config, blocks, DType::kFloat16, {}).mapped == nullptr);
+  }
+}
+
+TEST_CASE("damage in a mapped file is found while loading, and a change from then on") {
+  const ModelConfig config = small_config();
+  Formats formats(tensors_of(config, ""));
+  formats.add_native("panels.h5", {});
+  const std::string& path = formats.names.back();
+  Model model = open_model(path);
+  REQUIRE(model.weights->map());
+  const auto load_mapped = [&] {
+    const auto backend = make_cpu_backend({2, Simd::kBest});
+    load_stage(*backend, *model.weights, config, {0, config.n_layer - 1}, model.dtype, {});
+  };
+  CHECK_NOTHROW(load_mapped());
+  const std::vector<TensorSpec> table = tensor_table(config);
+  const TensorSpec& broken = *std::ranges::find(table, "h.3.mlp.c_fc.weight", &TensorSpec::name);
+  const std::string panels(reinterpret_cast<const char*>(model.weights->mapped_panels(broken).data()), 64);
+  std::string bytes = bytes_of_file(path);
+  bytes[bytes.find(panels) + 9] ^= 4;
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));     // file times are as coarse as a tick of the clock
+  std::ofstream(path, std::ios::binary | std::ios::in) << bytes;  // over the old ones
+  CHECK(contains(message_of<std::runtime_error>(load_mapped), path + ": was changed while weights were used in it"));
+  CHECK_THROWS_AS(model.weights->check_mapped(), std::runtime_error);
+  model = open_model(path);
+  REQUIRE(model.weights->map());
+  CHECK(contains(message_of<WeightError>(load_mapped),
+                 path + ": tensor /blocks/3/mlp.c_fc.weight: its bytes do not match their checksum"));
 }
 
 TEST_CASE("loading takes what loading_bytes says beside the weights, and no budget is passed on the way") {
