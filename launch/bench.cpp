@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <numeric>
+#include <optional>
 
 #include "launch/commands.hpp"
 #include "launch/log.hpp"
@@ -118,7 +119,7 @@ struct Figures {
   std::int64_t weight_bytes = 0, kv_bytes = 0, peak_bytes = 0;
 };
 
-void write_json(const Options& options, const Session& session, const Figures& f) {
+void write_json(OutputFile& file, const Options& options, const Session& session, const Figures& f) {
   const std::string text = fmt::format(
       "{{\"model\": {}, \"dtype\": \"{}\", \"device\": \"{}\", \"stages\": {}, \"threads\": {}, \"batch\": {}, "
       "\"prompt_tokens\": {}, \"new_tokens\": {}, \"prefill_tokens_per_s\": {}, \"decode_tokens_per_s\": {}, "
@@ -127,7 +128,6 @@ void write_json(const Options& options, const Session& session, const Figures& f
       json_string(session.model().name), name_of(session.dtype()), session.device(), session.plan().stage_count(),
       session.threads(), options.batch, options.prompt_tokens, options.new_tokens, json_of(f.prefill),
       json_of(f.decode), json_of(f.ttft), f.weight_bytes, f.kv_bytes, f.peak_bytes);
-  OutputFile file(options.json_path);
   file.write(text);
   file.commit();
 }
@@ -172,6 +172,7 @@ std::string profile_tables(const Session& session, const World& world) {
 int run_bench(const Options& options, const World& world) {
   Session session(options, world);
   RunWatch watch(options, world);
+  std::optional<OutputFile> json;
   const ModelConfig& config = session.model().config;
   if (options.profile) session.profile_after(rows_of_repeat(options));
   session.prepare([&]() -> std::optional<WorkSize> {
@@ -182,6 +183,7 @@ int run_bench(const Options& options, const World& world) {
     }
     session.catch_interrupts();
     watch.open();
+    if (!options.json_path.empty()) json.emplace(options.json_path);
     // Prompts of one repeat, at the most with one token's results each.
     const std::int64_t tokens = std::int64_t{options.prompt_tokens} + 2LL * options.new_tokens;
     WorkSize work;
@@ -218,7 +220,7 @@ int run_bench(const Options& options, const World& world) {
   }
   print_table(options, session, figures);
   write_all(STDOUT_FILENO, profiles, "standard output");
-  if (!options.json_path.empty()) write_json(options, session, figures);
+  if (json) write_json(*json, options, session, figures);
   return 0;
 }
 

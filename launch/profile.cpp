@@ -5,6 +5,7 @@
 #include <barrier>
 #include <cstring>
 #include <exception>
+#include <optional>
 #include <thread>
 
 #include "kernels/cuda/cuda_backend.hpp"
@@ -136,12 +137,15 @@ class Profiler {
 }  // namespace
 
 int run_profile(const Options& options, const World& world) {
+  std::optional<OutputFile> file;  // that it can be is known before anything is measured
+  world.agree([&] {
+    if (world.rank() == 0) file.emplace(options.output_path);
+  });
   const std::string text = Profiler(options, world).run();
   world.agree([&] {
     if (world.rank() != 0) return;
-    OutputFile file(options.output_path);
-    file.write(fmt::format("# Measured by stagecoach profile with {}.\n{}", options.model, text));
-    file.commit();
+    file->write(fmt::format("# Measured by stagecoach profile with {}.\n{}", options.model, text));
+    file->commit();
     if (!options.quiet) write_all(STDOUT_FILENO, text, "standard output");
   });
   return 0;

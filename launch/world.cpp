@@ -21,6 +21,7 @@
 #include "launch/time_limit.hpp"
 #include "runtime/output_file.hpp"
 #include "runtime/prompts.hpp"
+#include "runtime/results.hpp"
 #include "runtime/weight_source.hpp"
 
 namespace stagecoach {
@@ -109,6 +110,8 @@ Outcome outcome_of_current_exception() {
   } catch (const PromptError& e) {
     return {2, e.what()};
   } catch (const TokenizerError& e) {
+    return {2, e.what()};
+  } catch (const OutputPlaceError& e) {
     return {2, e.what()};
   } catch (const FitError& e) {
     return {3, e.what()};

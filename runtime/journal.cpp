@@ -96,7 +96,7 @@ Journal::~Journal() {
 void Journal::lock(const std::function<void()>& waiting) {
   for (;;) {
     fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd_ < 0) fail(path_, "cannot open the journal");
+    if (fd_ < 0) fail_to_make(output_);
     const bool taken = ::flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     if (!taken && names(path_, fd_)) return;
     ::close(std::exchange(fd_, -1));

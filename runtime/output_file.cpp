@@ -88,7 +88,30 @@ void write_all(int fd, std::string_view bytes, const std::string& name) {
 void require_replaceable(const std::string& path) {
   struct stat info = {};
   if (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
-    throw OutputError(fmt::format("{}: is not a plain file, so results cannot replace it", shown(path)));
+    throw OutputPlaceError(fmt::format("{}: is not a plain file, so results cannot replace it", shown(path)));
+  }
+}
+
+void fail_to_make(const std::string& path) {
+  const int error = errno;
+  const std::size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  struct stat info = {};
+  const bool no_folder = error == ENOENT && ::stat(folder.c_str(), &info) != 0;
+  const std::string text = fmt::format("{}: cannot make the file: {}", shown(path),
+                                       no_folder ? "its folder does not exist" : std::strerror(error));
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR:
+    case EISDIR:
+    case EACCES:
+    case EPERM:
+    case EROFS:
+    case ELOOP:
+    case ENAMETOOLONG:
+      throw OutputPlaceError(text);
+    default:
+      throw OutputError(text);
   }
 }
 
@@ -103,7 +126,7 @@ OutputFile::OutputFile(std::string path) : path_(std::move(path)), partial_(path
 void OutputFile::open_partial() {
   for (;;) {
     const int old = ::open(partial_.c_str(), O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-    if (old < 0 && errno != ENOENT) fail(partial_, "cannot make the file");
+    if (old < 0 && errno != ENOENT) fail_to_make(path_);
     if (old >= 0) {
       const bool taken = taken_by_another(old);
       const bool there = !taken && names(partial_, old);
@@ -113,7 +136,7 @@ void OutputFile::open_partial() {
     }
     fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd_ < 0 && errno == EEXIST) continue;
-    if (fd_ < 0) fail(partial_, "cannot make the file");
+    if (fd_ < 0) fail_to_make(path_);
     const bool taken = taken_by_another(fd_);
     if (!taken && names(partial_, fd_)) return;
     ::close(std::exchange(fd_, -1));  // another run came between the two

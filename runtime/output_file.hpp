@@ -16,12 +16,17 @@ void sync_folder_of(const std::string& path);
 // That the file open as `fd` is the one that `path` names: no other has taken its place.
 bool names(const std::string& path, int fd);
 
-// Throws OutputError when `path` is there and no plain file.
+// Throws OutputPlaceError when `path` is there and no plain file.
 void require_replaceable(const std::string& path);
+
+// Throws what `errno` says of making a file for the results `path`: OutputPlaceError, or OutputError where the place is
+// right and the system has no room.
+[[noreturn]] void fail_to_make(const std::string& path);
 
 // PATH.partial until `commit` renames it to PATH: an older PATH stays as it is until then, and for good if
 // anything fails. Only one process at a time has the partial file of one PATH: a second is refused, or where the file
-// system has no locks takes the name over, which the first notices in `commit`. Throws OutputError.
+// system has no locks takes the name over, which the first notices in `commit`. Throws OutputError, and on making it
+// OutputPlaceError.
 class OutputFile {
  public:
   explicit OutputFile(std::string path);

@@ -22,6 +22,11 @@ class OutputError : public std::runtime_error {  // exit status 1
  public:
   using std::runtime_error::runtime_error;
 };
+// No file can be where it was asked for: a folder is missing, or nobody may write there. Exit status 2.
+class OutputPlaceError : public OutputError {
+ public:
+  using OutputError::OutputError;
+};
 
 class ResultSink {
  public:

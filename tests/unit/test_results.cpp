@@ -228,7 +228,8 @@ TEST_CASE("what has the partial file's name and is none is no reason to wait for
 TEST_CASE("places that cannot be written are known at once, with the system's reason") {
   const Folder folder;
   CHECK_THROWS_WITH_AS(make_jsonl_sink("/nowhere/out.jsonl", nullptr, kEos),
-                       "/nowhere/out.jsonl.partial: cannot make the file: No such file or directory", OutputError);
+                       "/nowhere/out.jsonl: cannot make the file: its folder does not exist",
+                       stagecoach::OutputPlaceError);
   std::filesystem::create_directory(folder / "dir.jsonl");
   CHECK_THROWS_AS(make_jsonl_sink(folder / "dir.jsonl", nullptr, kEos), OutputError);
 }
