@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstddef>
 #include <filesystem>
 #include <functional>
 #include <future>
@@ -42,6 +43,12 @@ inline void check_grids(const std::string& command, const std::string& output, s
 // Finds the processes of a run again that has it in its arguments.
 inline std::string fresh_tag() {
   return std::to_string(std::chrono::steady_clock::now().time_since_epoch().count() % 1000000007);
+}
+
+inline std::size_t times_in(const std::string& text, const std::string& part) {
+  std::size_t times = 0;
+  for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++times;
+  return times;
 }
 
 struct Signalled {

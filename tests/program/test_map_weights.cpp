@@ -39,12 +39,6 @@ bool all_are_loaded(const std::string& said) {
   return said.find("rank 0 (stage 0,") != std::string::npos && said.find("mapped") != std::string::npos;
 }
 
-std::size_t times_in(const std::string& text, const std::string& part) {
-  std::size_t times = 0;
-  for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++times;
-  return times;
-}
-
 // Runs two ranks, with something happening in the middle. `folder` has the files, whose paths tell the ranks apart.
 Signalled run_beside(const ScratchFolder& folder, const std::string& arguments, const std::function<void()>& happens) {
   return run_and_act(2, arguments, folder.path().string(), all_are_loaded, std::chrono::seconds(1),
