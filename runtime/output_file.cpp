@@ -106,7 +106,6 @@ void fail_to_make(const std::string& path) {
     case EISDIR:
     case EACCES:
     case EPERM:
-    case EROFS:
     case ELOOP:
     case ENAMETOOLONG:
       throw OutputPlaceError(text);

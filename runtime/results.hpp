@@ -22,7 +22,7 @@ class OutputError : public std::runtime_error {  // exit status 1
  public:
   using std::runtime_error::runtime_error;
 };
-// No file can be where it was asked for: a folder is missing, or nobody may write there. Exit status 2.
+// No file can be where it was asked for: the folder is missing, or is not for this user to write in. Exit status 2.
 class OutputPlaceError : public OutputError {
  public:
   using OutputError::OutputError;

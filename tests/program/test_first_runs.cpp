@@ -196,7 +196,7 @@ TEST_CASE("output where one may not write") {
                                             STAGECOACH_PROGRAM, kGenerate + kDemo + " --output " + output);
       Ended ended = run_program(0, "", 60, start);
       ended.err = read_file(folder / "err");
-      expect_line(ended, 1, output);
+      expect_line(ended, 2, output);
       CHECK(ended.says("Permission denied"));
     }
   }

@@ -165,7 +165,7 @@ TEST_CASE("results as HDF5 hold what the JSON lines say, and leave no lines") {
   }
   std::filesystem::create_directory(folder / "dir.h5");
   const Ended taken = run_program(3, generate + (folder / "dir.h5"));
-  CHECK(taken.status == 1);
+  CHECK(taken.status == 2);
   CHECK(taken.messages() == 1);
   CHECK(taken.says("dir.h5"));
 }
