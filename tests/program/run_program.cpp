@@ -115,7 +115,7 @@ std::vector<pid_t> ranks_with(const std::string& tag, int ranks) {
 }
 
 bool all_gone(const std::string& output) {
-  const std::string look = fmt::format("pgrep -f 'stagecoach [a-z]+ .*{}'", output);
+  const std::string look = fmt::format("pgrep -f '^[^ ]*stagecoach[^ ]* [a-z]+ .*{}'", output);
   for (int i = 0; i < 100; ++i) {
     if (std::system((look + " >/dev/null").c_str()) != 0) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(50));

@@ -44,8 +44,8 @@ Ended run_each(int ranks, const std::string& rank_does, const std::string& argum
 // Process ids of the ranks under mpirun whose command line contains `tag`, by rank; 0 where there is none.
 std::vector<pid_t> ranks_with(const std::string& tag, int ranks);
 
-// The processes of runs with this output have ended, or do soon: those of a killed mpirun take a second. Otherwise they
-// are listed.
+// The program's processes with this output have ended, or do soon: those of a killed mpirun take a second. Otherwise they
+// are listed. An mpirun whose timeout was killed may wait for itself for ever, which says nothing of its ranks.
 bool all_gone(const std::string& output);
 
 // A fresh folder, removed with the object.
