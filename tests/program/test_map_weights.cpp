@@ -120,7 +120,8 @@ TEST_CASE("a mapped file that is replaced stays as it was for the job") {
   const std::string other = converted(folder, "other.h5", " --dtype float16");
   write_prompts(folder / "in.jsonl");
   const std::string command = fmt::format(
-      "generate -v --threads 1 --ignore-eos --max-new-tokens 190 --num-samples 60 --temperature 1 --model {} --prompts "
+      "generate -v --threads 1 --ignore-eos --max-new-tokens 190 --num-samples 120 --temperature 1 --model {} "
+      "--prompts "
       "{} --output ",
       model, folder / "in.jsonl");
   REQUIRE(run_program(2, command + (folder / "expected.jsonl")).status == 0);
