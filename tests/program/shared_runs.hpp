@@ -45,9 +45,9 @@ inline std::string fresh_tag() {
   return std::to_string(std::chrono::steady_clock::now().time_since_epoch().count() % 1000000007);
 }
 
-inline std::size_t times_in(const std::string& text, const std::string& part) {
-  std::size_t times = 0;
-  for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++times;
+inline int times_in(const std::string& text, const std::string& part) {
+  int times = 0;
+  for (std::size_t at = 0; (at = text.find(part, at)) != std::string::npos; at += part.size()) ++times;
   return times;
 }
 

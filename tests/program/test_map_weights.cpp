@@ -106,7 +106,7 @@ TEST_CASE("a mapped file that is changed or cut ends the job with one message an
     INFO(run.ended.err);
     CHECK(run.ended.status == 1);
     // Both ranks may find it.
-    const std::size_t told = times_in(run.ended.err, model + ": was c");
+    const int told = times_in(run.ended.err, model + ": was c");
     CHECK((told == 1 || told == 2));
     CHECK(run.ended.says("while weights were used in it (--map-weights); leave it alone while jobs run"));
     CHECK(run.seconds_after < on_this_machine(10.0));

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "tests/program/run_program.hpp"
+#include "tests/program/shared_runs.hpp"
 
 using namespace stagecoach::test;
 
@@ -13,16 +14,10 @@ const std::string kBench =
     "bench --model synthetic:gpt2,n_layer=4,n_embd=48,n_head=3,n_positions=40,vocab_size=90,seed=5 --threads 1 "
     "--prompt-tokens 7 --new-tokens 4 --batch 3 --repeat 2 --chunk-tokens 6";
 
-int count(const std::string& text, const std::string& part) {
-  int found = 0;
-  for (std::size_t at = 0; (at = text.find(part, at)) != std::string::npos; at += part.size()) ++found;
-  return found;
-}
-
 // The operations in the tables of one stage; empty when they are not there once or not behind those before.
 std::string tables_of(const std::string& out, int stage, int stages) {
   const std::string heading = fmt::format("stage {} (blocks ", stage);
-  if (count(out, heading) != 2) return "";  // prefill, decode
+  if (times_in(out, heading) != 2) return "";  // prefill, decode
   const std::size_t begin = out.find(heading);
   const std::size_t end =
       stage + 1 == stages ? out.size() : out.find(fmt::format("stage {} (blocks ", stage + 1), begin);
@@ -37,8 +32,8 @@ void check_profile(int ranks, const std::string& more, int stages) {
   INFO(ended.out);
   CHECK(ended.status == 0);
   CHECK(ended.err == "");
-  CHECK(count(ended.out, " tokens/s\n") == 2);
-  CHECK(count(ended.out, "(blocks ") == 2 * stages);
+  CHECK(times_in(ended.out, " tokens/s\n") == 2);
+  CHECK(times_in(ended.out, "(blocks ") == 2 * stages);
   const int blocks = 4 / stages;
   for (int stage = 0; stage < stages; ++stage) {
     const std::string tables = tables_of(ended.out, stage, stages);
@@ -46,16 +41,16 @@ void check_profile(int ranks, const std::string& more, int stages) {
     CHECK(tables.starts_with(
         fmt::format("stage {} (blocks {} to {}), prefill: ", stage, stage * blocks, (stage + 1) * blocks - 1)));
     // Every row of the two repeats and none of the one before them: 3 prompts of 7, then 3 more tokens of each.
-    CHECK(count(tables, "prefill: 42 rows in ") == 1);
-    CHECK(count(tables, "decode (one row of each sequence): 18 rows in ") == 1);
+    CHECK(times_in(tables, "prefill: 42 rows in ") == 1);
+    CHECK(times_in(tables, "decode (one row of each sequence): 18 rows in ") == 1);
     for (const char* operation : {"  linear 48 x 144 ", "  linear 48 x 48 ", "  linear 48 x 192 gelu tanh ",
                                   "  linear 192 x 48 ", "  attention ", "  layer norm ", "  between operations "}) {
       CAPTURE(operation);
-      CHECK(count(tables, operation) == 2);
+      CHECK(times_in(tables, operation) == 2);
     }
-    CHECK(count(tables, "  embed ") == (stage == 0 ? 2 : 0));
-    CHECK(count(tables, "  linear 48 x 90 ") == (stage == stages - 1 ? 2 : 0));
-    CHECK(count(tables, "  before microbatches (") == 2);
+    CHECK(times_in(tables, "  embed ") == (stage == 0 ? 2 : 0));
+    CHECK(times_in(tables, "  linear 48 x 90 ") == (stage == stages - 1 ? 2 : 0));
+    CHECK(times_in(tables, "  before microbatches (") == 2);
   }
 }
 
@@ -75,11 +70,11 @@ TEST_CASE("there is no decode without a second token, and no table unless asked 
       "--new-tokens 1 --repeat 1 ";
   const Ended prefill = run_program(0, bench + "--profile");
   CHECK(prefill.status == 0);
-  CHECK(count(prefill.out, "(blocks ") == 1);
-  CHECK(count(prefill.out, "prefill: 7 rows in 1 microbatches") == 1);
+  CHECK(times_in(prefill.out, "(blocks ") == 1);
+  CHECK(times_in(prefill.out, "prefill: 7 rows in 1 microbatches") == 1);
   const Ended plain = run_program(2, bench);
   CHECK(plain.status == 0);
-  CHECK(count(plain.out, "(blocks ") == 0);
+  CHECK(times_in(plain.out, "(blocks ") == 0);
 }
 
 TEST_CASE("the JSON file is the same with and without a profile, and other commands have none") {
@@ -109,5 +104,5 @@ TEST_CASE("the JSON file is the same with and without a profile, and other comma
              (folder / "run.yaml") + " --prompts " + (folder / "p.jsonl"));
   INFO(other.err);
   CHECK(other.status == 0);
-  CHECK(count(other.out, "(blocks ") == 0);
+  CHECK(times_in(other.out, "(blocks ") == 0);
 }

@@ -101,14 +101,12 @@ TEST_CASE("a mapped file that was changed says so") {
 TEST_CASE("bytes of a file that was cut read as zeros, by any number of threads, and that is told; others stay") {
   const TemporaryDirectory folder;
   const std::string text = random_text(64 * kPage);
-  folder.write("cut", text);
   folder.write("whole", text);
-  const InputFile file(folder.name() + "/cut");
   const InputFile other(folder.name() + "/whole");
   for (int round = 0; round < 3; ++round) {  // places of mappings are used again
     folder.write("cut", text);
-    const InputFile again(folder.name() + "/cut");
-    const MappedFile mapped(again);
+    const InputFile file(folder.name() + "/cut");
+    const MappedFile mapped(file);
     const MappedFile whole(other);
     std::filesystem::resize_file(folder.name() + "/cut", kPage);
     std::vector<int> sums(4);
